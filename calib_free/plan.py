@@ -1,0 +1,206 @@
+"""The bit plan: one row a stored tensor, readable, editable and replayed to the bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.check import check_plan
+from lfmc.calib_free.formats import Capabilities, Floats, Format, parse_format
+from lfmc.calib_free.gains import input_importance
+from lfmc.calib_free.grids import quantize
+from lfmc.calib_free.pack import PackedTensor
+from lfmc.checkpoint import Checkpoint
+from lfmc.errors import InputError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """How one tensor is stored.
+
+    `format` is a name that `parse_format` reads, `grid` one of `lfmc.calib_free.grids.GRIDS`
+    ("none" for floats). `error` is the squared error of the stored weights over the weights'
+    energy; `alpha` is the tail exponent that AlphaQ used, where it did.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    format: str
+    grid: str
+    nbytes: int
+    reason: str
+    error: float
+    alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """How every tensor of one checkpoint is stored for one target.
+
+    `limit_nbytes` is the budget it was made under, `graph_nbytes` what it leaves for the graph;
+    `predicted_kl` is KL(fp32 || quantized) in nats per token on text sampled from the model
+    itself, where the method measured it.
+    """
+
+    version: int
+    fingerprint: str
+    target: str
+    method: str
+    seed: int
+    limit_nbytes: int | None
+    graph_nbytes: int
+    num_params: int
+    predicted_kl: float | None
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows and of the graph reserve."""
+        return sum(row.nbytes for row in self.rows) + self.graph_nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / self.num_params
+
+    @cached_property
+    def _by_name(self) -> dict[str, PlanRow]:
+        return {row.name: row for row in self.rows}
+
+    def row(self, name: str) -> PlanRow:
+        """The row of a tensor; raises `InputError` where the plan has none."""
+        if name not in self._by_name:
+            raise InputError(f"the plan has no row for tensor '{name}'", where="rows")
+        return self._by_name[name]
+
+    def check(self, checkpoint: Checkpoint, capabilities: Capabilities) -> None:
+        """Raise `InputError`, naming the row, where this is no plan for `checkpoint`."""
+        check_plan(self, checkpoint, capabilities)
+
+    def to_json(self) -> str:
+        """JSON with one row a line, in checkpoint order: made to be read, compared and edited."""
+        head = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
+        lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
+        rows = ",\n".join("  " + json.dumps(asdict(row)) for row in self.rows)
+        return "{\n" + ",\n".join(lines) + ',\n "rows": [\n' + rows + "\n ]\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> BitPlan:
+        """The plan of `to_json`; raises `InputError` naming the key or the row that is wrong."""
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError("the plan is not JSON", got=error) from error
+        if not isinstance(raw, dict) or raw.get("version") != VERSION:
+            got = raw.get("version") if isinstance(raw, dict) else type(raw).__name__
+            raise InputError(
+                "this is no bit plan of this version", where="version", expected=VERSION, got=got
+            )
+        rows = raw.get("rows")
+        if not isinstance(rows, list):
+            raise InputError("the plan has no rows", where="rows", expected="a list")
+        read = [_read(PlanRow, row, f"rows[{i}]") for i, row in enumerate(rows)]
+        return cls(**{**_read_fields(cls, raw, "the plan"), "rows": tuple(read)})
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "int | None": (int, type(None)),
+    "float | None": (int, float, type(None)),
+    "tuple[int, ...]": (list,),
+    "tuple[PlanRow, ...]": (list,),
+}
+
+
+def _read(kind: type[PlanRow], raw: object, where: str) -> PlanRow:
+    if not isinstance(raw, dict):
+        raise InputError("a row of the plan is not an object", where=where, got=raw)
+    values = _read_fields(kind, raw, f"{where}, {raw.get('name')}")
+    if not all(isinstance(size, int) for size in values["shape"]):
+        raise InputError("'shape' is not a list of integers", where=where, got=values["shape"])
+    return kind(**{**values, "shape": tuple(values["shape"])})
+
+
+def _read_fields(kind: type, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Exactly the fields of dataclass `kind` from `raw`, each of its declared type."""
+    wanted = {f.name: str(f.type) for f in fields(kind)}
+    if set(raw) != set(wanted):
+        raise InputError(
+            "the plan has missing or unknown keys",
+            where=where,
+            expected=", ".join(wanted),
+            got=", ".join(map(str, raw)),
+        )
+    for key, declared in wanted.items():
+        if not isinstance(raw[key], _KINDS[declared]) or isinstance(raw[key], bool):
+            raise InputError(f"'{key}' has the wrong type", where=where, got=repr(raw[key]))
+    return dict(raw)
+
+
+def quantize_tensor(checkpoint: Checkpoint, plan: BitPlan, name: str) -> PackedTensor:
+    """The codes of a quantized row: the same ones every time, from the checkpoint and the row.
+
+    Raises `InputError` for a row that stores floats (those are `float_tensor`'s).
+    """
+    row = plan.row(name)
+    number_format = parse_format(row.format)
+    if not isinstance(number_format, Format):
+        raise InputError(f"tensor '{name}' is stored as {row.format}, not as codes", where=name)
+    importance = input_importance(checkpoint, name) if row.grid != "minmax" else None
+    return quantize(checkpoint.load(name).float(), number_format, importance, row.grid)
+
+
+def float_tensor(checkpoint: Checkpoint, plan: BitPlan, name: str) -> Tensor:
+    """The values of a row that stores floats, in the row's dtype, rounded to nearest.
+
+    Raises `InputError` for a quantized row, or where a value is too large for the dtype.
+    """
+    row = plan.row(name)
+    number_format = parse_format(row.format)
+    if not isinstance(number_format, Floats):
+        raise InputError(f"tensor '{name}' is stored as {row.format}, not as floats", where=name)
+    stored = checkpoint.load(name).to(getattr(torch, number_format.dtype))
+    if not bool(torch.isfinite(stored).all()):
+        raise InputError(
+            f"tensor '{name}' has values too large for {number_format.dtype}",
+            where=name,
+            todo="store it as float32",
+        )
+    return stored
+
+
+class _Dequantized(Mapping[str, Tensor]):
+    def __init__(self, checkpoint: Checkpoint, plan: BitPlan) -> None:
+        self._checkpoint, self._plan = checkpoint, plan
+        self._names = dict.fromkeys(row.name for row in plan.rows)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if isinstance(parse_format(self._plan.row(name).format), Floats):
+            return float_tensor(self._checkpoint, self._plan, name).float()
+        return quantize_tensor(self._checkpoint, self._plan, name).dequantize()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def dequantized_weights(checkpoint: Checkpoint, plan: BitPlan) -> Mapping[str, Tensor]:
+    """Every tensor as the plan stores it, float32, made when asked for: `checkpoint.decoder(...)`.
+
+    Nothing is cached: a tensor that is asked for twice is quantized twice.
+    """
+    return _Dequantized(checkpoint, plan)

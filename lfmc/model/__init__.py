@@ -1,0 +1,17 @@
+"""The export decoder: plain torch operators, explicit state in and out, nothing mutated."""
+
+from lfmc.model.config import DecoderConfig, Moe, Rope, read_config
+from lfmc.model.decoder import Decoder, build_decoder
+from lfmc.model.state import StateSpec, initial_state, state_specs
+
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "Moe",
+    "Rope",
+    "StateSpec",
+    "build_decoder",
+    "initial_state",
+    "read_config",
+    "state_specs",
+]

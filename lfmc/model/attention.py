@@ -1,0 +1,91 @@
+"""Grouped-query attention over an explicit cache, with normalized queries and keys."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lfmc.model.config import DecoderConfig
+from lfmc.model.norm import RmsNorm
+from lfmc.model.rope import rotate
+
+CACHE_WRITES = ("index_copy", "scatter", "one_hot")
+
+
+def write_cache(cache: Tensor, new: Tensor, positions: Tensor, how: str) -> Tensor:
+    """`cache` `[B, K, C, D]` with `new` `[B, K, T, D]` at `positions` `[T]`; a new tensor.
+
+    `how` is one of `CACHE_WRITES`: the same result by the operators that a target has.
+    """
+    if how == "index_copy":
+        return cache.index_copy(2, positions, new)
+    if how == "scatter":
+        index = positions.view(1, 1, -1, 1).expand(new.shape)
+        return cache.scatter(2, index, new)
+    if how != "one_hot":
+        raise ValueError(f"unknown cache write {how!r}, expected one of {CACHE_WRITES}")
+    slots = torch.arange(cache.shape[2], device=cache.device).unsqueeze(1)
+    hot = (slots == positions).to(cache.dtype)  # (C, T)
+    kept = 1.0 - hot.sum(1).view(1, 1, -1, 1)
+    return cache * kept + hot @ new
+
+
+def visible(positions: Tensor, context: int, window: int | None) -> Tensor:
+    """Bool `[T, C]`: cache slots that each of `positions` `[T]` sees, itself and what came before."""
+    slots = torch.arange(context, device=positions.device).unsqueeze(0)
+    now = positions.unsqueeze(1)
+    seen = slots <= now
+    return seen if window is None else seen & (slots > now - window)
+
+
+class Attention(nn.Module):
+    """q/k norm, rotary embedding, `num_heads` queries on `num_kv_heads` keys; lfm3 gates heads."""
+
+    def __init__(self, config: DecoderConfig, cache_write: str) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim, self.cache_write = config.head_dim, cache_write
+        self.names = names = config.attention_names
+        size, bias = config.hidden_size, config.attention_bias
+        inner, kv_inner = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(size, inner, bias=bias)
+        self.k_proj = nn.Linear(size, kv_inner, bias=bias)
+        self.v_proj = nn.Linear(size, kv_inner, bias=bias)
+        self.add_module(names.out, nn.Linear(inner, size, bias=bias))
+        self.add_module(names.q_norm, RmsNorm(self.head_dim, config.norm_eps))
+        self.add_module(names.k_norm, RmsNorm(self.head_dim, config.norm_eps))
+        if config.attention_gate:
+            self.gate_proj = nn.Linear(size, self.heads, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor,
+        positions: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`x` `[B, T, H]`, bool `mask` `[T, C]`, `keys` and `values` `[B, K, C, D]`."""
+        q_norm, k_norm = getattr(self, self.names.q_norm), getattr(self, self.names.k_norm)
+        q = q_norm(self.q_proj(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
+        k = k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, -1))).transpose(1, 2)
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        keys = write_cache(keys, k, positions, self.cache_write)
+        values = write_cache(values, v, positions, self.cache_write)
+        y = attend(q, keys, values, mask)  # (B, T, heads, D)
+        if hasattr(self, "gate_proj"):
+            y = y * torch.sigmoid(self.gate_proj(x)).unsqueeze(-1)
+        return getattr(self, self.names.out)(y.flatten(2)), keys, values
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention of `q` `[B, heads, T, D]` on `[B, K, C, D]`; returns `[B, T, heads, D]`."""
+    groups = q.shape[1] // keys.shape[1]
+    q = q.unflatten(1, (keys.shape[1], groups))  # (B, K, heads / K, T, D)
+    scores = (q @ keys.unsqueeze(2).transpose(3, 4)) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~mask, -torch.inf)
+    mixed = F.softmax(scores.float(), dim=-1).to(q.dtype) @ values.unsqueeze(2)
+    return mixed.flatten(1, 2).transpose(1, 2)

@@ -1,0 +1,58 @@
+"""Sparse experts behind a sigmoid router with a selection bias."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lfmc.model.config import DecoderConfig, Moe
+from lfmc.model.mlp import GatedMlp
+
+
+class Router(nn.Module):
+    """The router's weight `[E, H]`; a module of its own because the checkpoint names it so."""
+
+    def __init__(self, num_experts: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, size))
+
+
+class SparseMoe(nn.Module):
+    """Every expert on every token, weighted 0 where not chosen: static shapes for any exporter.
+
+    Passes turn it into `lfm::moe`, which runs only the experts that were chosen.
+    """
+
+    def __init__(self, config: DecoderConfig, moe: Moe) -> None:
+        super().__init__()
+        self.moe = moe
+        self.gate = Router(moe.num_experts, config.hidden_size)
+        self.experts = nn.ModuleList(
+            GatedMlp(config.hidden_size, moe.ffn_size) for _ in range(moe.num_experts)
+        )
+        if moe.use_bias:
+            self.expert_bias = nn.Buffer(torch.empty(moe.num_experts))
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts `[N, k]` (int64) and their weights `[N, k]` for tokens `x` `[N, H]`.
+
+        The bias takes part in the choice and not in the weights (Wang et al. 2024, loss-free
+        balancing).
+        """
+        scores = torch.sigmoid(F.linear(x, self.gate.weight))
+        choice = scores + self.expert_bias if self.moe.use_bias else scores
+        _, chosen = torch.topk(choice, self.moe.top_k, dim=-1)
+        weights = scores.gather(1, chosen)
+        if self.moe.normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+        return chosen, weights * self.moe.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)  # (N, H)
+        chosen, weights = self.route(flat)
+        shares = flat.new_zeros(flat.shape[0], self.moe.num_experts).scatter(1, chosen, weights)
+        y = torch.zeros_like(flat)
+        for index, expert in enumerate(self.experts):
+            y = y + expert(flat) * shares[:, index : index + 1]
+        return y.view_as(x)

@@ -1,0 +1,28 @@
+"""The gated short convolution, the block that makes these models fast on small machines."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lfmc.model.config import DecoderConfig
+
+
+class ShortConv(nn.Module):
+    """`out_proj(C * causal_conv(B * x))` with `B, C, x = in_proj(hidden)`, one filter a channel."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        size, bias = config.hidden_size, config.conv_bias
+        self.conv = nn.Conv1d(size, size, config.conv_kernel, groups=size, bias=bias)
+        self.in_proj = nn.Linear(size, 3 * size, bias=bias)
+        self.out_proj = nn.Linear(size, size, bias=bias)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` `[B, T, H]`, `state` `[B, H, kernel - 1]` (the last inputs of the filter)."""
+        gate, out_gate, value = self.in_proj(x).transpose(1, 2).chunk(3, dim=1)  # (B, H, T) each
+        seen = torch.cat([state, gate * value], dim=2)  # (B, H, kernel - 1 + T)
+        mixed = F.conv1d(seen, self.conv.weight, self.conv.bias, groups=seen.shape[1])
+        y = self.out_proj((out_gate * mixed).transpose(1, 2))
+        return y, seen[:, :, -state.shape[2] :]

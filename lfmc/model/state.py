@@ -1,0 +1,48 @@
+"""The list of states, declared once and read by the decoder, every target and the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lfmc.model.config import CONV, DecoderConfig
+
+StateKind = Literal["conv", "key", "value"]
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One state: float32, all zeros at the start of a conversation.
+
+    `conv` is `[B, H, kernel - 1]`, the last inputs of the filter, oldest first. `key` and `value`
+    are `[B, K, C, D]`, one slot a position. `window` is how many positions a layer looks back.
+    """
+
+    name: str
+    kind: StateKind
+    layer: int
+    shape: tuple[int, ...]
+    window: int | None = None
+
+
+def state_specs(config: DecoderConfig, batch: int, context: int) -> tuple[StateSpec, ...]:
+    """States in the order in which the decoder takes and returns them."""
+    specs: list[StateSpec] = []
+    for layer, kind in enumerate(config.layer_types):
+        if kind == CONV:
+            shape: tuple[int, ...] = (batch, config.hidden_size, config.conv_kernel - 1)
+            specs.append(StateSpec(f"conv.{layer}", "conv", layer, shape))
+        else:
+            shape = (batch, config.num_kv_heads, context, config.head_dim)
+            window = config.window(layer)
+            specs.append(StateSpec(f"key.{layer}", "key", layer, shape, window))
+            specs.append(StateSpec(f"value.{layer}", "value", layer, shape, window))
+    return tuple(specs)
+
+
+def initial_state(config: DecoderConfig, batch: int, context: int) -> tuple[Tensor, ...]:
+    """Fresh states: float32 zeros."""
+    return tuple(torch.zeros(spec.shape) for spec in state_specs(config, batch, context))

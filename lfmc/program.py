@@ -1,0 +1,138 @@
+"""A traced decoder: a graph of operators, and where each of its constants comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from lfmc.model import DecoderConfig, StateSpec
+
+Part = Literal["values", "codes", "scales", "zeros", "constant"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant of the graph, described and not held.
+
+    `sources` are tensors of the checkpoint, stacked along dim 0 (one, unless projections were
+    merged). `part` says which piece of them: the float `values`, or the `codes`, `scales` and
+    `zeros` of their quantized form. A `constant` (rotary steps) follows from the configuration.
+    """
+
+    sources: tuple[str, ...]
+    part: Part = "values"
+
+
+@dataclass
+class Program:
+    """An `fx` graph over constants (`get_attr` nodes) and the inputs tokens, positions, states.
+
+    Outputs are the logits `[B, T, V]`, then the new states in the order of `states`. Attributes of
+    `module` are fake tensors until `bind` fills them.
+    """
+
+    module: fx.GraphModule
+    config: DecoderConfig
+    states: tuple[StateSpec, ...]
+    weights: dict[str, Weight] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    def nodes(self, name: str) -> Iterator[fx.Node]:
+        """Calls of one operator, by its short name (`lfm.moe`, `aten.linear`)."""
+        for node in self.graph.nodes:
+            if node.op == "call_function" and operator_name(node) == name:
+                yield node
+
+    def count(self, name: str) -> int:
+        return sum(1 for _ in self.nodes(name))
+
+    def add_weight(self, name: str, weight: Weight, value: Tensor) -> fx.Node:
+        """A `get_attr` node for a new constant, placed before the first node of the graph."""
+        set_attribute(self.module, name, value)
+        self.weights[name] = weight
+        first = next(iter(self.graph.nodes))
+        with self.graph.inserting_before(first):
+            node = self.graph.get_attr(name)
+        node.meta["val"] = value
+        return node
+
+    def call(self, op: Any, *args: Any) -> fx.Node:
+        """A call of `op` at the graph's insertion point, with its shapes worked out."""
+        node = self.graph.call_function(op, args)
+        node.meta["val"] = op(*fx.map_arg(args, lambda n: n.meta["val"]))
+        return node
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Put `new` wherever `old` is used; drop `old` and all that was only there for it."""
+        old.replace_all_uses_with(new)
+        dead = [old]
+        while dead:
+            node = dead.pop()
+            if node.users or node._erased or node.op in ("placeholder", "output"):
+                continue
+            dead.extend(node.all_input_nodes)
+            self.graph.erase_node(node)
+
+    def bind(self, value: Callable[[str, Weight], Tensor]) -> nn.Module:
+        """Fill every constant with its real value; the module then runs in torch."""
+        for name, weight in self.weights.items():
+            set_attribute(self.module, name, value(name, weight))
+        self.module.recompile()
+        return self.module
+
+    def text(self) -> str:
+        """The graph, one operator a line, for people and for golden tests."""
+        lines = []
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                lines.append(f"%{node.name} = input {_shape(node)}")
+            elif node.op == "get_attr":
+                lines.append(f"%{node.name} = weight {node.target} {_shape(node)}")
+            elif node.op == "output":
+                lines.append(f"return {_argument(node.args[0])}")
+            else:
+                values = [*map(_argument, node.args)]
+                values += [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
+                lines.append(f"%{node.name} = {operator_name(node)}({', '.join(values)})")
+        return "\n".join(lines)
+
+
+def operator_name(node: fx.Node) -> str:
+    """`aten.linear` for `torch.ops.aten.linear.default`, `getitem` for the Python function."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target._opname}"
+    return getattr(target, "__name__", str(target))
+
+
+def set_attribute(module: nn.Module, name: str, value: Tensor) -> None:
+    """Set `module.a.b.c`, making the modules on the way."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    if leaf in module._buffers or not hasattr(module, leaf):
+        module.register_buffer(leaf, value)
+    else:
+        setattr(module, leaf, value)
+
+
+def _shape(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    return "" if value is None else f"{value.dtype}{list(value.shape)}".replace("torch.", "")
+
+
+def _argument(value: object) -> str:
+    if isinstance(value, fx.Node):
+        return f"%{value.name}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_argument, value)) + "]"
+    return repr(value)

@@ -1,0 +1,35 @@
+"""fuse-swiglu: `mul(silu(gate), up)`  ->  `lfm.swiglu(gate, up)`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from lfmc.passes.pattern import Op, Var, match
+from lfmc.program import Program
+
+_PATTERN = Op("aten.mul", Op("aten.silu", Var("gate")), Var("up"))
+
+
+@dataclass(frozen=True)
+class FuseSwiglu:
+    name: ClassVar[str] = "fuse-swiglu"
+    tolerance: ClassVar[float] = 0.0
+    ensures: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, program: Program) -> int:
+        changed = 0
+        for node in list(program.nodes("aten.mul")):
+            found = match(_PATTERN, node)
+            if not found or not isinstance(found["up"], fx.Node) or not found.is_private():
+                continue
+            if found.node("gate").meta["val"].shape != found.node("up").meta["val"].shape:
+                continue
+            with program.graph.inserting_before(node):
+                fused = program.call(torch.ops.lfm.swiglu.default, found["gate"], found["up"])
+            program.replace(node, fused)
+            changed += 1
+        return changed

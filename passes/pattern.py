@@ -1,0 +1,162 @@
+"""A small matcher for `fx` graphs: patterns are data, written the way a program's text reads.
+
+`Op("aten.mul", X, Op("aten.sigmoid", X))` matches a node, its inputs included; `Var("x")` binds
+whatever stands there, the same thing wherever the name occurs. Arguments are compared after the
+operator's own defaults are filled in, so `linear(x, w)` and `linear(x, w, None)` are one.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from lfmc.program import operator_name
+
+COMMUTATIVE = frozenset({"aten.add", "aten.mul", "aten.__and__"})
+PLACEMENT = frozenset({"device", "layout", "pin_memory"})
+ANY = object()
+
+
+@dataclass(frozen=True)
+class Var:
+    """Binds any value under a name; a second occurrence must be the same value."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Op:
+    """A call of one operator; arguments not given must have their default (where a tensor is
+    placed does not matter).
+
+    `bind` names the node itself.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    bind: str | None = None
+
+    def __init__(self, name: str, *args: Any, bind: str | None = None) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "args", args)
+        object.__setattr__(self, "bind", bind)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The first of several patterns that matches."""
+
+    options: tuple[Any, ...]
+
+    def __init__(self, *options: Any) -> None:
+        object.__setattr__(self, "options", options)
+
+
+@dataclass
+class Match:
+    """What the variables stand for, and the inner nodes that the pattern covers."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    nodes: list[fx.Node] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def node(self, name: str) -> fx.Node:
+        value = self.values[name]
+        if not isinstance(value, fx.Node):
+            raise TypeError(f"pattern variable '{name}' is {value!r}, not a node")
+        return value
+
+    def copy(self) -> Match:
+        return Match(dict(self.values), list(self.nodes))
+
+    def is_private(self, *shared: str) -> bool:
+        """No inner node (but the root and those named) is used outside of the pattern."""
+        inside = set(self.nodes)
+        open_nodes = {self.values[name] for name in shared}
+        root, *inner = self.nodes
+        return all(set(n.users) <= inside for n in inner if n not in open_nodes and n is not root)
+
+
+def match(pattern: Any, node: Any) -> Match | None:
+    """Match `node`, a graph node or a plain argument, against a pattern; None if it differs."""
+    return _match(pattern, node, Match())
+
+
+def arguments(node: fx.Node) -> list[Any]:
+    """All arguments of a call, defaults included, in the order of the operator's schema."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return list(node.args)
+    values = list(node.args)
+    for argument in node.target._schema.arguments[len(values) :]:
+        values.append(node.kwargs.get(argument.name, argument.default_value))
+    return values
+
+
+def _match(pattern: Any, value: Any, state: Match) -> Match | None:
+    if pattern is ANY:
+        return state
+    if isinstance(pattern, Var):
+        if pattern.name in state.values:
+            return state if state.values[pattern.name] == value else None
+        state.values[pattern.name] = value
+        return state
+    if isinstance(pattern, OneOf):
+        for option in pattern.options:
+            found = _match(option, value, state.copy())
+            if found:
+                return found
+        return None
+    if isinstance(pattern, Op):
+        return _match_op(pattern, value, state)
+    if isinstance(pattern, (list, tuple)):
+        return _match_list(pattern, value, state)
+    return state if type(pattern) is type(value) and pattern == value else None
+
+
+def _match_op(pattern: Op, node: Any, state: Match) -> Match | None:
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return None
+    if operator_name(node) != pattern.name:
+        return None
+    state.nodes.append(node)
+    if pattern.bind is not None:
+        state.values[pattern.bind] = node
+    given = arguments(node)
+    if isinstance(node.target, torch._ops.OpOverload):
+        rest = len(pattern.args)
+        schema = node.target._schema.arguments[rest:]
+        for value, argument in zip(given[rest:], schema, strict=True):
+            if argument.name not in PLACEMENT and value != argument.default_value:
+                return None
+        given = given[:rest]
+    orders = [given]
+    if pattern.name in COMMUTATIVE and len(given) == 2:
+        orders.append(given[::-1])
+    for order in orders:
+        found = _match_list(pattern.args, order, state.copy())
+        if found:
+            return found
+    return None
+
+
+def _match_list(patterns: Any, values: Any, state: Match) -> Match | None:
+    if not isinstance(values, (list, tuple)) or len(patterns) != len(values):
+        return None
+    current: Match | None = state
+    for pattern, value in zip(patterns, values, strict=True):
+        current = _match(pattern, value, current) if current else None
+    return current
+
+
+def item(node: fx.Node, index: int) -> fx.Node | None:
+    """The `getitem(node, index)` among the users of a call with several results."""
+    for user in node.users:
+        if user.target is operator.getitem and user.args[1] == index:
+            return user
+    return None

@@ -1,0 +1,64 @@
+"""Replacing a float weight by its codes, scales and zero points: shared by both quantize passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from lfmc.calib_free.formats import Floats, Format
+from lfmc.errors import InputError
+from lfmc.program import Program, Weight
+
+Formats = Mapping[str, Format | Floats]
+
+
+def planned_format(program: Program, node: object, formats: Formats) -> Format | None:
+    """The integer format that the plan gives a weight node; None if it stays float.
+
+    Raises `InputError` where tensors that were merged into one matmul are planned differently.
+    """
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    weight = program.weights[str(node.target)]
+    if weight.part != "values":
+        return None
+    chosen = {name: formats[name] for name in weight.sources}
+    if len(set(chosen.values())) > 1:
+        raise InputError(
+            "tensors that are merged into one matmul have different formats in the plan",
+            where=", ".join(chosen),
+            expected="one format",
+            got=", ".join(f.name for f in chosen.values()),
+            todo="give them the same format, or make the plan anew",
+        )
+    number_format = next(iter(chosen.values()))
+    return number_format if isinstance(number_format, Format) else None
+
+
+def add_parts(program: Program, node: fx.Node, format: Format) -> tuple[fx.Node | None, ...]:
+    """Nodes for the codes, scales and zero points (None if symmetric) of a weight node.
+
+    Codes are uint8 `[N, ceil(G * group * bits / 8)]`, scales `[N, G]`, zero points uint8 `[N, G]`.
+    """
+    value, base = node.meta["val"], str(node.target).removesuffix(".weight")
+    rows, columns = value.shape
+    groups = format.groups(columns)
+    sources = program.weights[str(node.target)].sources
+    code_bytes = -(-groups * format.group * format.bits // 8)
+    shapes: dict[str, tuple[int, torch.dtype]] = {
+        "codes": (code_bytes, torch.uint8),
+        "scales": (groups, getattr(torch, format.scale_dtype)),
+        "zeros": (groups, torch.uint8),
+    }
+    parts: list[fx.Node | None] = []
+    for part, (width, dtype) in shapes.items():
+        if part == "zeros" and format.symmetric:
+            parts.append(None)
+            continue
+        name = f"{base}.{part}"
+        existing = next((n for n in program.graph.nodes if n.target == name), None)
+        fake = value.new_empty((rows, width), dtype=dtype)
+        parts.append(existing or program.add_weight(name, Weight(sources, part), fake))
+    return tuple(parts)

@@ -1,0 +1,40 @@
+"""quantize-embedding: `embedding(W, ids)`  ->  `lfm.embedding_nbits(ids, codes, scales, ...)`.
+
+A head that is tied to the embedding reads the same codes: they are one tensor and one decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from lfmc.passes.quantize import Formats, add_parts, planned_format
+from lfmc.program import Program
+
+
+@dataclass(frozen=True)
+class QuantizeEmbedding:
+    """`formats` gives the format of every tensor of the checkpoint, by name."""
+
+    formats: Formats
+    name: ClassVar[str] = "quantize-embedding"
+    tolerance: ClassVar[float] = 0.0
+    ensures: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, program: Program) -> int:
+        changed = 0
+        for node in list(program.nodes("aten.embedding")):
+            table, ids = node.args[:2]
+            number_format = planned_format(program, table, self.formats)
+            if number_format is None:
+                continue
+            columns = table.meta["val"].shape[1]
+            parts = add_parts(program, table, number_format)
+            tail = (number_format.bits, number_format.group, columns)
+            with program.graph.inserting_before(node):
+                fused = program.call(torch.ops.lfm.embedding_nbits.default, ids, *parts, *tail)
+            program.replace(node, fused)
+            changed += 1
+        return changed

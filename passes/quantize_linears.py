@@ -1,0 +1,65 @@
+"""quantize-linears: matmuls and experts on the formats of a plan.
+
+    1. linear(x, W, bias)        ->  lfm.linear_nbits(x, codes, scales, zeros, bias, ...)
+    2. lfm.moe(x, ..., [W...])   ->  lfm.moe(x, ..., [lfm.dequantize(codes, scales, zeros, ...)...])
+
+A weight that the plan keeps float stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from lfmc.passes.pattern import arguments
+from lfmc.passes.quantize import Formats, add_parts, planned_format
+from lfmc.program import Program
+
+
+@dataclass(frozen=True)
+class QuantizeLinears:
+    """`formats` gives the format of every tensor of the checkpoint, by name."""
+
+    formats: Formats
+    name: ClassVar[str] = "quantize-linears"
+    tolerance: ClassVar[float] = 0.0
+    ensures: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, program: Program) -> int:
+        changed = 0
+        for node in list(program.nodes("aten.linear")):
+            x, weight, bias = arguments(node)
+            number_format = planned_format(program, weight, self.formats)
+            if number_format is None:
+                continue
+            columns = weight.meta["val"].shape[1]
+            parts = add_parts(program, weight, number_format)
+            tail = (bias, number_format.bits, number_format.group, columns)
+            with program.graph.inserting_before(node):  # 1
+                fused = program.call(torch.ops.lfm.linear_nbits.default, x, *parts, *tail)
+            program.replace(node, fused)
+            changed += 1
+        for node in list(program.nodes("lfm.moe")):
+            changed += self._experts(program, node)
+        return changed
+
+    def _experts(self, program: Program, node: fx.Node) -> int:
+        changed = 0
+        lists = []
+        for weights in node.args[3:6]:
+            new = []
+            for weight in weights:
+                number_format = planned_format(program, weight, self.formats)
+                if number_format is not None:
+                    parts = add_parts(program, weight, number_format)
+                    tail = (number_format.bits, number_format.group, weight.meta["val"].shape[1])
+                    with program.graph.inserting_before(node):  # 2
+                        weight = program.call(torch.ops.lfm.dequantize.default, *parts, *tail)
+                    changed += 1
+                new.append(weight)
+            lists.append(new)
+        node.args = (*node.args[:3], *lists, *node.args[6:])
+        return changed

@@ -1,0 +1,60 @@
+"""remove-no-ops: what tracing leaves behind and no result depends on.
+
+    1. `_assert_tensor_metadata(x)`         ->  (nothing)
+    2. `to(x)` of the dtype that x has      ->  x
+    3. `contiguous(x)`, `alias(x)`, `clone` ->  x
+    4. `slice(x, dim, 0, end)` of a whole   ->  x
+    5. `mul(x, 1.0)`                        ->  x
+
+Every other pass then sees one shape of each idea, from lfmc's decoder or from transformers'.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from lfmc.passes.pattern import arguments
+from lfmc.program import Program, operator_name
+
+_COPIES = frozenset({"aten.contiguous", "aten.alias", "aten.detach", "aten.clone"})
+
+
+@dataclass(frozen=True)
+class RemoveNoOps:
+    name: ClassVar[str] = "remove-no-ops"
+    tolerance: ClassVar[float] = 0.0
+    ensures: ClassVar[tuple[str, ...]] = ("aten._assert_tensor_metadata", *sorted(_COPIES))
+
+    def run(self, program: Program) -> int:
+        changed = 0
+        for node in list(program.graph.nodes):
+            if node.op != "call_function":
+                continue
+            if operator_name(node) == "aten._assert_tensor_metadata":  # 1
+                program.graph.erase_node(node)
+            elif _is_no_op(node):
+                program.replace(node, node.all_input_nodes[0])
+            else:
+                continue
+            changed += 1
+        return changed
+
+
+def _is_no_op(node: fx.Node) -> bool:
+    name = operator_name(node)
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return False
+    if name == "aten.to":  # 2
+        before, after = source.meta.get("val"), node.meta.get("val")
+        return before is not None and after is not None and before.dtype == after.dtype
+    if name == "aten.slice":  # 4
+        _, _, start, end, step = arguments(node)
+        return start in (0, None) and end in (sys.maxsize, None) and step == 1
+    if name == "aten.mul":  # 5
+        return isinstance(node.args[1], float) and node.args[1] == 1.0
+    return name in _COPIES  # 3
