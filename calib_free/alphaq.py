@@ -10,15 +10,21 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix, eye, kron
+from numpy.typing import NDArray
+from scipy.optimize import (  # type: ignore[import-untyped]
+    Bounds,
+    LinearConstraint,
+    milp,
+)
+from scipy.sparse import csr_matrix, eye, kron  # type: ignore[import-untyped]
 
+from lfmc.calib_free.solve import solver_on_stderr
 from lfmc.errors import GateError, InputError
 
 MIN_VARIANCE = 1e-12
 
 
-def sensitivities(alphas: Sequence[float], gamma: float) -> np.ndarray:
+def sensitivities(alphas: Sequence[float], gamma: float) -> NDArray[np.float64]:
     """`(median(alpha) / alpha)^gamma`, float64 `[L]`; 0 for a matrix without a tail (infinity).
 
     Raises `InputError` where most matrices have no tail, or an alpha is not positive.
@@ -32,7 +38,7 @@ def sensitivities(alphas: Sequence[float], gamma: float) -> np.ndarray:
             "most matrices have no tail in their spectrum: the checkpoint looks empty",
             todo="use --bits auto or uniform",
         )
-    shares: np.ndarray = (middle / values) ** gamma
+    shares: NDArray[np.float64] = (middle / values) ** gamma
     return shares
 
 
@@ -67,18 +73,30 @@ def allocate(
             got=f"{mean_bits} bits",
         )
     weights = sensitivities(alphas, gamma) * np.maximum(np.asarray(variances), MIN_VARIANCE)
-    cost = np.outer(weights / max(float(weights.max()), 1e-300), 4.0 ** -np.array(widths))
-    cost *= 4.0 ** widths[0]  # the solver's tolerances are absolute: the largest cost is 1
-    result = milp(
-        cost.ravel(),
-        integrality=np.ones(cost.size),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(kron(eye(count), np.ones((1, len(widths)))), 1.0, 1.0),
-            LinearConstraint(csr_matrix(np.tile(widths, count)), -np.inf, total),
-        ],
-        options={"mip_rel_gap": 0.0},
-    )
+    return choose_widths(weights.tolist(), [1] * count, widths, total)
+
+
+def choose_widths(
+    weights: Sequence[float], counts: Sequence[int], widths: Sequence[int], total: int
+) -> list[int]:
+    """A width for each of U units of `counts` matrices, at most `total` bits over all matrices.
+
+    Minimises `sum(weights * 4^-bits)`, exactly. Raises `GateError` without a proven optimum.
+    """
+    scaled = np.asarray(weights, dtype=np.float64) / max(max(weights), 1e-300)
+    cost = np.outer(scaled, 4.0 ** (widths[0] - np.array(widths)))  # the largest is 1
+    bits = np.outer(counts, widths).ravel()
+    with solver_on_stderr():
+        result = milp(
+            cost.ravel(),
+            integrality=np.ones(cost.size),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(kron(eye(len(weights)), np.ones((1, len(widths)))), 1.0, 1.0),
+                LinearConstraint(csr_matrix(bits), -np.inf, total),
+            ],
+            options={"mip_rel_gap": 0.0},
+        )
     if result.status != 0 or result.x is None:
         raise GateError("the solver found no optimal widths", where="HiGHS", got=result.message)
     picks = np.round(result.x).reshape(cost.shape).argmax(axis=1)

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 from lfmc.calib_free.formats import Capabilities, Floats, Format, parse_format
 from lfmc.calib_free.grids import GRIDS
+from lfmc.calib_free.importance import decode
 from lfmc.calib_free.roles import Unit, role, units
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
 
 if TYPE_CHECKING:
     from lfmc.calib_free.plan import BitPlan, PlanRow
+
+
+FLOAT_GRIDS: tuple[str, ...] = ("none",)
 
 
 def check_plan(plan: BitPlan, checkpoint: Checkpoint, capabilities: Capabilities) -> None:
@@ -88,11 +92,10 @@ def _check_row(row: PlanRow, checkpoint: Checkpoint, capabilities: Capabilities)
         ) from error
     allowed = [f.name for f in capabilities.formats(row.role)]
     if isinstance(number_format, Floats):
-        good, grids = number_format.dtype in capabilities.floats, ("none",)
+        good, grids = number_format.dtype in capabilities.floats, FLOAT_GRIDS
     else:
-        good, grids = row.format in allowed, GRIDS
-        if not capabilities.negative_scales:
-            grids = tuple(grid for grid in GRIDS if grid != "signed")
+        good = row.format in allowed
+        grids = tuple(g for g in GRIDS if g != "signed" or capabilities.negative_scales)
     if not good:
         raise InputError(
             f"the target can't store tensor '{row.name}' as {row.format}",
@@ -106,6 +109,13 @@ def _check_row(row: PlanRow, checkpoint: Checkpoint, capabilities: Capabilities)
             where=row.name,
             expected=", ".join(grids),
             got=row.grid,
+        )
+    if row.importance is not None and len(decode(row.importance, row.name)) != row.shape[-1]:
+        raise InputError(
+            "a row does not have one letter of importance a column",
+            where=row.name,
+            expected=row.shape[-1],
+            got=len(row.importance),
         )
     _expect(f"{row.name}, nbytes", number_format.nbytes(row.shape), row.nbytes)
 

@@ -15,12 +15,12 @@ from lfmc.calib_free.formats import Format
 from lfmc.calib_free.pack import PackedTensor
 
 GRIDS = ("minmax", "clip", "signed")
-"""How a group's range is chosen: from end to end, searched for least squared error, or searched
-with scales of either sign (a symmetric format then puts either extreme on its longer side)."""
+# How a group's range is chosen: from end to end; searched for least squared error; or searched
+# with scales of either sign (a symmetric format then puts either extreme on its longer side).
 
-SHRINKS = tuple(1.0 - 0.04 * i for i in range(16))  # shares of the full range, 1 to 0.4
-REFITS = 2  # rounds of least squares for the scale, given the codes
-CHUNK = 1 << 20  # elements quantized at a time: bounds the memory of the search
+SHRINKS = tuple(1.0 - 0.06 * i for i in range(11))  # shares of the full range, 1 to 0.4
+REFITS = 3  # rounds of least squares for the scale, given the codes
+CHUNK = 1 << 18  # elements quantized at a time: bounds the memory of the search
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,9 @@ def quantize(
     rows, columns = weight.shape
     if importance is not None and importance.shape != (columns,):
         raise ValueError(f"importance has shape {list(importance.shape)}, expected [{columns}]")
-    group = number_format.group
-    padding = number_format.groups(columns) * group - columns
-    padded = torch.nn.functional.pad(weight.float(), (0, padding)).view(rows, -1, group)
-    cost = torch.ones(columns) if importance is None else importance.float()
-    cost = cost / cost.mean().clamp(min=torch.finfo(torch.float32).tiny)
-    cost = torch.nn.functional.pad(cost, (0, padding)).view(1, -1, group)
-    step = max(1, CHUNK // (padded.shape[1] * group)) if rows else 1
-    parts = [_chunk(part, cost, number_format, grid) for part in padded.split(step)]
+    cost = torch.ones(1, columns) if importance is None else importance.float().unsqueeze(0)
+    x, cost = _grouped(weight, number_format), _grouped(cost, number_format)
+    parts = [_chunk(x[i], cost, number_format, grid) for i in _slices(x)]
     codes, scales, zeros = (torch.cat(list(column)) for column in zip(*parts, strict=True))
     return PackedTensor(
         number_format,
@@ -74,23 +69,53 @@ def quantize(
     )
 
 
+def row_errors(weight: Tensor, cost: Tensor, number_format: Format, grid: str) -> Tensor:
+    """Squared error of each row of `weight` `[N, K]` in a format, float32 `[N]`.
+
+    `cost` `[N, K]` weighs the error of each element, in the search and in the sum.
+    """
+    x, weights = _grouped(weight, number_format), _grouped(cost, number_format)
+    fits = [_search(x[i], weights[i], number_format, grid) for i in _slices(x)]
+    return torch.cat([fit.error.sum((1, 2)) for fit in fits])
+
+
+def _grouped(values: Tensor, f: Format) -> Tensor:
+    """`[N, K]` as float32 `[N, G, group]`, padded with zeros."""
+    padding = f.groups(values.shape[1]) * f.group - values.shape[1]
+    padded = torch.nn.functional.pad(values.float(), (0, padding))
+    return padded.view(len(values), -1, f.group)
+
+
+def _slices(x: Tensor) -> list[slice]:
+    """Rows of `[N, G, group]` a few at a time."""
+    step = max(1, CHUNK // x[0].numel())
+    return [slice(start, start + step) for start in range(0, len(x), step)]
+
+
 def _chunk(x: Tensor, cost: Tensor, f: Format, grid: str) -> tuple[Tensor, Tensor, Tensor]:
     """Codes `[R, G, group]`, scales `[R, G]` and zeros `[R, G]` of rows `x` `[R, G, group]`."""
+    best = _search(x, cost, f, grid)
+    codes = _codes(x, f, best.scale, best.zero)
+    scales = best.scale.squeeze(-1).to(getattr(torch, f.scale_dtype))
+    return codes.to(torch.uint8), scales, best.zero.squeeze(-1).to(torch.uint8)
+
+
+def _search(x: Tensor, cost: Tensor, f: Format, grid: str) -> _Fit:
+    """The best fit of every group of `x` `[R, G, group]` that the grid knows."""
     low = x.amin(-1, keepdim=True).clamp(max=0.0)
     high = x.amax(-1, keepdim=True).clamp(min=0.0)
     best = _range_fit(x, cost, f, low, high)
     best = _one_value(x, cost, f, best)
-    if grid != "minmax":
-        for shrink in SHRINKS[1:]:
-            best = best.better_of(_range_fit(x, cost, f, low * shrink, high * shrink))
+    if grid == "minmax":
+        return best
+    for shrink in SHRINKS:
         if grid == "signed" and f.symmetric:
-            for shrink in SHRINKS:
-                best = best.better_of(_signed_fit(x, cost, f, low, high, shrink))
-        for _ in range(REFITS):
-            best = best.better_of(_refit(x, cost, f, best))
-    codes = _codes(x, f, best.scale, best.zero)
-    scales = best.scale.squeeze(-1).to(getattr(torch, f.scale_dtype))
-    return codes.to(torch.uint8), scales, best.zero.squeeze(-1).to(torch.uint8)
+            best = best.better_of(_signed_fit(x, cost, f, low, high, shrink))
+        else:
+            best = best.better_of(_range_fit(x, cost, f, low * shrink, high * shrink))
+    for _ in range(REFITS):
+        best = best.better_of(_refit(x, cost, f, best))
+    return best
 
 
 def _codes(x: Tensor, f: Format, scale: Tensor, zero: Tensor) -> Tensor:
@@ -132,13 +157,10 @@ def _signed_fit(
 
 
 def _one_value(x: Tensor, cost: Tensor, f: Format, best: _Fit) -> _Fit:
-    """Where a group holds at most one nonzero magnitude and sign, one step of that size is exact."""
+    """Where a group holds zeros and one other value, one step of that size is exact."""
     extreme = torch.where(x.amax(-1, keepdim=True) > 0, x.amax(-1, keepdim=True), x.amin(-1, True))
     size = _round_scale(extreme.abs(), f)
-    if f.symmetric:
-        zero = torch.full_like(size, f.zero_point)
-    else:
-        zero = (extreme < 0).float()
+    zero = torch.full_like(size, f.zero_point) if f.symmetric else (extreme < 0).float()
     single = ((x == extreme) | (x == 0)).all(-1, keepdim=True)
     exact = _fit(x, cost, f, size, zero)
     exact = _Fit(size, zero, torch.where(single, exact.error, torch.inf))

@@ -59,7 +59,8 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     if codes.numel() and int(codes.max()) >> bits:
         raise ValueError(f"code {int(codes.max())} does not fit {bits} bits")
     count = codes.shape[-1]
-    padded = torch.nn.functional.pad(codes, (0, -count % 8)).unflatten(-1, (-1, 8))
+    shape = (*codes.shape[:-1], -(-count // 8), 8)
+    padded = torch.nn.functional.pad(codes, (0, -count % 8)).view(shape)
     words = torch.zeros(padded.shape[:-1], dtype=torch.int64)
     for i in range(8):
         words |= padded[..., i].long() << (bits * i)
@@ -68,18 +69,19 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of `pack_bits`: uint8 `[..., count]` from streams `[..., ceil(count * bits / 8)]`.
+    """The inverse of `pack_bits`: uint8 `[..., count]` from bytes `[..., ceil(count * bits / 8)]`.
 
     Raises `ValueError` for a width outside 1..8 or streams of another length.
     """
     _check_width(bits)
     wanted = -(-count * bits // 8)
     if packed.shape[-1] != wanted:
-        raise ValueError(f"{count} codes of {bits} bits take {wanted} bytes, not {packed.shape[-1]}")
-    padded = torch.nn.functional.pad(packed, (0, -wanted % bits)).unflatten(-1, (-1, bits))
+        raise ValueError(f"{count} codes of {bits} bits do not fill {packed.shape[-1]} bytes")
+    shape = (*packed.shape[:-1], -(-wanted // bits), bits)
+    padded = torch.nn.functional.pad(packed, (0, -wanted % bits)).view(shape)
     words = torch.zeros(padded.shape[:-1], dtype=torch.int64)
     for j in range(bits):
-        words |= padded[..., j].long() << (8 * j)
+        words = words | padded[..., j].long() << (8 * j)  # not in place: this gets decomposed
     codes = torch.stack([(words >> (bits * i)) & ((1 << bits) - 1) for i in range(8)], dim=-1)
     return codes.flatten(-2)[..., :count].to(torch.uint8).contiguous()
 

@@ -15,6 +15,7 @@ from lfmc.calib_free.check import check_plan
 from lfmc.calib_free.formats import Capabilities, Floats, Format, parse_format
 from lfmc.calib_free.gains import input_importance
 from lfmc.calib_free.grids import quantize
+from lfmc.calib_free.importance import decode
 from lfmc.calib_free.pack import PackedTensor
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
@@ -27,8 +28,10 @@ class PlanRow:
     """How one tensor is stored.
 
     `format` is a name that `parse_format` reads, `grid` one of `lfmc.calib_free.grids.GRIDS`
-    ("none" for floats). `error` is the squared error of the stored weights over the weights'
-    energy; `alpha` is the tail exponent that AlphaQ used, where it did.
+    ("none" for floats). `error` predicts the squared error of the stored weights over the weights'
+    energy, columns weighted as in the clip search; `alpha` is the tail exponent that AlphaQ used,
+    where it did. `importance` has a letter for each column, what an error in it costs
+    (`lfmc.calib_free.importance`); None leaves that to the norm that feeds the matrix.
     """
 
     name: str
@@ -40,6 +43,7 @@ class PlanRow:
     reason: str
     error: float
     alpha: float | None = None
+    importance: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class BitPlan:
     """How every tensor of one checkpoint is stored for one target.
 
     `limit_nbytes` is the budget it was made under, `graph_nbytes` what it leaves for the graph;
-    `predicted_kl` is KL(fp32 || quantized) in nats per token on text sampled from the model
-    itself, where the method measured it.
+    `predicted_kl` is the KL(fp32 || quantized) that the method expects, in nats per token, where
+    it has an expectation.
     """
 
     version: int
@@ -117,6 +121,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "float": (int, float),
     "int | None": (int, type(None)),
     "float | None": (int, float, type(None)),
+    "str | None": (str, type(None)),
     "tuple[int, ...]": (list,),
     "tuple[PlanRow, ...]": (list,),
 }
@@ -156,7 +161,11 @@ def quantize_tensor(checkpoint: Checkpoint, plan: BitPlan, name: str) -> PackedT
     number_format = parse_format(row.format)
     if not isinstance(number_format, Format):
         raise InputError(f"tensor '{name}' is stored as {row.format}, not as codes", where=name)
-    importance = input_importance(checkpoint, name) if row.grid != "minmax" else None
+    importance = None
+    if row.grid != "minmax" and row.importance is not None:
+        importance = decode(row.importance, name)
+    elif row.grid != "minmax":
+        importance = input_importance(checkpoint, name)
     return quantize(checkpoint.load(name).float(), number_format, importance, row.grid)
 
 

@@ -24,9 +24,8 @@ KEPT: Mapping[str, str] = {
     "bias": "kept: tiny and sensitive",
 }
 
-_LINEARS = frozenset(
-    "q_proj k_proj v_proj out_proj o_proj in_proj w1 w2 w3".split()
-)  # leaf modules of every `nn.Linear` in `lfmc.model` but the head and the gate
+# Leaf modules of every `nn.Linear` in `lfmc.model` but the head and the gate.
+_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "o_proj", "in_proj", "w1", "w2", "w3")
 _EXPERT = re.compile(r"(model\.layers\.\d+\.feed_forward\.experts)\.(\d+)\.(w[123])\.weight")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 

@@ -40,6 +40,7 @@ def sample(decoder: Decoder, count: int, length: int, seed: int) -> Tensor:
 def logits_of(decoder: Decoder, tokens: Tensor, batch: int = 8) -> Iterator[Tensor]:
     """Logits `[B, T, V]` for `tokens` `[N, T]`, at most `batch` texts at a time."""
     positions = torch.arange(tokens.shape[1])
-    for part in tokens.split(batch):
+    for start in range(0, len(tokens), batch):
+        part = tokens[start : start + batch]
         states = initial_state(decoder.config, len(part), tokens.shape[1])
         yield decoder(part, positions, states)[0]

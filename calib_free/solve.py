@@ -8,12 +8,19 @@ size and a gap remains, HiGHS (`scipy.optimize.milp`) closes it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import os
+import sys
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_matrix
+from scipy.optimize import (  # type: ignore[import-untyped]
+    Bounds,
+    LinearConstraint,
+    milp,
+)
+from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
 
 from lfmc.errors import InputError
 
@@ -55,6 +62,23 @@ class Solution:
         return max(0.0, (self.cost - self.bound) / max(abs(self.cost), 1e-300))
 
 
+@contextmanager
+def solver_on_stderr() -> Iterator[None]:
+    """Send what is written to file descriptor 1 to 2 meanwhile.
+
+    HiGHS 1.12 in scipy 1.17 leaves a debugging line on stdout ("HighsMipSolverData::..."), past
+    Python and whatever `disp` says; stdout is for results.
+    """
+    sys.stdout.flush()
+    saved = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
 def smallest(choices: Sequence[Choice]) -> int:
     """The fewest bytes that any solution takes."""
     picks = _Problem(choices).cheapest(np.inf)
@@ -90,7 +114,7 @@ class _Problem:
         self.cost, self.bytes = np.full(shape, np.inf), np.full(shape, np.inf)
         self.bundles: dict[Hashable, dict[Hashable, dict[int, list[int]]]] = {}
         for u, choice in enumerate(choices):
-            key = ("alone", u) if choice.bundle is None else ("bundle", choice.bundle)
+            key: Hashable = ("alone", u) if choice.bundle is None else ("bundle", choice.bundle)
             layouts = self.bundles.setdefault(key, {})
             for o, option in enumerate(choice.options):
                 self.cost[u, o], self.bytes[u, o] = option.cost, option.nbytes
@@ -104,12 +128,9 @@ class _Problem:
         """Each bundle's best options at a price per byte; at an infinite one the smallest."""
         finite = np.isfinite(self.bytes)
         weighed = np.full(self.cost.shape, np.inf)
-        first, second = (
-            (self.bytes, self.cost) if price == np.inf else (self.cost, self.bytes * price)
-        )
-        weighed[finite] = (
-            first[finite] if price == np.inf else first[finite] + second[finite]
-        )
+        weighed[finite] = self.bytes[finite]
+        if price != np.inf:
+            weighed[finite] = self.cost[finite] + price * self.bytes[finite]
         picks = [0] * len(self.choices)
         for layouts in self.bundles.values():
             totals = []
@@ -186,9 +207,7 @@ def _exact(problem: _Problem, start: Solution, limit: int) -> Solution:
     columns: list[tuple[int, int]] = []
     rows: list[tuple[int, int, float]] = []
     lower: list[float] = []
-    switches = len(problem.choices) * 0
-    for layouts in problem.bundles.values():
-        switches += len(layouts)
+    switches = sum(len(layouts) for layouts in problem.bundles.values())
     column, switch = switches, 0
     for layouts in problem.bundles.values():
         one = len(lower)
@@ -209,16 +228,17 @@ def _exact(problem: _Problem, start: Solution, limit: int) -> Solution:
     nbytes = np.array([0.0] * switches + [problem.bytes[u, o] for u, o in columns])
     i, j, v = zip(*rows, strict=True)
     equal = coo_matrix((v, (i, j)), shape=(len(lower), column)).tocsr()
-    result = milp(
-        cost,
-        integrality=np.ones(column),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(equal, lower, lower),
-            LinearConstraint(nbytes[None, :] / limit, -np.inf, 1.0),
-        ],
-        options={"mip_rel_gap": GAP, "node_limit": MILP_NODES},
-    )
+    with solver_on_stderr():
+        result = milp(
+            cost,
+            integrality=np.ones(column),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(equal, lower, lower),
+                LinearConstraint(nbytes[None, :] / limit, -np.inf, 1.0),
+            ],
+            options={"mip_rel_gap": GAP, "node_limit": MILP_NODES},
+        )
     if result.x is None:
         return start
     picks = list(start.picks)

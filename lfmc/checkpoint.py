@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lfmc.errors import InputError
 from lfmc.model import Decoder, DecoderConfig, build_decoder, read_config
+from lfmc.model.config import read_token_ids
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -102,7 +103,7 @@ class Checkpoint:
         path = self.path / "generation_config.json"
         if path.is_file():
             more = _read_json(path).get("eos_token_id")
-            ids += more if isinstance(more, list) else [] if more is None else [more]
+            ids += read_token_ids(more, "eos_token_id", str(path))
         return tuple(dict.fromkeys(ids))
 
     def load(self, name: str) -> Tensor:
@@ -205,7 +206,7 @@ def _fetch(hub_id: str) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, 5000 digits
         raise InputError(f"{path.name} can't be read", where=path, got=error) from error
     if not isinstance(value, dict):
         raise InputError(f"{path.name} is not a JSON object", where=path)

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
+import lfmc.ops  # noqa: F401 (registers the operators that passes write)
 from lfmc.errors import LfmcError
 from lfmc.program import Program
 

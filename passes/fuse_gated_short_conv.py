@@ -13,11 +13,13 @@ The projections on both sides stay outside, so that they quantize on their own.
 from __future__ import annotations
 
 import operator
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lfmc.passes.pattern import ANY, Match, OneOf, Op, Var, match
 from lfmc.program import Program
@@ -37,7 +39,9 @@ _SEEN = Op("aten.cat", [Var("state"), _GATED], 2, bind="seen")
 _WEIGHT = OneOf(Op("aten.unsqueeze", Op("aten.squeeze", Var("weight"), 1), 1), Var("weight"))
 _CONV_TAIL = (_WEIGHT, Var("bias"), [1], Var("padding"), [1], Var("groups"))
 _STATEFUL = Op("aten.conv1d", _SEEN, *_CONV_TAIL)
-_ONE_SHOT = Op("aten.slice", Op("aten.conv1d", _GATED, *_CONV_TAIL), 2, 0, ANY)
+_ONE_SHOT = Op(
+    "aten.slice", Op("aten.conv1d", _GATED, *_CONV_TAIL), 2, OneOf(0, None), Var("length")
+)
 
 
 def _pattern(conv: Op) -> OneOf:
@@ -58,6 +62,8 @@ class FuseGatedShortConv:
             found = stateful or match(_pattern(_ONE_SHOT), node)
             if found is None or not _is_depthwise(found, carries_state=bool(stateful)):
                 continue
+            if not stateful and not _keeps_length(found):
+                continue
             last = _last_inputs(found) if stateful else None
             if stateful and last is None:
                 continue
@@ -73,13 +79,21 @@ def _is_depthwise(found: Match, carries_state: bool) -> bool:
     return bool(found["padding"] == [0 if carries_state else weight.shape[2] - 1])
 
 
+def _keeps_length(found: Match) -> bool:
+    """The slice after a padded convolution cuts it to the `T` steps that came in."""
+    length = found["length"]
+    if isinstance(length, fx.Node):
+        length = length.meta["val"]
+    return statically_known_true(length == found.node("bcx").meta["val"].shape[1])
+
+
 def _last_inputs(found: Match) -> fx.Node | None:
     """The slice that hands the filter's last `taps - 1` inputs on, among the users of `seen`."""
     taps = found.node("weight").meta["val"].shape[2]
     if found.node("state").meta["val"].shape[2] != taps - 1:
         return None
     for user in found.node("seen").users:
-        if match(Op("aten.slice", Var("seen"), 2, 1 - taps, ANY), user):
+        if match(Op("aten.slice", ANY, 2, 1 - taps, sys.maxsize), user):
             return user
     return None
 

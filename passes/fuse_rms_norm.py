@@ -38,7 +38,9 @@ class FuseRmsNorm:
         changed = 0
         for node in list(program.nodes("aten.mul")):
             found = match(_NORM, node)
-            if found and _is_scale(found["weight"]) and found.is_private():
+            if found is None or not isinstance(found["eps"], float):
+                continue
+            if _is_scale(found["weight"]) and found.is_private():
                 with program.graph.inserting_before(node):  # 1
                     norm = program.call(
                         torch.ops.lfm.rms_norm.default,

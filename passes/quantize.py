@@ -58,7 +58,9 @@ def add_parts(program: Program, node: fx.Node, format: Format) -> tuple[fx.Node 
             parts.append(None)
             continue
         name = f"{base}.{part}"
-        existing = next((n for n in program.graph.nodes if n.target == name), None)
+        if name in program.weights:  # a tied head: the embedding's parts
+            parts.append(next(n for n in program.graph.nodes if n.target == name))
+            continue
         fake = value.new_empty((rows, width), dtype=dtype)
-        parts.append(existing or program.add_weight(name, Weight(sources, part), fake))
+        parts.append(program.add_weight(name, Weight(sources, part), fake))
     return tuple(parts)

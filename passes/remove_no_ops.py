@@ -56,5 +56,6 @@ def _is_no_op(node: fx.Node) -> bool:
         _, _, start, end, step = arguments(node)
         return start in (0, None) and end in (sys.maxsize, None) and step == 1
     if name == "aten.mul":  # 5
-        return isinstance(node.args[1], float) and node.args[1] == 1.0
+        is_one = isinstance(node.args[1], float) and node.args[1] == 1.0
+        return is_one and source.meta["val"].is_floating_point()
     return name in _COPIES  # 3

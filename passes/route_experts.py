@@ -24,7 +24,7 @@ _SUM = Op("aten.add", Op("aten.sum", _PICKED, [-1], True), 1e-6, bind="normalize
 _WEIGHTS = OneOf(Op("aten.div", _PICKED, _SUM), _PICKED)
 _SHARES = Op(
     "aten.scatter",
-    ANY,
+    Op("aten.new_zeros", ANY, ANY),
     1,
     _CHOSEN,
     OneOf(_WEIGHTS, Op("aten.mul", _WEIGHTS, Var("scale"))),
@@ -57,6 +57,8 @@ class RouteExperts:
                 continue
             total = _total([term for term, _ in terms])
             if total is None or len({found["x"] for _, found in terms}) != 1:
+                continue
+            if isinstance(routing.values.get("scale"), fx.Node):
                 continue
             _replace(program, total, routing, [found for _, found in terms])
             changed += 1

@@ -1,0 +1,186 @@
+"""From a checkpoint, a target's capabilities and a budget to a bit plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from lfmc.calib_free.auto import allocate_auto
+from lfmc.calib_free.budget import Budget
+from lfmc.calib_free.curves import ROWS, curves, spread
+from lfmc.calib_free.decision import Decision, keep, kept_nbytes, unit_choice
+from lfmc.calib_free.formats import Capabilities, Floats
+from lfmc.calib_free.gains import input_importance
+from lfmc.calib_free.paper import allocate_paper
+from lfmc.calib_free.plan import VERSION, BitPlan, PlanRow
+from lfmc.calib_free.roles import Unit, role, units
+from lfmc.calib_free.solve import smallest
+from lfmc.calib_free.uniform import allocate_uniform, allocate_width
+from lfmc.checkpoint import Checkpoint
+from lfmc.errors import InputError, UnsupportedError
+
+__all__ = ["DEFAULT_BITS_PER_WEIGHT", "METHODS", "Budget", "make_plan"]
+
+METHODS = ("auto", "alphaq", "uniform", "none", "2", "3", "4", "6", "8")
+BUDGETED = ("auto", "alphaq", "uniform")  # these take the default budget where none is given
+DEFAULT_BITS_PER_WEIGHT = 4.5
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    capabilities: Capabilities,
+    method: str,
+    budget: Budget | None,
+    *,
+    target: str = "generic",
+    seed: int = 0,
+    gamma: float = 1.0,
+    progress: Callable[[str], None] | None = None,
+) -> BitPlan:
+    """A plan for every stored tensor, made from the checkpoint alone.
+
+    `budget` None means 4.5 bits per weight for "auto", "alphaq" and "uniform", and no limit for
+    the others. `seed` drives the sampled text of "auto", `gamma` the sensitivity of "alphaq";
+    `target` is only a name in the plan. `progress` is told each step. The same arguments on the
+    same machine give the same plan.
+
+    Raises `InputError` for an unknown method or a budget below the smallest possible, which it
+    names, and `UnsupportedError` for what the target or this machine can't do.
+    """
+    if method not in METHODS:
+        raise InputError("there is no such method", expected=", ".join(METHODS), got=repr(method))
+    if budget is None and method in BUDGETED:
+        budget = Budget(bits_per_weight=DEFAULT_BITS_PER_WEIGHT)
+    limit = None if budget is None else budget.limit(checkpoint.num_params)
+    graph = capabilities.graph_reserve(checkpoint.config)
+    found = [] if method == "none" else units(checkpoint, capabilities)
+    _require_formats(capabilities, found)
+    decided = _kept(checkpoint, capabilities, found)
+    left = None if limit is None else limit - graph - kept_nbytes(checkpoint, decided)
+    if limit is not None and left is not None:
+        _require_room(checkpoint, capabilities, found, limit, left)
+    tell = progress or (lambda message: None)
+    predicted = None
+    if method == "auto":
+        more, predicted = _auto(checkpoint, capabilities, found, left or 0, seed, tell)
+    elif method == "alphaq":
+        more = allocate_paper(checkpoint, capabilities, found, left or 0, gamma, tell)
+    elif method == "uniform":
+        more = allocate_uniform(checkpoint, capabilities, found, left or 0)
+    elif method == "none":
+        more = {}
+    else:
+        more = allocate_width(checkpoint, capabilities, found, int(method), left)
+    tell("measuring errors")
+    rows = _rows(checkpoint, {**decided, **more})
+    return BitPlan(
+        version=VERSION,
+        fingerprint=checkpoint.fingerprint,
+        target=target,
+        method=method,
+        seed=seed,
+        limit_nbytes=limit,
+        graph_nbytes=graph,
+        num_params=checkpoint.num_params,
+        predicted_kl=predicted,
+        rows=rows,
+    )
+
+
+def _require_formats(capabilities: Capabilities, found: Sequence[Unit]) -> None:
+    for unit in found:
+        if not capabilities.formats(unit.role):
+            raise UnsupportedError(
+                f"the target stores no integer format for {unit.role} weights",
+                where=unit.names[0],
+                expected="floats only: --bits none",
+            )
+
+
+def _kept(
+    checkpoint: Checkpoint, capabilities: Capabilities, found: Sequence[Unit]
+) -> dict[str, Decision]:
+    """Decisions for every tensor that no unit holds."""
+    quantized = {name for unit in found for name in unit.names}
+    return {
+        name: keep(info, role(name, info.shape), capabilities)
+        for name, info in checkpoint.tensors.items()
+        if name not in quantized
+    }
+
+
+def _require_room(
+    checkpoint: Checkpoint,
+    capabilities: Capabilities,
+    found: Sequence[Unit],
+    limit: int,
+    left: int,
+) -> None:
+    """Raise `InputError`, with the smallest possible size, where nothing fits the limit."""
+    least = smallest([unit_choice(checkpoint, capabilities, unit) for unit in found])
+    if least > left:
+        smallest = limit - left + least
+        params = checkpoint.num_params
+        raise InputError(
+            "the budget is below the smallest possible size",
+            expected=f"at least {8 * smallest / params:.4f} bits per weight, {smallest} bytes",
+            got=f"{8 * limit / params:.4f} bits per weight, {limit} bytes",
+            todo="raise the budget" if found else "choose a method that quantizes",
+        )
+
+
+def _auto(
+    checkpoint: Checkpoint,
+    capabilities: Capabilities,
+    found: Sequence[Unit],
+    left: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, Decision], float]:
+    """Decisions of `auto`, and the KL that it expects."""
+    made = allocate_auto(checkpoint, capabilities, found, left, seed, progress)
+    decisions = {}
+    for unit, chosen in zip(found, made.formats, strict=True):
+        for name in unit.names:
+            known = made.measured[name]
+            reason = f"auto: {known.costs[chosen]:.2e} nats of the predicted KL"
+            decisions[name] = Decision(
+                chosen,
+                known.grids[chosen],
+                reason,
+                error=known.errors[chosen],
+                importance=known.importance,
+            )
+    return decisions, made.solution.cost
+
+
+def _rows(checkpoint: Checkpoint, decisions: Mapping[str, Decision]) -> tuple[PlanRow, ...]:
+    rows = []
+    for name, info in checkpoint.tensors.items():
+        made = decisions[name]
+        error = _error(checkpoint, name, made) if made.error is None else made.error
+        rows.append(
+            PlanRow(
+                name=name,
+                shape=info.shape,
+                role=role(name, info.shape),
+                format=made.format.name,
+                grid=made.grid,
+                nbytes=made.format.nbytes(info.shape),
+                reason=made.reason,
+                error=float(f"{error:.6g}"),
+                alpha=made.alpha,
+                importance=made.importance,
+            )
+        )
+    return tuple(rows)
+
+
+def _error(checkpoint: Checkpoint, name: str, made: Decision) -> float:
+    """Predicted squared error over energy, from a few rows; 0 for floats."""
+    if isinstance(made.format, Floats):
+        return 0.0
+    weight = checkpoint.load(name)
+    rows = {name: weight[spread(len(weight), ROWS)]}
+    importance = None if made.grid == "minmax" else input_importance(checkpoint, name)
+    measured = curves(rows, {name: importance}, [made.format], {made.format: made.grid})
+    return measured[name][made.format]

@@ -1,0 +1,139 @@
+"""Method `alphaq`: AlphaQ as its paper has it, inside a byte budget.
+
+Widths of expert matrices come from `lfmc.calib_free.alphaq`; every other matrix takes 4 bits.
+Rounding is to the nearest point of a min/max grid, groups of 64, asymmetric, or the nearest
+format that the target has: the paper's GPTQ needs calibration data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from lfmc.calib_free.alphaq import MIN_VARIANCE, choose_widths, sensitivities
+from lfmc.calib_free.decision import Decision, nearest, unit_nbytes
+from lfmc.calib_free.formats import Capabilities, Format
+from lfmc.calib_free.roles import Unit
+from lfmc.calib_free.spectra import pl_alpha_hill
+from lfmc.checkpoint import Checkpoint
+from lfmc.errors import InputError, UnsupportedError
+
+CANDIDATES = (2, 3, 4, 8)
+OTHERS = Format(4, 64, False, "float16")
+
+
+def allocate_paper(
+    checkpoint: Checkpoint,
+    capabilities: Capabilities,
+    found: Sequence[Unit],
+    limit: int,
+    gamma: float,
+    progress: Callable[[str], None],
+) -> dict[str, Decision]:
+    """Formats for every matrix of the units within `limit` bytes.
+
+    Raises `InputError` on a model without experts (the paper is about experts) or where the rest
+    at 4 bits leaves too little, and `UnsupportedError` where the target has none of the widths.
+    """
+    experts = [unit for unit in found if unit.experts is not None]
+    if not experts:
+        raise InputError(
+            "AlphaQ allocates bits between experts, and this model has none",
+            where=checkpoint.path,
+            todo="use --bits auto or uniform",
+        )
+    decisions: dict[str, Decision] = {}
+    left = limit
+    for unit in found:
+        if unit.experts is None:
+            own = nearest(OTHERS, capabilities.formats(unit.role))
+            left -= unit_nbytes(checkpoint, unit, own)
+            for name in unit.names:
+                decisions[name] = Decision(own, "minmax", "alphaq: 4 bits outside the experts")
+    formats = _formats(capabilities)
+    alphas, weights = _signals(checkpoint, experts, gamma, progress)
+    widths = _fit(checkpoint, experts, formats, weights, left)
+    for unit, width in zip(experts, widths, strict=True):
+        for name in unit.names:
+            reason = f"alphaq: tail exponent {alphas[name]:.3f}"
+            decisions[name] = Decision(formats[width], "minmax", reason, alpha=alphas[name])
+    return decisions
+
+
+def _formats(capabilities: Capabilities) -> dict[int, Format]:
+    """The format of each candidate width; all of one group and symmetry."""
+    widths = sorted({f.bits for f in capabilities.expert} & set(CANDIDATES))
+    if not widths:
+        raise UnsupportedError(
+            "the target has none of AlphaQ's widths for experts",
+            expected=", ".join(map(str, CANDIDATES)),
+            got=", ".join(str(f.bits) for f in capabilities.expert) or "none",
+        )
+    layouts = {(f.group, f.symmetric, f.scale_dtype) for f in capabilities.expert}
+    whole = {
+        layout: {f.bits: f for f in capabilities.expert if _layout(f) == layout}
+        for layout in layouts
+    }
+    full = [by_bits for by_bits in whole.values() if set(widths) <= set(by_bits)]
+    if not full:
+        raise UnsupportedError("the target has no group size that all of AlphaQ's widths share")
+    best = nearest(OTHERS, [by_bits[widths[-1]] for by_bits in full])
+    return {width: whole[_layout(best)][width] for width in widths}
+
+
+def _layout(f: Format) -> tuple[int, bool, str]:
+    return (f.group, f.symmetric, f.scale_dtype)
+
+
+def _signals(
+    checkpoint: Checkpoint,
+    experts: Sequence[Unit],
+    gamma: float,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, float], list[float]]:
+    """Tail exponents by tensor name, and the summed `sensitivity * variance` of each unit."""
+    alphas, variances = {}, {}
+    for unit in experts:
+        progress(f"spectra: {unit.names[0]}")
+        for name in unit.names:
+            weight = checkpoint.load(name).float()
+            alphas[name] = pl_alpha_hill(weight)
+            variances[name] = float(weight.var(correction=0))
+    shares = dict(zip(alphas, sensitivities(list(alphas.values()), gamma).tolist(), strict=True))
+    weights = [
+        sum(shares[name] * max(variances[name], MIN_VARIANCE) for name in unit.names)
+        for unit in experts
+    ]
+    return alphas, weights
+
+
+def _fit(
+    checkpoint: Checkpoint,
+    experts: Sequence[Unit],
+    formats: dict[int, Format],
+    weights: Sequence[float],
+    left: int,
+) -> list[int]:
+    """Widths under the largest total of bits whose bytes fit in `left`."""
+    counts = [len(unit.names) for unit in experts]
+    narrow, wide = min(formats), max(formats)
+    low = sum(unit_nbytes(checkpoint, unit, formats[narrow]) for unit in experts)
+    if low > left:
+        raise InputError(
+            "AlphaQ does not fit the budget: everything outside the experts takes 4 bits",
+            expected=f"at least {low} bytes for the experts at {narrow} bits",
+            got=f"{max(left, 0)} bytes",
+            todo="raise the budget, or use --bits auto",
+        )
+    high = sum(unit_nbytes(checkpoint, unit, formats[wide]) for unit in experts)
+    share = 1.0 if high == low else min(1.0, (left - low) / (high - low))
+    total = sum(counts) * narrow + math.ceil(share * sum(counts) * (wide - narrow))
+    while True:
+        widths = choose_widths(weights, counts, sorted(formats), total)
+        size = sum(
+            unit_nbytes(checkpoint, unit, formats[width])
+            for unit, width in zip(experts, widths, strict=True)
+        )
+        if size <= left:
+            return widths
+        total = sum(w * n for w, n in zip(widths, counts, strict=True)) - 1

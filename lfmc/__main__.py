@@ -1,0 +1,5 @@
+"""`python -m lfmc`."""
+
+from lfmc.cli import main
+
+main()

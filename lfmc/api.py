@@ -1,0 +1,88 @@
+"""The Python API: what the commands do, as functions. All of it is in `lfmc` itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lfmc.bundle import Bundle, open_bundle
+from lfmc.calib_free.budget import Budget
+from lfmc.calib_free.plan import BitPlan
+from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.errors import InputError
+from lfmc.progress import Silent
+from lfmc.targets.base import Stepper, Target, get_target
+
+
+def budget(bits_per_weight: float | None, max_size: int | None) -> Budget | None:
+    """A budget of what was given; None where nothing was."""
+    if bits_per_weight is None and max_size is None:
+        return None
+    return Budget(bits_per_weight, max_size)
+
+
+def default_output(checkpoint: Checkpoint, target: Target) -> Path:
+    """`NAME-TARGET` in the current folder."""
+    return Path(f"{checkpoint.name}-{target.name}")
+
+
+def plan(
+    model: str | Path | None = None,
+    *,
+    target: str = "onnx",
+    bits: str = "auto",
+    bits_per_weight: float | None = None,
+    max_size: int | None = None,
+    seed: int = 0,
+) -> BitPlan:
+    """A format for every tensor of a checkpoint; see `lfmc plan`. `max_size` is in bytes."""
+    from lfmc.export import Options, plan_for
+
+    options = Options(bits=bits, budget=budget(bits_per_weight, max_size), seed=seed)
+    return plan_for(open_checkpoint(model), get_target(target), options, Silent())
+
+
+def export(
+    model: str | Path | None = None,
+    *,
+    target: str = "onnx",
+    output: str | Path | None = None,
+    force: bool = False,
+    bits_per_weight: float | None = None,
+    max_size: int | None = None,
+    **options: Any,
+) -> Bundle:
+    """Quantize, lower, prove and write a bundle; see `lfmc export`.
+
+    `options` are those of `lfmc.export.Options`: bits, plan, context, layout, check, max_kl,
+    min_top1, seed. Raises the same errors as the command.
+    """
+    from lfmc.export import Options
+    from lfmc.export import export as run
+
+    checkpoint, chosen = open_checkpoint(model), get_target(target)
+    folder = default_output(checkpoint, chosen) if output is None else Path(output)
+    asked = Options(budget=budget(bits_per_weight, max_size), **options)
+    bundle, _ = run(checkpoint, chosen, folder, asked, force=force, progress=Silent())
+    return bundle
+
+
+def verify(bundle: str | Path, model: str | Path | None = None) -> dict[str, Any]:
+    """Prove a bundle again: files, golden prompts and, given its checkpoint, all rungs."""
+    from lfmc.reverify import reverify
+
+    return reverify(open_bundle(bundle), None if model is None else open_checkpoint(model), Silent())
+
+
+def load(bundle: str | Path) -> Stepper:
+    """Run a bundle, whatever its target: `.reset()`, and `.step(tokens)` -> logits `[T, V]`."""
+    opened = open_bundle(bundle)
+    stepper = get_target(opened.target).run(opened.path)
+    if stepper.context != opened.manifest["context"]:
+        raise InputError(
+            "the model and the manifest disagree about the context",
+            where=opened.path,
+            expected=opened.manifest["context"],
+            got=stepper.context,
+        )
+    return stepper

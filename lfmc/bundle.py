@@ -1,0 +1,126 @@
+"""The bundle: one folder with everything an app needs, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lfmc.errors import GateError, InputError
+
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+GOLDEN = "golden.json"
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A finished bundle on disk and its manifest."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def target(self) -> str:
+        return str(self.manifest["target"])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the artifact's own files: what the plan's budget speaks of."""
+        return sum(self.manifest["files"][name]["nbytes"] for name in self.manifest["artifact"])
+
+    def read_json(self, name: str) -> Any:
+        return _read_json(self.path / name)
+
+    def check_files(self) -> None:
+        """Raise `GateError`, naming the file, where one is missing or has changed."""
+        for name, known in self.manifest["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                raise GateError("a file of the bundle is missing", where=path)
+            found = describe(path)
+            if found != known:
+                raise GateError(
+                    "a file of the bundle has changed since it was exported",
+                    where=path,
+                    expected=f"{known['nbytes']} bytes, sha256 {known['sha256'][:16]}...",
+                    got=f"{found['nbytes']} bytes, sha256 {found['sha256'][:16]}...",
+                    todo="export it again",
+                )
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Open a finished bundle; raises `InputError` where `path` holds none."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError("there is no such bundle", where=folder, expected="a folder")
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            "the folder holds no finished bundle",
+            where=folder,
+            expected=MANIFEST,
+            todo="lfmc export writes one",
+        )
+    manifest = _read_json(folder / MANIFEST)
+    missing = [k for k in ("target", "files", "artifact", "context") if k not in manifest]
+    if missing:
+        raise InputError("the manifest lacks keys", where=folder / MANIFEST, expected=missing)
+    return Bundle(folder, manifest)
+
+
+@contextmanager
+def writing(path: Path, *, force: bool) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` by one rename when the block succeeds.
+
+    A block that fails, or is interrupted, leaves nothing. Raises `InputError` where `path` exists
+    already, unless `force` is set; then it is replaced at the end, and not before.
+    """
+    if path.exists() and not force:
+        raise InputError(
+            "the output exists already", where=path, todo="--force replaces it, --output renames it"
+        )
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise InputError(
+            "the output exists and is no lfmc bundle, so it is not replaced",
+            where=path,
+            todo="remove it yourself, or choose another --output",
+        )
+    partial = path.with_name(path.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError("the output can't be written", where=path, got=error) from error
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return {"nbytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path.name} can't be read", where=path, got=error) from error

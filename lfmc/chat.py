@@ -1,0 +1,78 @@
+"""Chat templates and tokenizer files: what turns an app's text into the model's tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lfmc.checkpoint import TOKENIZER_FILES, Checkpoint
+from lfmc.errors import InputError
+
+TEMPLATE = "chat_template.jinja"
+
+
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
+    """Copy tokenizer, chat template and generation config; returns the names of the files.
+
+    The tokenizer class is written as `PreTrainedTokenizerFast`: other names are refused by
+    swift-transformers and transformers.js, and the file that matters is `tokenizer.json`. A chat
+    template inside of `tokenizer_config.json` is written as a file of its own, which every reader
+    finds. Raises `InputError` where there is no `tokenizer.json`.
+    """
+    checkpoint.tokenizer()
+    written = []
+    for name in TOKENIZER_FILES:
+        source = checkpoint.path / name
+        if not source.is_file():
+            continue
+        text = source.read_text(encoding="utf-8")
+        if name == "tokenizer_config.json":
+            settings = json.loads(text)
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            template = settings.get("chat_template")
+            if isinstance(template, str) and not (checkpoint.path / TEMPLATE).is_file():
+                (folder / TEMPLATE).write_text(template, encoding="utf-8")
+                written.append(TEMPLATE)
+            text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+        written.append(name)
+    config = (checkpoint.path / "config.json").read_text(encoding="utf-8")
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    return [*written, "config.json"]
+
+
+def render(folder: Path, messages: Sequence[dict[str, str]]) -> str | None:
+    """The messages as the chat template writes them, ready for a reply; None without a template.
+
+    Raises `InputError` where the template does not render.
+    """
+    path = folder / TEMPLATE
+    if not path.is_file():
+        return None
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    settings: dict[str, Any] = {}
+    if (folder / "tokenizer_config.json").is_file():
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    special = {key: _text(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
+    try:
+        template = environment.from_string(path.read_text(encoding="utf-8"))
+        return template.render(messages=messages, add_generation_prompt=True, **special)
+    except TemplateError as error:
+        raise InputError("the chat template can't be rendered", where=path, got=error) from error
+
+
+def _refuse(message: str) -> str:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+def _text(token: Any) -> str:
+    """A special token, which older files write as an object."""
+    return token.get("content", "") if isinstance(token, dict) else token or ""

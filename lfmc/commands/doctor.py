@@ -1,0 +1,61 @@
+"""`lfmc doctor`: what this machine has, next to what was tested."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from importlib.util import find_spec
+
+import click
+
+from lfmc.commands.options import json_option
+
+# Packages that a target imports; the extra of the same name installs them.
+TARGET_PACKAGES = {"onnx": ("onnx", "onnx_ir", "onnxruntime")}
+
+
+@click.command("doctor")
+@json_option
+def command(as_json: bool) -> None:
+    """Check Python, packages against the tested versions, memory, disk and targets."""
+    from rich.table import Table
+
+    from lfmc.commands.tables import console
+    from lfmc.versions import TESTED, installed
+
+    packages = {name: (installed(name), tested) for name, tested in TESTED.items()}
+    targets = {
+        name: [package for package in needed if find_spec(package) is None]
+        for name, needed in TARGET_PACKAGES.items()
+    }
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    disk = shutil.disk_usage(".").free
+    if as_json:
+        facts = {
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+            "memory_nbytes": memory,
+            "disk_free_nbytes": disk,
+            "packages": {n: {"installed": i, "tested": t} for n, (i, t) in packages.items()},
+            "targets": {n: {"ready": not m, "missing": m} for n, m in targets.items()},
+        }
+        click.echo(json.dumps(facts))
+        return
+    out = console()
+    out.print(
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
+        f"{os.cpu_count()} cores, {memory / 2**30:.1f} GiB of memory, "
+        f"{disk / 2**30:.1f} GiB free on disk"
+    )
+    table = Table("package", "installed", "tested", "")
+    for name, (found, tested) in packages.items():
+        verdict = "not installed" if found is None else "" if found == tested else "not tested"
+        if found and found.partition("+")[0] == tested:
+            verdict = "ok"
+        table.add_row(name, found or "-", tested, verdict)
+    out.print(table)
+    for name, missing in targets.items():
+        state = "ready" if not missing else f"missing {', '.join(missing)}: pip install lfmc[{name}]"
+        out.print(f"target {name}: {state}")

@@ -1,0 +1,114 @@
+"""`lfmc export`: from a checkpoint to a verified bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lfmc.commands.options import announce, json_option, model_argument, plan_options
+
+
+@click.command("export")
+@model_argument
+@plan_options
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Obey this plan.json.")
+@click.option("--context", type=int, help="Longest conversation, in tokens. [default: 4096]")
+@click.option("--layout", help="Names of inputs and states, for who loads the model.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--check",
+    default="full",
+    show_default=True,
+    help="full: the whole parity matrix. fast: two cases, little text. off: unproven.",
+)
+@click.option("--max-kl", type=float, help="Fail (exit 3) above this KL, nats per token.")
+@click.option("--min-top1", type=float, help="Fail (exit 3) below this top-1 agreement, 0 to 1.")
+@click.option("--dry-run", is_flag=True, help="Plan only; write nothing.")
+@click.option("--force", is_flag=True, help="Replace a bundle that exists.")
+@json_option
+def command(
+    model: str | None,
+    target: str,
+    bits: str,
+    bits_per_weight: float | None,
+    max_size: int | None,
+    seed: int,
+    plan_file: Path | None,
+    context: int | None,
+    layout: str | None,
+    output: Path | None,
+    check: str,
+    max_kl: float | None,
+    min_top1: float | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Quantize MODEL for a target, prove the result, and write one folder with all of it.
+
+    \b
+    lfmc export --target onnx --bits auto
+    lfmc export ./LFM2-1.2B --bits-per-weight 4.5 --output lfm2-onnx
+    lfmc export ./LFM2-8B-A1B --max-size 4.5GB --max-kl 0.05 --layout genai
+    """
+    from lfmc.api import budget, default_output
+    from lfmc.checkpoint import open_checkpoint
+    from lfmc.commands.tables import console, parity_table, plan_table, quality_line
+    from lfmc.errors import InputError
+    from lfmc.export import Options, export, plan_for, request
+    from lfmc.progress import for_terminal
+    from lfmc.targets.base import get_target
+
+    if plan_file is not None and (bits_per_weight is not None or max_size is not None):
+        raise InputError(
+            "--plan already says what every tensor takes",
+            todo="leave out --bits-per-weight and --max-size",
+        )
+    checkpoint = open_checkpoint(model)
+    announce(checkpoint, model)
+    chosen = get_target(target)
+    options = Options(
+        bits=bits,
+        budget=budget(bits_per_weight, max_size),
+        plan=plan_file,
+        context=context,
+        layout=layout,
+        check=check,
+        max_kl=max_kl,
+        min_top1=min_top1,
+        seed=seed,
+    )
+    progress = for_terminal()
+    out = console()
+    if dry_run:
+        request(checkpoint, chosen, options)
+        plan = plan_for(checkpoint, chosen, options, progress)
+        if as_json:
+            click.echo(plan.to_json(), nl=False)
+        else:
+            out.print(plan_table(plan, {}))
+            out.print("dry run: nothing was written")
+        return
+    folder = output or default_output(checkpoint, chosen)
+    bundle, report = export(checkpoint, chosen, folder, options, force=force, progress=progress)
+    if as_json:
+        click.echo(json.dumps({"bundle": str(bundle.path), **report.to_dict()}))
+        return
+    fused = ", ".join(f"{step.name} {step.changed}" for step in report.applied)
+    out.print(f"passes: {fused}")
+    out.print(plan_table(report.plan, report.errors))
+    if report.verification is None:
+        out.print("parity: not checked (--check off); nothing about this artifact is proven")
+    else:
+        out.print(parity_table(report.verification.rungs))
+        if report.verification.quality:
+            out.print(quality_line(report.verification.quality))
+    limit = report.plan.limit_nbytes
+    budget_text = "" if limit is None else f", budget {limit:,}"
+    out.print(
+        f"size: {report.nbytes:,} bytes on disk (planned {report.plan.nbytes:,}{budget_text}), "
+        f"{8 * report.nbytes / checkpoint.num_params:.3f} bits per weight"
+    )
+    out.print(f"bundle: {bundle.path}")

@@ -1,0 +1,64 @@
+"""`lfmc generate`: continue a prompt with a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lfmc.commands.options import json_option
+
+
+@click.command("generate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--max-tokens", default=64, show_default=True, help="Longest continuation.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", default=0, show_default=True, help="Of sampling.")
+@click.option("--chat", is_flag=True, help="Put PROMPT into the model's chat template.")
+@json_option
+def command(
+    bundle: Path,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    chat: bool,
+    as_json: bool,
+) -> None:
+    """Continue PROMPT with the artifact in BUNDLE, run the way an app runs it."""
+    from tokenizers import Tokenizer
+
+    from lfmc.api import load
+    from lfmc.bundle import open_bundle
+    from lfmc.chat import render
+    from lfmc.errors import InputError
+    from lfmc.generate import continue_tokens
+
+    opened = open_bundle(bundle)
+    tokens = opened.manifest["tokens"]
+    text = prompt
+    bos = [] if tokens["bos"] is None else [tokens["bos"]]
+    if chat:
+        rendered = render(opened.path, [{"role": "user", "content": prompt}])
+        if rendered is None:
+            raise InputError("the bundle has no chat template", where=bundle)
+        text, bos = rendered, []
+    if max_tokens < 1 or temperature < 0:
+        raise InputError("--max-tokens must be at least 1, and --temperature at least 0")
+    tokenizer = Tokenizer.from_file(str(opened.path / "tokenizer.json"))
+    ids = bos + tokenizer.encode(text, add_special_tokens=False).ids
+    if not ids:
+        raise InputError("the prompt is empty, and the model has no start token")
+    stepper = load(bundle)
+    new = list(
+        continue_tokens(
+            stepper, ids, max_tokens, tokens["stop"], temperature=temperature, seed=seed
+        )
+    )
+    continuation = tokenizer.decode(new)
+    if as_json:
+        click.echo(json.dumps({"prompt": ids, "tokens": new, "text": continuation}))
+    else:
+        click.echo(prompt + continuation if not chat else continuation)

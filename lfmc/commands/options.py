@@ -1,0 +1,81 @@
+"""Options that several commands share, and reading their values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from lfmc.errors import InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?i?)B?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+BITS_HELP = (
+    "auto: the best that weights alone can tell. alphaq: the AlphaQ paper, for experts. uniform: "
+    "one format everywhere. none: as stored. 2, 3, 4, 6, 8: that width."
+)
+
+
+class Size(click.ParamType):
+    """Bytes written as `12MB` (10^6), `12MiB` (2^20) or a plain number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        return parse_size(str(value))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `700MB`, `1.5 GiB`, `123456`; raises `InputError` for anything else."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise InputError("a size can't be read", expected="12MB, 12MiB or a number", got=repr(text))
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def model_argument(function: F) -> F:
+    return click.argument("model", required=False)(function)
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(function)
+
+
+def plan_options(function: F) -> F:
+    """Everything that decides a plan: target, bits, budget, seed."""
+    for option in reversed(
+        [
+            click.option("--target", default="onnx", show_default=True, help="Where it will run."),
+            click.option("--bits", default="auto", show_default=True, help=BITS_HELP),
+            click.option(
+                "--bits-per-weight",
+                type=float,
+                help="Budget: every stored byte over every parameter. 4.5 if none is given.",
+            ),
+            click.option(
+                "--max-size",
+                type=Size(),
+                help="Budget in bytes of the artifact's files (12MB, 700MiB).",
+            ),
+            click.option("--seed", default=0, show_default=True, help="Of what the model samples."),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def announce(checkpoint: Any, given: str | None) -> None:
+    """Say so, on stderr, when the bundled checkpoint stands in for a model."""
+    if given is None:
+        click.echo(
+            f"no MODEL given: using {checkpoint.name}, the small checkpoint that ships with lfmc "
+            "(it shows that numbers survive, and is good for nothing else)",
+            err=True,
+        )

@@ -1,0 +1,115 @@
+"""Tables for people: groups of a plan, rungs of parity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from lfmc.calib_free.formats import Format, parse_format
+from lfmc.calib_free.plan import BitPlan, PlanRow
+from lfmc.parity import Rung
+from lfmc.quality import Quality
+
+MIB = 1 << 20
+_GROUPS = {
+    "conv.in_proj": "short conv projections",
+    "conv.out_proj": "short conv projections",
+    "q_proj": "attention projections",
+    "k_proj": "attention projections",
+    "v_proj": "attention projections",
+    "o_proj": "attention projections",
+    "self_attn.out_proj": "attention projections",
+}
+
+
+def console() -> Console:
+    """Stdout, as wide as the terminal, or 100 columns in a pipe."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=100)
+
+
+def group(row: PlanRow) -> str:
+    """The line of the table that a tensor belongs to."""
+    if row.role in ("embedding", "head"):
+        return "embedding and head"
+    if row.role == "expert":
+        return "experts"
+    if row.role != "linear":
+        return "norms, convs, routers (float)"
+    module = row.name.removesuffix(".weight")
+    for ending, name in _GROUPS.items():
+        if module.endswith(ending):
+            return name
+    return "feed-forward"
+
+
+def plan_table(plan: BitPlan, measured: Mapping[str, float]) -> Table:
+    """Tensors by group: how many of which width, bytes, and error against the checkpoint.
+
+    Errors are squared errors over the weights' energy, in percent; measured ones are of the codes
+    that were read back from the artifact.
+    """
+    table = Table(title=f"plan: {plan.method}", title_justify="left")
+    for name in ("tensors", "count", "widths (bits x tensors)", "MiB", "predicted", "measured"):
+        table.add_column(name, justify="left" if name in ("tensors", "widths (bits x tensors)")
+                         else "right")
+    groups: dict[str, list[PlanRow]] = {}
+    for row in plan.rows:
+        groups.setdefault(group(row), []).append(row)
+    for name, rows in groups.items():
+        known = [measured[r.name] for r in rows if r.name in measured]
+        quantized = any(isinstance(parse_format(r.format), Format) for r in rows)
+        table.add_row(
+            name,
+            str(len(rows)),
+            _widths(rows),
+            f"{sum(r.nbytes for r in rows) / MIB:.3f}",
+            _percent([r.error for r in rows]) if quantized else "-",
+            _percent(known) if known else "-",
+        )
+    table.add_row("graph (reserved)", "", "", f"{plan.graph_nbytes / MIB:.3f}", "-", "-")
+    limit = "" if plan.limit_nbytes is None else f" of {plan.limit_nbytes / MIB:.3f}"
+    total = f"{plan.nbytes / MIB:.3f}{limit}"
+    table.add_row("total", str(len(plan.rows)), f"{plan.bits_per_weight:.3f} a weight", total)
+    return table
+
+
+def parity_table(rungs: Sequence[Rung]) -> Table:
+    """Each rung's worst case."""
+    table = Table(title="parity", title_justify="left")
+    for name in ("rung", "what is compared", "worst case", "difference", "allowed", ""):
+        table.add_column(name, justify="right" if name in ("difference", "allowed") else "left")
+    for rung in rungs:
+        if rung.skipped is not None:
+            table.add_row(str(rung.number), rung.title, rung.skipped, "-", "-", "skipped")
+            continue
+        worst = max(rung.cases, key=lambda case: case.difference)
+        allowed = "-" if rung.tolerance is None else f"{rung.tolerance:.0e}"
+        verdict = "reported" if rung.tolerance is None else "ok" if rung.passed else "FAILED"
+        difference = f"{worst.difference:.1e}"
+        table.add_row(str(rung.number), rung.title, worst.case, difference, allowed, verdict)
+    return table
+
+
+def quality_line(quality: Quality) -> str:
+    """Rung 4 in one line."""
+    return (
+        f"rung 4, on {quality.tokens} tokens of public-domain text: KL {quality.kl:.4f} nats per "
+        f"token, top-1 {100 * quality.top1:.1f} %, perplexity {quality.perplexity:.2f} "
+        f"(float32: {quality.reference_perplexity:.2f})"
+    )
+
+
+def _widths(rows: Sequence[PlanRow]) -> str:
+    counts: dict[str, int] = {}
+    for row in rows:
+        stored = parse_format(row.format)
+        key = str(stored.bits) if isinstance(stored, Format) else stored.dtype
+        counts[key] = counts.get(key, 0) + 1
+    return ", ".join(f"{width} x {count}" for width, count in sorted(counts.items()))
+
+
+def _percent(errors: Sequence[float]) -> str:
+    return f"{100 * sum(errors) / len(errors):.3f} %"

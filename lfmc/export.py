@@ -1,0 +1,260 @@
+"""The pipeline from a checkpoint to a verified bundle, one step after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lfmc
+from lfmc.bundle import GOLDEN, MANIFEST, PLAN, Bundle, describe, open_bundle, write_json, writing
+from lfmc.calib_free.allocate import Budget, make_plan
+from lfmc.calib_free.formats import parse_format
+from lfmc.calib_free.plan import BitPlan
+from lfmc.chat import copy_tokenizer
+from lfmc.checkpoint import Checkpoint
+from lfmc.errors import GateError, InputError
+from lfmc.generate import golden_prompts
+from lfmc.passes.base import Applied, apply
+from lfmc.passes.pipeline import pipeline
+from lfmc.program import Program
+from lfmc.progress import Progress
+from lfmc.targets.base import Artifact, Request, Target
+from lfmc.trace import trace
+from lfmc.verify import CHECKS, Verification, read_back, verify
+from lfmc.versions import tool_versions
+from lfmc.weights import PlannedWeights
+
+DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks of an export. `plan` replaces `bits` and `budget`."""
+
+    bits: str = "auto"
+    budget: Budget | None = None
+    plan: Path | None = None
+    context: int | None = None
+    layout: str | None = None
+    check: str = "full"
+    max_kl: float | None = None
+    min_top1: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an export did, for the table at its end and for `--json`."""
+
+    plan: BitPlan
+    applied: tuple[Applied, ...]
+    verification: Verification | None
+    errors: Mapping[str, float]
+    nbytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        checked = self.verification
+        return {
+            "bits_per_weight": self.plan.bits_per_weight,
+            "plan_nbytes": self.plan.nbytes,
+            "artifact_nbytes": self.nbytes,
+            "limit_nbytes": self.plan.limit_nbytes,
+            "passes": {step.name: step.changed for step in self.applied},
+            "parity": [rung.to_dict() for rung in checked.rungs] if checked else None,
+            "quality": asdict(checked.quality) if checked and checked.quality else None,
+            "measured_errors": dict(self.errors),
+        }
+
+
+def request(checkpoint: Checkpoint, target: Target, options: Options) -> Request:
+    """Context and layout of an export, checked against model and target."""
+    longest = checkpoint.config.max_context
+    context = min(DEFAULT_CONTEXT, longest) if options.context is None else options.context
+    if not 1 <= context <= longest:
+        raise InputError(
+            "the context is outside of what the model was made for",
+            expected=f"1 to {longest} tokens",
+            got=context,
+        )
+    layout = options.layout or target.layouts[0]
+    if layout not in target.layouts:
+        raise InputError(
+            f"target '{target.name}' has no such layout",
+            expected=", ".join(target.layouts),
+            got=layout,
+        )
+    asked = Request(context, layout)
+    target.check(checkpoint.config, asked)
+    return asked
+
+
+def plan_for(
+    checkpoint: Checkpoint, target: Target, options: Options, progress: Progress
+) -> BitPlan:
+    """The plan of a file, checked, or a new one made for the target's capabilities."""
+    capabilities = target.capabilities(checkpoint.config)
+    if options.plan is None:
+        with progress.stage("plan"):
+            return make_plan(
+                checkpoint,
+                capabilities,
+                options.bits,
+                options.budget,
+                target=target.name,
+                seed=options.seed,
+                progress=progress.step,
+            )
+    try:
+        text = options.plan.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the plan can't be read", where=options.plan, got=error) from error
+    plan = BitPlan.from_json(text)
+    plan.check(checkpoint, capabilities)
+    return plan
+
+
+def export(
+    checkpoint: Checkpoint,
+    target: Target,
+    output: Path,
+    options: Options,
+    *,
+    force: bool,
+    progress: Progress,
+) -> tuple[Bundle, Report]:
+    """Plan, trace, fuse, lower, verify and write `output`; nothing is left there on failure.
+
+    Raises `InputError` and `UnsupportedError` before any work where the request can't be met, and
+    `GateError` where parity, the budget, `max_kl` or `min_top1` is not.
+    """
+    if options.check not in CHECKS:
+        raise InputError("there is no such check", expected=", ".join(CHECKS), got=options.check)
+    asked = request(checkpoint, target, options)
+    with writing(output, force=force) as folder:
+        extra_files = copy_tokenizer(checkpoint, folder)
+        plan = plan_for(checkpoint, target, options, progress)
+        weights = PlannedWeights(checkpoint, plan)
+        program, applied = build_program(checkpoint, target, plan, asked, progress)
+        with progress.stage("lower"):
+            artifact = target.lower(program, weights, asked, folder)
+        nbytes = sum((folder / name).stat().st_size for name in artifact.files)
+        _check_size(plan, artifact, nbytes)
+        verification, errors = None, {}
+        if options.check != "off":
+            with progress.stage("read the file back"):
+                errors = read_back(weights, target, folder, artifact)
+            verification = verify(
+                checkpoint,
+                weights,
+                program,
+                target,
+                folder,
+                artifact,
+                asked.context,
+                options.check,
+                progress,
+            )
+            verification.require()
+            _check_quality(verification, options)
+        report = Report(plan, tuple(applied), verification, errors, nbytes)
+        stepper = target.run(folder)
+        golden = golden_prompts(stepper, checkpoint.tokenizer(), checkpoint.config.bos_id)
+        write_json(folder / GOLDEN, golden)
+        (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
+        extra_files += [GOLDEN, PLAN]
+        manifest = _manifest(checkpoint, target, asked, artifact, report, folder, extra_files)
+        write_json(folder / MANIFEST, manifest)
+    return open_bundle(output), report
+
+
+def build_program(
+    checkpoint: Checkpoint, target: Target, plan: BitPlan, asked: Request, progress: Progress
+) -> tuple[Program, list[Applied]]:
+    """Trace the decoder as the target wants it, and run the passes."""
+    with progress.stage("trace"):
+        program = trace(checkpoint.config, target.trace_spec(checkpoint.config, asked))
+    with progress.stage("passes"):
+        formats = {row.name: parse_format(row.format) for row in plan.rows}
+        return program, apply(pipeline(formats), program)
+
+
+def _check_size(plan: BitPlan, artifact: Artifact, nbytes: int) -> None:
+    """The file holds what the plan says, and no more than the budget."""
+    stored = sum(tensor.nbytes for tensor in artifact.tensors)
+    planned = sum(row.nbytes for row in plan.rows)
+    if abs(stored - planned) > 0.01 * planned:
+        raise GateError(
+            "the artifact does not hold the bytes that were planned",
+            expected=f"{planned} bytes of tensors",
+            got=f"{stored} bytes",
+            todo="this is a fault of lfmc; please report it",
+        )
+    if plan.limit_nbytes is not None and nbytes > plan.limit_nbytes:
+        raise GateError(
+            "the artifact is larger than its budget",
+            expected=f"at most {plan.limit_nbytes} bytes",
+            got=f"{nbytes} bytes",
+            todo="this is a fault of lfmc (its reserve for the graph is too small); please report it",
+        )
+
+
+def _check_quality(verification: Verification, options: Options) -> None:
+    quality = verification.quality
+    if quality is None:
+        return
+    if options.max_kl is not None and quality.kl > options.max_kl:
+        raise GateError(
+            "quantization changed the model more than allowed",
+            expected=f"KL of at most {options.max_kl:g} nats per token (--max-kl)",
+            got=f"{quality.kl:.4f}",
+            todo="raise the budget, or the limit",
+        )
+    if options.min_top1 is not None and quality.top1 < options.min_top1:
+        raise GateError(
+            "the most likely token changed more often than allowed",
+            expected=f"top-1 agreement of at least {options.min_top1:g} (--min-top1)",
+            got=f"{quality.top1:.4f}",
+            todo="raise the budget, or lower the limit",
+        )
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    target: Target,
+    asked: Request,
+    artifact: Artifact,
+    report: Report,
+    folder: Path,
+    extra_files: list[str],
+) -> dict[str, Any]:
+    """Everything an app, or a person, needs to know of the bundle."""
+    config = checkpoint.config
+    return {
+        "lfmc": lfmc.__version__,
+        "target": target.name,
+        "layout": asked.layout,
+        "context": asked.context,
+        "model": {
+            "name": checkpoint.name,
+            "type": config.model_type,
+            "fingerprint": checkpoint.fingerprint,
+            "parameters": checkpoint.num_params,
+            "vocab_size": config.vocab_size,
+        },
+        "tokens": {
+            "bos": config.bos_id,
+            "pad": config.pad_id,
+            "stop": list(checkpoint.stop_ids),
+        },
+        # States can't be rewound: drop the last tokens by a reset and a new prefill.
+        "can_rewind": False,
+        "artifact": list(artifact.files),
+        "files": {name: describe(folder / name) for name in (*artifact.files, *extra_files)},
+        **artifact.facts,
+        "report": report.to_dict(),
+        "tensors": [asdict(tensor) for tensor in artifact.tensors],
+        "probes": [asdict(probe) for probe in artifact.probes],
+        "versions": tool_versions(),
+    }

@@ -1,0 +1,154 @@
+"""Parity: four rungs, each with its own number, so that a failure says where it broke.
+
+1. the decoder against transformers, float32
+2. the graph after passes against the decoder, on the same quantized weights
+3. the artifact, run by its runtime, against the same quantized weights in torch
+4. the artifact against the float32 reference, on text
+
+Rungs 1 to 3 run the matrix of `cases`: every way in which an app feeds tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lfmc.model import DecoderConfig
+
+# Largest difference of a logit over the largest logit, for float32 arithmetic in another order.
+FLOAT_TOLERANCE = 1e-5
+ARTIFACT_TOLERANCE = 1e-4
+
+
+class Steps(Protocol):
+    """What parity needs of a side."""
+
+    def reset(self) -> None: ...
+
+    def step(self, tokens: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to feed a prompt: the sizes of the calls, after an earlier prompt or not."""
+
+    name: str
+    calls: tuple[int, ...]
+    earlier: int = 0
+
+    @property
+    def length(self) -> int:
+        return sum(self.calls)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """The largest difference of a logit, over the largest logit of the reference."""
+
+    case: str
+    difference: float
+    same_top1: float
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung: what was compared, the worst case, and whether it is within the tolerance.
+
+    `skipped` says why nothing was compared; a skipped rung has not passed.
+    """
+
+    number: int
+    title: str
+    tolerance: float | None
+    cases: tuple[CaseResult, ...] = ()
+    skipped: str | None = None
+
+    @property
+    def worst(self) -> float | None:
+        return max((case.difference for case in self.cases), default=None)
+
+    @property
+    def passed(self) -> bool:
+        if self.worst is None:
+            return False
+        return self.tolerance is None or self.worst <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "worst": self.worst, "passed": self.passed}
+
+
+def cases(config: DecoderConfig, context: int, *, full: bool) -> tuple[Case, ...]:
+    """The matrix for a model: its sliding window is passed where it has one and context allows."""
+    decode = min(16, max(1, context // 4))
+    prompt = min(24, max(1, context - decode))
+    base = (
+        Case("prefill, then decode", (prompt,) + (1,) * min(decode, context - prompt)),
+        Case("reset, then another prompt", (min(9, context), 1, 1)[: max(1, context - 9)], 7),
+    )
+    if not full:
+        return base
+    third = max(1, prompt // 3)
+    more = [
+        Case("one shot", (prompt,)),
+        Case("chunked prefill", (third, third + 1, max(1, third - 1))),
+        Case("one-token prompt", (1,) * min(8, context)),
+    ]
+    window = config.sliding_window
+    if window and window + 8 <= context:
+        more.append(Case("past the sliding window", (window - 4, 5, 1, 1, 1, 1, 1)))
+    return (*more, *base)
+
+
+def run_case(side: Steps, case: Case, tokens: Tensor, earlier: Tensor) -> Tensor:
+    """Logits `[T, V]` of the first `case.length` of `tokens`, fed as the case says."""
+    side.reset()
+    if case.earlier:
+        side.step(earlier[: case.earlier])
+        side.reset()
+    pieces = tokens[..., : case.length].split(list(case.calls), dim=-1)
+    return torch.cat([side.step(piece) for piece in pieces], dim=-2)
+
+
+def compare(
+    number: int,
+    title: str,
+    side: Steps,
+    reference: Steps,
+    matrix: Sequence[Case],
+    vocab_size: int,
+    *,
+    tolerance: float | None,
+    tokens: Tensor | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Rung:
+    """Run the matrix on both sides with the same tokens (`[T]` int64; random ones by default)."""
+    longest = max(case.length for case in matrix)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(vocab_size, (longest + 16,), generator=generator)
+    prompt = drawn[:longest] if tokens is None else tokens
+    results = []
+    for case in matrix:
+        progress(case.name)
+        ours = run_case(side, case, prompt, drawn[longest:])
+        theirs = run_case(reference, case, prompt, drawn[longest:])
+        results.append(difference(case.name, ours, theirs))
+    return Rung(number, title, tolerance, tuple(results))
+
+
+def difference(name: str, ours: Tensor, theirs: Tensor) -> CaseResult:
+    """Compare logits `[..., V]`; anything that is not finite counts as an infinite difference."""
+    if ours.shape != theirs.shape or not bool(torch.isfinite(ours).all()):
+        return CaseResult(name, float("inf"), 0.0)
+    scale = float(theirs.abs().max())
+    worst = float((ours - theirs).abs().max()) / max(scale, 1e-30)
+    same = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
+    return CaseResult(name, worst, same)
+
+
+def skipped(number: int, title: str, reason: str) -> Rung:
+    """A rung that could not be climbed, with the reason."""
+    return Rung(number, title, None, (), reason)

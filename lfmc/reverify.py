@@ -1,0 +1,82 @@
+"""Proving a finished bundle again, from its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lfmc.bundle import GOLDEN, PLAN, Bundle
+from lfmc.calib_free.plan import BitPlan
+from lfmc.checkpoint import Checkpoint
+from lfmc.errors import InputError
+from lfmc.export import build_program
+from lfmc.generate import check_golden
+from lfmc.progress import Progress
+from lfmc.targets.base import Artifact, Probe, Request, StoredTensor, get_target
+from lfmc.verify import Verification, read_back, verify
+from lfmc.weights import PlannedWeights
+
+
+def reverify(
+    bundle: Bundle, checkpoint: Checkpoint | None, progress: Progress, check: str = "full"
+) -> dict[str, Any]:
+    """File hashes and golden prompts; with the checkpoint, codes on disk and all four rungs.
+
+    Returns what was found; raises `GateError` for whatever does not hold, and `InputError` where
+    `checkpoint` is not the one that the bundle was made from.
+    """
+    with progress.stage("files"):
+        bundle.check_files()
+    target = get_target(bundle.target)
+    golden = bundle.read_json(GOLDEN)
+    with progress.stage("golden prompts"):
+        check_golden(target.run(bundle.path), golden)
+    found: dict[str, Any] = {"files": len(bundle.manifest["files"]), "golden": len(golden)}
+    if checkpoint is not None:
+        verification = _against(bundle, checkpoint, progress, check)
+        verification.require()
+        found["parity"] = [rung.to_dict() for rung in verification.rungs]
+        if verification.quality is not None:
+            found["quality"] = vars(verification.quality)
+    return found
+
+
+def _against(
+    bundle: Bundle, checkpoint: Checkpoint, progress: Progress, check: str
+) -> Verification:
+    known = bundle.manifest["model"]["fingerprint"]
+    if checkpoint.fingerprint != known:
+        raise InputError(
+            "the bundle was made from another checkpoint",
+            where=checkpoint.path,
+            expected=f"fingerprint {known[:16]}...",
+            got=f"{checkpoint.fingerprint[:16]}...",
+        )
+    target = get_target(bundle.target)
+    plan = BitPlan.from_json((bundle.path / PLAN).read_text(encoding="utf-8"))
+    asked = Request(bundle.manifest["context"], bundle.manifest["layout"])
+    weights = PlannedWeights(checkpoint, plan)
+    artifact = _artifact(bundle.manifest)
+    program, _ = build_program(checkpoint, target, plan, asked, progress)
+    with progress.stage("read the file back"):
+        read_back(weights, target, bundle.path, artifact)
+    return verify(
+        checkpoint,
+        weights,
+        program,
+        target,
+        bundle.path,
+        artifact,
+        asked.context,
+        check,
+        progress,
+    )
+
+
+def _artifact(manifest: Mapping[str, Any]) -> Artifact:
+    """The artifact as its manifest describes it."""
+    return Artifact(
+        tuple(manifest["artifact"]),
+        tuple(StoredTensor(**{**t, "sources": tuple(t["sources"])}) for t in manifest["tensors"]),
+        tuple(Probe(**{**p, "inputs": tuple(p["inputs"])}) for p in manifest["probes"]),
+    )

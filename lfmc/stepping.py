@@ -1,0 +1,59 @@
+"""Running a decoder, or a program, in torch with the calls that an app makes of an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfmc.errors import InputError
+from lfmc.model import Decoder, DecoderConfig, initial_state
+
+
+class TorchStepper:
+    """Carries the states of `function(tokens, positions, *states) -> (logits, *states)`.
+
+    The same `reset` and `step` as `lfmc.targets.base.Stepper`, for `batch` rows of equal length.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Sequence[Any]],
+        config: DecoderConfig,
+        context: int,
+        batch: int = 1,
+    ) -> None:
+        self.context = context
+        self._function, self._config, self._batch = function, config, batch
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._length = 0
+        self._states: Sequence[Tensor] = initial_state(self._config, self._batch, self.context)
+
+    def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Float32 logits `[T, V]` (`[B, T, V]` for a batch) of the tokens that come next."""
+        ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(self._batch, -1)
+        end = self._length + ids.shape[1]
+        if end > self.context:
+            raise InputError(
+                "more tokens than cache slots", expected=f"at most {self.context}", got=end
+            )
+        positions = torch.arange(self._length, end)
+        with torch.no_grad():
+            logits, *self._states = self._function(ids, positions, *self._states)
+        self._length = end
+        return logits[0] if self._batch == 1 else logits  # type: ignore[no-any-return]
+
+
+def decoder_stepper(decoder: Decoder, context: int, batch: int = 1) -> TorchStepper:
+    """A stepper over the plain decoder."""
+
+    def forward(tokens: Tensor, positions: Tensor, *states: Tensor) -> list[Tensor]:
+        logits, new = decoder(tokens, positions, states)
+        return [logits, *new]
+
+    return TorchStepper(forward, decoder.config, context, batch)

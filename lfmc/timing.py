@@ -1,0 +1,51 @@
+"""Timing a stepper: tokens per second of prefill and decode."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Steps(Protocol):
+    def reset(self) -> None: ...
+
+    def step(self, tokens: Sequence[int] | Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens per second: the fastest round and the median one."""
+
+    best: float
+    median: float
+
+
+def time_round(stepper: Steps, prompt: int, tokens: int) -> tuple[float, float]:
+    """Seconds of one prefill of `prompt` tokens, and of `tokens` single steps after it."""
+    ids = torch.randint(1, 100, (prompt,), generator=torch.Generator().manual_seed(0))
+    stepper.reset()
+    started = time.perf_counter()
+    logits = stepper.step(ids)
+    prefilled = time.perf_counter()
+    for _ in range(tokens):
+        logits = stepper.step(logits[-1:].argmax(-1))
+    return prefilled - started, time.perf_counter() - prefilled
+
+
+def time_stepper(stepper: Steps, prompt: int, tokens: int, rounds: int) -> dict[str, Rate]:
+    """Rates of prefill and decode over `rounds`, after one that warms up and is not counted."""
+    time_round(stepper, prompt, min(tokens, 4))
+    times = [time_round(stepper, prompt, tokens) for _ in range(rounds)]
+    return {
+        name: Rate(count / min(seconds), count / statistics.median(seconds))
+        for name, count, seconds in (
+            ("prefill", prompt, [first for first, _ in times]),
+            ("decode", tokens, [second for _, second in times]),
+        )
+    }

@@ -1,0 +1,243 @@
+"""Climbing the rungs for one export: which sides are compared, and on what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lfmc.checkpoint import Checkpoint
+from lfmc.errors import GateError
+from lfmc.parity import (
+    FLOAT_TOLERANCE,
+    Case,
+    Rung,
+    cases,
+    compare,
+    skipped,
+)
+from lfmc.program import Program
+from lfmc.progress import Progress
+from lfmc.quality import Quality, QualityMeter, windows
+from lfmc.reference import TransformersStepper, is_available
+from lfmc.stepping import TorchStepper, decoder_stepper
+from lfmc.targets.base import Artifact, Stepper, StoredTensor, Target
+from lfmc.weights import PlannedWeights
+
+WINDOW = 256
+WINDOWS = {"full": 7, "fast": 2}
+CHECKS = ("full", "fast", "off")
+
+TITLES = {
+    1: "decoder = transformers, float32",
+    2: "fused graph = decoder, same quantized weights",
+    3: "artifact = same quantized weights in torch",
+    4: "artifact against the float32 model, on text",
+}
+SHIPPED = "the same, with activations rounded as shipped (no tolerance: roundings flip)"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Every rung that was climbed, and what quantization did to the model on text."""
+
+    rungs: tuple[Rung, ...]
+    quality: Quality | None
+
+    def require(self) -> None:
+        """Raise `GateError` for the first rung that failed; a skipped one has not failed."""
+        for rung in self.rungs:
+            if rung.skipped is None and not rung.passed:
+                worst = max(rung.cases, key=lambda case: case.difference)
+                raise GateError(
+                    f"parity rung {rung.number} failed: {rung.title}",
+                    where=worst.case,
+                    expected=f"a difference of at most {rung.tolerance:g} of the logit scale",
+                    got=f"{worst.difference:.3g}",
+                    todo="this artifact is wrong and was not kept; please report it",
+                )
+
+
+def verify(
+    checkpoint: Checkpoint,
+    weights: PlannedWeights,
+    program: Program,
+    target: Target,
+    folder: Path,
+    artifact: Artifact,
+    context: int,
+    check: str,
+    progress: Progress,
+) -> Verification:
+    """Climb all four rungs for the artifact in `folder`; `check` is "full" or "fast".
+
+    `program` is the fused, quantized program that the artifact was lowered from.
+    """
+    full = check == "full"
+    matrix = cases(checkpoint.config, context, full=full)
+    rungs = []
+    with progress.stage("parity 1: decoder against transformers"):
+        rungs.append(_decoder_rung(checkpoint, matrix, context, progress))
+    program.bind(weights.value)
+    with progress.stage("parity 2: graph against decoder"):
+        rungs.append(_graph_rung(checkpoint, weights, program, matrix, context, progress))
+    with progress.stage("parity 3: artifact against torch"):
+        rungs += _artifact_rungs(target, program, folder, artifact, matrix, context, progress)
+    with progress.stage("parity 4: quality on text"):
+        quality = measure_quality(checkpoint, target.run(folder), WINDOWS[check], progress)
+    return Verification(tuple(rungs), quality)
+
+
+def _decoder_rung(
+    checkpoint: Checkpoint, matrix: tuple[Case, ...], context: int, progress: Progress
+) -> Rung:
+    if not is_available():
+        return skipped(1, TITLES[1], "transformers is not installed: pip install 'lfmc[dev]'")
+    return compare(
+        1,
+        TITLES[1],
+        decoder_stepper(checkpoint.decoder(), _slots(matrix, context)),
+        TransformersStepper(checkpoint),
+        matrix,
+        checkpoint.config.vocab_size,
+        tolerance=FLOAT_TOLERANCE,
+        progress=progress.step,
+    )
+
+
+def _graph_rung(
+    checkpoint: Checkpoint,
+    weights: PlannedWeights,
+    program: Program,
+    matrix: tuple[Case, ...],
+    context: int,
+    progress: Progress,
+) -> Rung:
+    decoder = checkpoint.decoder({name: weights.dequantized(name) for name in checkpoint.tensors})
+    return compare(
+        2,
+        TITLES[2],
+        TorchStepper(program.module, checkpoint.config, context),
+        decoder_stepper(decoder, context),
+        matrix,
+        checkpoint.config.vocab_size,
+        tolerance=FLOAT_TOLERANCE,
+        progress=progress.step,
+    )
+
+
+def _artifact_rungs(
+    target: Target,
+    program: Program,
+    folder: Path,
+    artifact: Artifact,
+    matrix: tuple[Case, ...],
+    context: int,
+    progress: Progress,
+) -> list[Rung]:
+    """The artifact with float activations, each n-bit operator alone, and all as it ships."""
+    config = program.config
+    tolerance = target.tolerance(program)
+    rungs = [target.operator_parity(program, folder, artifact)]
+    for exact in (True, False):
+        rungs.append(
+            compare(
+                3,
+                TITLES[3] if exact else SHIPPED,
+                target.run(folder, exact=exact),
+                TorchStepper(target.reference(program, exact=exact), config, context),
+                matrix,
+                config.vocab_size,
+                tolerance=tolerance if exact else None,
+                progress=progress.step,
+            )
+        )
+    return rungs
+
+
+def _slots(matrix: tuple[Case, ...], context: int) -> int:
+    return min(context, max(case.length for case in matrix))
+
+
+def measure_quality(
+    checkpoint: Checkpoint, stepper: Stepper, count: int, progress: Progress
+) -> Quality:
+    """Rung 4: `count` windows of the bundled passages through artifact and float32 decoder."""
+    length = min(WINDOW, stepper.context)
+    reference = decoder_stepper(checkpoint.decoder(), length)
+    meter = QualityMeter()
+    for index, tokens in enumerate(passages(checkpoint, length, count)):
+        progress.step(f"window {index + 1} of {count}")
+        reference.reset()
+        stepper.reset()
+        theirs, ours = reference.step(tokens), stepper.step(tokens)
+        meter.add(theirs.unsqueeze(0), ours.unsqueeze(0), tokens.unsqueeze(0))
+    return meter.result()
+
+
+def passages(checkpoint: Checkpoint, length: int, count: int) -> Tensor:
+    """`count` windows of the bundled public-domain text, int64 `[count, length]`."""
+    text = (files("lfmc") / "data" / "passages.txt").read_text(encoding="utf-8")
+    return windows(checkpoint.tokenizer(), text, length, count, checkpoint.config.bos_id)
+
+
+def read_back(
+    weights: PlannedWeights, target: Target, folder: Path, artifact: Artifact
+) -> dict[str, float]:
+    """Compare every tensor on disk with the plan, bit for bit; raise `GateError` for a difference.
+
+    Returns the measured error of each quantized tensor: the squared error of what its codes and
+    scales stand for, over the energy of the checkpoint's weights.
+    """
+    quantized: set[str] = set()
+    for stored in artifact.tensors:
+        found = target.read_tensor(folder, stored)
+        for name, value in _parts(found, stored, weights.checkpoint):
+            planned = _planned(weights, name, stored.part)
+            if value.dtype != planned.dtype or not torch.equal(value, planned):
+                raise GateError(
+                    f"the {stored.part} of '{name}' on disk are not the plan's",
+                    where=f"{folder}: {stored.name}",
+                    todo="this artifact is wrong and was not kept; please report it",
+                )
+            if stored.part == "codes":
+                quantized.add(name)
+    return {name: _error(weights, name) for name in sorted(quantized)}
+
+
+def _error(weights: PlannedWeights, name: str) -> float:
+    weight = weights.checkpoint.load(name).float()
+    energy = float(weight.square().sum())
+    left = float((weights.packed((name,)).dequantize() - weight).square().sum())
+    return left / energy if energy else 0.0
+
+
+def _planned(weights: PlannedWeights, name: str, part: str) -> Tensor:
+    if part == "values":
+        return weights.floats((name,))
+    packed = weights.packed((name,))
+    if part == "codes":
+        return packed.packed_codes()
+    if part == "scales":
+        return packed.scales
+    zeros = packed.packed_zeros()
+    if zeros is None:
+        raise GateError(f"'{name}' has zero points on disk and none in the plan")
+    return zeros
+
+
+def _parts(
+    value: Tensor, stored: StoredTensor, checkpoint: Checkpoint
+) -> list[tuple[str, Tensor]]:
+    """A stored tensor taken apart into the checkpoint's tensors that it holds."""
+    if stored.arrangement == "rows":
+        rows = [checkpoint.tensors[name].shape[0] for name in stored.sources]
+        pieces = list(value.split(rows))
+    elif stored.arrangement == "experts":
+        pieces = list(value.unbind(0))
+    else:  # gate and up rows in turn
+        pieces = [half for expert in value.unbind(0) for half in (expert[0::2], expert[1::2])]
+    return list(zip(stored.sources, pieces, strict=True))

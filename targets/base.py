@@ -1,0 +1,145 @@
+"""What a target is: capabilities, and the verbs that turn a program into an artifact and run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import Capabilities
+from lfmc.errors import InputError, UnsupportedError
+from lfmc.model import DecoderConfig
+from lfmc.parity import Rung
+from lfmc.program import Program
+from lfmc.trace import TraceSpec
+from lfmc.weights import PlannedWeights
+
+TARGETS: Mapping[str, str] = {"onnx": "lfmc.targets.onnx.target:OnnxTarget"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an export asks of a target: how many positions, and which naming of inputs."""
+
+    context: int
+    layout: str
+
+
+Arrangement = Literal["rows", "experts", "experts_gate_up"]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A constant in an artifact's files, and the checkpoint's tensors that it holds.
+
+    `part` is `codes`, `scales`, `zeros` or `values`. `arrangement` tells the order: `rows` (one
+    below the other), `experts` (stacked on a new first dim), `experts_gate_up` (the same, with the
+    rows of w1 and w3 taken in turn).
+    """
+
+    name: str
+    part: str
+    sources: tuple[str, ...]
+    arrangement: Arrangement
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An n-bit operator of the program, and the artifact's names of its inputs and its result."""
+
+    node: str
+    kind: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What lowering wrote: file names (relative), the tensors in them, and facts for the manifest.
+
+    `probes` are places where the artifact's own operators can be compared one by one.
+    """
+
+    files: tuple[str, ...]
+    tensors: tuple[StoredTensor, ...]
+    probes: tuple[Probe, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Stepper(Protocol):
+    """Runs an artifact the way an app does: state is carried from call to call."""
+
+    context: int
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+
+    def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Float32 logits `[T, V]` for `T` more tokens, any `T` from 1 up to what is left."""
+
+
+class Target(Protocol):
+    """A frozen dataclass; the libraries that it needs are imported inside of its verbs."""
+
+    name: ClassVar[str]
+    extra: ClassVar[str]
+    layouts: ClassVar[tuple[str, ...]]
+
+    def capabilities(self, config: DecoderConfig) -> Capabilities: ...
+
+    def check(self, config: DecoderConfig, request: Request) -> None:
+        """Raise `UnsupportedError`, with the reason, for a combination that can't be exported."""
+
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec: ...
+
+    def lower(
+        self, program: Program, weights: PlannedWeights, request: Request, folder: Path
+    ) -> Artifact: ...
+
+    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
+        """A stored tensor as it lies on disk, in torch."""
+
+    def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        """Execute the artifact; `exact` asks for float activations where the runtime has them."""
+
+    def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
+        """The bound program with the runtime's own rounding of activations, in torch."""
+
+    def tolerance(self, program: Program) -> float:
+        """What rung 3 may differ by: more than float arithmetic only where a kernel rounds."""
+
+    def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
+        """Every n-bit operator of the artifact, as shipped, on the input that it really gets."""
+
+
+def get_target(name: str) -> Target:
+    """The target of that name: one of ours, or one registered as an `lfmc.targets` entry point."""
+    path = TARGETS.get(name)
+    if path is None:
+        found = [e for e in entry_points(group="lfmc.targets") if e.name == name]
+        if not found:
+            known = sorted({*TARGETS, *(e.name for e in entry_points(group="lfmc.targets"))})
+            raise InputError("there is no such target", expected=", ".join(known), got=name)
+        target: Target = found[0].load()()
+        return target
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)()  # type: ignore[no-any-return]
+
+
+def require(package: str, extra: str) -> Any:
+    """Import a target's library, or say which extra brings it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise UnsupportedError(
+            f"this target needs the package '{package.partition('.')[0]}'",
+            got=error,
+            todo=f"pip install 'lfmc[{extra}]'",
+        ) from error

@@ -1,0 +1,186 @@
+"""What ONNX Runtime's n-bit kernels do to activations, in torch.
+
+Found by reproducing their results to 5e-7 (ONNX Runtime 1.31, x86-64):
+
+| operator | accuracy level 0 | accuracy level 4 |
+|---|---|---|
+| MatMulNBits, all widths | float32 | int8 per row and block |
+| QMoE 4 bit | float32 | int8 per row and block |
+| QMoE 8 bit | int8 per row and block | the same |
+| QMoE 2 bit | lookup tables of rounded sums | the same |
+
+So a width is never *less* exact than its activations' 8 bits, and parity can compare the artifact
+with the same rounding instead of with a loose tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from lfmc.calib_free.pack import unpack_bits
+from lfmc.program import Program
+
+
+def round_activations(x: Tensor, block: int) -> Tensor:
+    """`x` `[..., K]` after symmetric int8 rounding of every `block` values of a row."""
+    size = x.shape[-1]
+    blocks = F.pad(x, (0, -size % block)).unflatten(-1, (-1, block))
+    peak = blocks.abs().amax(-1, keepdim=True)
+    codes = torch.round(blocks * torch.where(peak > 0, 127.0 / peak, 0.0))
+    return (codes * (peak / 127.0)).flatten(-2)[..., :size]
+
+
+def table_matmul(
+    x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, group: int
+) -> Tensor:
+    """The 2-bit kernel: sums of 4 activations with every sign pattern, rounded to int8.
+
+    `x` `[N, K]`, `codes` `[rows, K]` of 0..3, `scales` and `zeros` `[rows, G]`. A code's two bits
+    are signs: `code - 1.5 = sign_0 / 2 + sign_1`; the rest of the zero point is exact.
+    """
+    count, size = x.shape
+    rows, fours = codes.shape[0], size // 4
+    block = 64 if group % 64 == 0 else 32  # activations that share a table scale
+    powers = 1 << torch.arange(4)
+    patterns = torch.where((torch.arange(16).unsqueeze(1) & powers) > 0, 1.0, -1.0)  # (16, 4)
+    sums = x.view(count, fours, 4) @ patterns.T  # (N, K / 4, 16)
+    peak = x.abs().view(count, -1, block // 4, 4).sum(-1).amax(-1) / 127.0  # (N, K / block)
+    step = peak.repeat_interleave(block // 4, dim=1).unsqueeze(-1)
+    table = torch.round(sums * torch.where(step > 0, 1.0 / step, 0.0)) * step
+    spread = scales.float().repeat_interleave(group // 4, dim=1)  # (rows, K / 4)
+    picks = torch.zeros(rows, fours, 16)
+    for bit, share in ((0, 0.5), (1, 1.0)):
+        pattern = (((codes >> bit) & 1).view(rows, fours, 4).long() * powers).sum(-1, keepdim=True)
+        picks.scatter_add_(2, pattern, (share * spread).unsqueeze(-1))
+    y = table.flatten(1) @ picks.flatten(1).T
+    middle = 2.0 if zeros is None else zeros.float()
+    return y + x.view(count, -1, group).sum(-1) @ (scales.float() * (1.5 - middle)).T
+
+
+class KernelReference(nn.Module):
+    """A bound program whose n-bit operators treat activations as ONNX Runtime's kernels do.
+
+    With `exact`, as at accuracy level 0; else as the artifact ships, at level 4.
+    """
+
+    def __init__(self, program: fx.GraphModule, *, exact: bool) -> None:
+        super().__init__()
+        self.program = program
+        self.exact = exact
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return _Interpreter(self.program, self.exact).run(*inputs)  # type: ignore[no-any-return]
+
+
+def rounds_always(program: Program) -> bool:
+    """Some operator rounds activations at every accuracy level: experts of 2 or 8 bits."""
+    return any(
+        isinstance(weight, fx.Node) and weight.op == "call_function" and weight.args[3] in (2, 8)
+        for node in program.nodes("lfm.moe")
+        for weights in node.args[3:6]
+        for weight in weights  # type: ignore[union-attr]
+    )
+
+
+def run_alone(program: Program, node: fx.Node, inputs: Sequence[Tensor]) -> Tensor:
+    """One n-bit operator as shipped, on the tensors (not the weights) that it is given."""
+    given = iter(inputs)
+    interpreter = _Interpreter(program.module, exact=False)
+
+    def value(argument: fx.Node) -> Any:
+        if argument.op == "get_attr":
+            return interpreter.fetch_attr(str(argument.target))
+        if argument.target is torch.ops.lfm.dequantize.default:
+            return _Quantized(*fx.map_arg(argument.args, value))
+        return next(given)
+
+    arguments = list(fx.map_arg(node.args, value))
+    if node.target is torch.ops.lfm.linear_nbits.default:
+        arguments[4] = None  # the bias is added by a node of its own
+    result: Tensor = interpreter.call_function(node.target, tuple(arguments), {})
+    return result
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, exact: bool) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.exact = exact
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ops = torch.ops.lfm
+        if target is ops.linear_nbits.default and not self.exact:
+            args = (round_activations(args[0], args[6]), *args[1:])
+        if target is ops.dequantize.default:
+            return _Quantized(*args)
+        if target is ops.moe.default:
+            return self._moe(*args)
+        return super().call_function(target, args, kwargs)
+
+    def _moe(
+        self,
+        x: Tensor,
+        scores: Tensor,
+        choice: Tensor,
+        w1: Sequence[Any],
+        w3: Sequence[Any],
+        w2: Sequence[Any],
+        top_k: int,
+        normalize: bool,
+        scale: float,
+    ) -> Tensor:
+        _, chosen = torch.topk(choice, top_k, dim=-1)
+        weights = scores.gather(1, chosen)
+        if normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+        y = torch.zeros_like(x)
+        for index, (one, three, two) in enumerate(zip(w1, w3, w2, strict=True)):
+            token, slot = torch.where(chosen == index)
+            if len(token) == 0:
+                continue
+            own = x[token]
+            gate, up = (_matmul(own, w, self.exact, paired=True) for w in (one, three))
+            out = _matmul(F.silu(gate) * up, two, self.exact, paired=False)
+            y.index_add_(0, token, out * (weights[token, slot] * scale).unsqueeze(-1))
+        return y
+
+
+class _Quantized:
+    """An expert's weight, kept as codes until it is known which kernel multiplies by it."""
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        zeros: Tensor | None,
+        bits: int,
+        group: int,
+        columns: int,
+    ) -> None:
+        self.bits, self.group, self.scales, self.zeros = bits, group, scales, zeros
+        self.codes = unpack_bits(codes, bits, scales.shape[1] * group)
+        self.columns = columns
+
+    def floats(self) -> Tensor:
+        zeros: Any = 1 << (self.bits - 1) if self.zeros is None else self.zeros.unsqueeze(-1)
+        grouped = self.codes.unflatten(1, (-1, self.group)).float() - zeros
+        return (grouped * self.scales.float().unsqueeze(-1)).flatten(1)[:, : self.columns]
+
+
+def _matmul(x: Tensor, weight: Any, exact: bool, *, paired: bool) -> Tensor:
+    """`x` times an expert's matrix; `paired` rows (w1 with w3) are one matmul of twice the rows."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight)
+    rows = weight.codes.shape[0] * (2 if paired else 1)
+    whole = weight.columns % weight.group == 0
+    if weight.bits == 2:
+        if rows % 128 or not whole:  # the table kernel does not take these shapes
+            return F.linear(x, weight.floats())
+        return table_matmul(x, weight.codes, weight.scales, weight.zeros, weight.group)
+    if weight.bits == 8 or not exact:
+        x = round_activations(x, weight.group)
+    return F.linear(x, weight.floats())

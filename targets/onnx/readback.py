@@ -1,0 +1,41 @@
+"""Reading constants back from a saved model: what is on disk, not what was meant to be."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfmc.errors import InputError
+from lfmc.targets.base import require
+from lfmc.targets.onnx.emitter import MODEL_FILE
+
+
+def read_initializer(folder: Path, name: str) -> Tensor:
+    """An initializer in its stored dtype (uint8, float16, bfloat16 or float32)."""
+    onnx = require("onnx", "onnx")
+    table = _initializers(folder, (folder / MODEL_FILE).stat().st_mtime_ns)
+    if name not in table:
+        raise InputError(f"the model has no constant '{name}'", where=folder / MODEL_FILE)
+    proto = onnx.TensorProto()
+    proto.CopyFrom(table[name])
+    onnx.external_data_helper.load_external_data_for_tensor(proto, str(folder))
+    dtypes = {
+        onnx.TensorProto.UINT8: torch.uint8,
+        onnx.TensorProto.FLOAT: torch.float32,
+        onnx.TensorProto.FLOAT16: torch.float16,
+        onnx.TensorProto.BFLOAT16: torch.bfloat16,
+    }
+    raw = torch.frombuffer(bytearray(proto.raw_data), dtype=torch.uint8)
+    return raw.view(dtypes[proto.data_type]).reshape(tuple(proto.dims))
+
+
+@lru_cache(maxsize=2)
+def _initializers(folder: Path, stamp: int) -> dict[str, Any]:
+    """Constants of a model file by name, without their data; `stamp` marks the file's version."""
+    onnx = require("onnx", "onnx")
+    model = onnx.load(folder / MODEL_FILE, load_external_data=False)
+    return {tensor.name: tensor for tensor in model.graph.initializer}

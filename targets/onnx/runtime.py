@@ -1,0 +1,128 @@
+"""Running the artifact here, with the calls that an app makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfmc.errors import InputError
+from lfmc.targets.base import require
+from lfmc.targets.onnx.emitter import MODEL_FILE
+
+CONTEXT_KEY = "lfmc.context"
+
+
+class OnnxStepper:
+    """One conversation (or `batch` of equal length) on the CPU.
+
+    Keys and values live in buffers as long as the context; the model reads and writes them in
+    place (past and present are bound to the same memory).
+    """
+
+    def __init__(self, folder: Path, *, exact: bool = False, batch: int = 1) -> None:
+        ort = require("onnxruntime", "onnx")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        model: str | bytes = str(folder / MODEL_FILE)
+        if exact:
+            model = _with_float_activations(folder)
+            key = "session.model_external_initializers_file_folder_path"
+            options.add_session_config_entry(key, str(folder))
+        try:
+            self._session = ort.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the library raises a dozen unrelated classes
+            raise InputError(
+                "ONNX Runtime can't load the model",
+                where=folder / MODEL_FILE,
+                got=str(error).splitlines()[0],
+                todo="export it again; a bundle is a whole, its files can't be exchanged",
+            ) from error
+        meta = self._session.get_modelmeta().custom_metadata_map
+        self.context = int(json.loads(meta[CONTEXT_KEY]))
+        self._ort, self._batch = ort, batch
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation: states are zeros again."""
+        self._length = 0
+        self._state: dict[str, Any] = {}
+        for given in self._session.get_inputs():
+            if given.name.startswith("past"):
+                sizes = {"batch": self._batch, "past": self.context}
+                shape = [sizes.get(d, d) for d in given.shape]
+                self._state[given.name] = self._ort.OrtValue.ortvalue_from_numpy(
+                    np.zeros(shape, np.float32)
+                )
+
+    def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Float32 logits `[T, V]` (`[B, T, V]` for a batch) of the tokens that come next."""
+        ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(self._batch, -1)
+        self._check(ids)
+        total = self._length + ids.shape[1]
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("input_ids", ids.numpy())
+        binding.bind_cpu_input("attention_mask", np.ones((self._batch, total), np.int64))
+        fresh = {}
+        binding.bind_output("logits", "cpu")
+        for past, value in self._state.items():
+            present = _present(past)
+            binding.bind_ortvalue_input(past, value)
+            if past.endswith(("key", "value")):
+                binding.bind_ortvalue_output(present, value)
+            else:
+                fresh[past] = self._ort.OrtValue.ortvalue_from_numpy(np.empty_like(value.numpy()))
+                binding.bind_ortvalue_output(present, fresh[past])
+        self._session.run_with_iobinding(binding)
+        self._state.update(fresh)
+        self._length = total
+        logits = torch.from_numpy(binding.get_outputs()[0].numpy())
+        return logits[0] if self._batch == 1 else logits
+
+    def _check(self, ids: Tensor) -> None:
+        if ids.shape[1] < 1:
+            raise InputError("a step needs at least one token")
+        if self._length + ids.shape[1] > self.context:
+            raise InputError(
+                "the conversation is longer than the exported context",
+                expected=f"at most {self.context} tokens",
+                got=f"{self._length + ids.shape[1]}",
+                todo="reset, or export with a larger --context",
+            )
+        if self._batch > 1 and self._length and ids.shape[1] > 1:
+            raise InputError(
+                "ONNX Runtime continues a batch one token at a time",
+                expected="one token a row, or a batch of one",
+                got=f"{ids.shape[1]} tokens",
+            )
+        vocab = self._session.get_outputs()[0].shape[-1]
+        if int(ids.min()) < 0 or int(ids.max()) >= vocab:
+            raise InputError(
+                "a token id is outside of the vocabulary", expected=f"0 to {vocab - 1}"
+            )
+
+
+def _present(past: str) -> str:
+    """The output that continues an input, in any layout."""
+    if past.startswith("past_key_values."):
+        return past.replace("past_key_values", "present", 1)
+    return past.replace("past", "present", 1)
+
+
+def _with_float_activations(folder: Path) -> bytes:
+    """The model with accuracy level 0 in every node, for a comparison without int8 activations."""
+    onnx = require("onnx", "onnx")
+    model = onnx.load(folder / MODEL_FILE, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    data: bytes = model.SerializeToString()
+    return data

@@ -1,0 +1,141 @@
+"""The ONNX target: capabilities and verbs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import Capabilities, Format
+from lfmc.errors import UnsupportedError
+from lfmc.model import DecoderConfig
+from lfmc.parity import ARTIFACT_TOLERANCE, Rung
+from lfmc.program import Program
+from lfmc.targets.base import Artifact, Request, Stepper, StoredTensor, require
+from lfmc.trace import TraceSpec
+from lfmc.weights import PlannedWeights
+
+# QMoE's and MatMulNBits' widths on CPU; others fail when a session starts (onnxruntime 1.31).
+BITS = (2, 4, 8)
+GROUPS = (32, 64, 128)
+FORMATS = tuple(
+    Format(bits, group, symmetric, "float16")
+    for bits in BITS
+    for group in GROUPS
+    for symmetric in (True, False)
+)
+
+
+@dataclass(frozen=True)
+class OnnxTarget:
+    """ONNX Runtime on CPU, through its contrib operators."""
+
+    name: ClassVar[str] = "onnx"
+    extra: ClassVar[str] = "onnx"
+    layouts: ClassVar[tuple[str, ...]] = ("plain", "genai", "transformers.js")
+
+    def capabilities(self, config: DecoderConfig) -> Capabilities:
+        return Capabilities(
+            linear=FORMATS,
+            embedding=FORMATS,
+            expert=FORMATS,
+            floats=("float32", "bfloat16", "float16"),
+            merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
+            expert_unit="expert",  # one QMoE node has one width for all three matrices
+            expert_layer_shares_group=True,  # so a layer needs a node a width, not a format
+            graph_base=GRAPH_BASE,
+            graph_per_layer=GRAPH_PER_LAYER,
+            graph_per_expert=GRAPH_PER_EXPERT,
+        )
+
+    def check(self, config: DecoderConfig, request: Request) -> None:
+        if request.layout != "plain" and config.model_type == "lfm3":
+            raise UnsupportedError(
+                f"layout '{request.layout}' can't carry this model",
+                expected="lfm2 or lfm2_moe",
+                got=config.model_type,
+                todo="neither onnxruntime-genai 0.18 nor transformers.js knows lfm3; "
+                "use --layout plain",
+            )
+
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
+        # Batch and length stay open. Attention's own cache has no slots; the context only sizes
+        # the rotary tables.
+        return TraceSpec(context=request.context, batch=None, length=None)
+
+    def lower(
+        self, program: Program, weights: PlannedWeights, request: Request, folder: Path
+    ) -> Artifact:
+        require("onnx_ir", self.extra)
+        from lfmc.targets.onnx.emitter import DATA_FILE, MODEL_FILE, OPSETS, Emitter
+        from lfmc.targets.onnx.genai import CONFIG_FILE, genai_config
+        from lfmc.targets.onnx.layouts import Layout
+        from lfmc.targets.onnx.lower import ACCURACY_LEVEL, Lowering
+        from lfmc.targets.onnx.runtime import CONTEXT_KEY
+
+        layout = Layout(request.layout)
+        emit = Emitter(folder)
+        lowering = Lowering(program, weights, layout, request.context, emit)
+        lowering.run()
+        emit.save(program.config.model_type, {CONTEXT_KEY: json.dumps(request.context)})
+        files = [MODEL_FILE, DATA_FILE]
+        if request.layout == "genai":
+            text = genai_config(weights.checkpoint, request.context)
+            (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+            files.append(CONFIG_FILE)
+        states = [
+            {
+                "name": state.name,
+                "input": layout.past(state),
+                "output": layout.present(state),
+                "shape": layout.shape(state, "past"),
+                "dtype": "float32",
+                "reset": "zeros; keys and values of length 0",
+            }
+            for state in program.states
+        ]
+        facts = {
+            "opsets": OPSETS,
+            "accuracy_level": ACCURACY_LEVEL,
+            "layout": request.layout,
+            "states": states,
+        }
+        return Artifact(tuple(files), tuple(emit.stored), lowering.probes(), facts)
+
+    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
+        from lfmc.targets.onnx.readback import read_initializer
+
+        return read_initializer(folder, stored.name)
+
+    def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        from lfmc.targets.onnx.runtime import OnnxStepper
+
+        return OnnxStepper(folder, exact=exact)
+
+    def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
+        from lfmc.targets.onnx.activations import KernelReference
+
+        return KernelReference(program.module, exact=exact)
+
+    def tolerance(self, program: Program) -> float:
+        from lfmc.targets.onnx.activations import rounds_always
+
+        # A float difference of 1e-6 turns an int8 rounding here and there, which shows in the
+        # logits; `operator_parity` is the strict comparison then.
+        return 3e-2 if rounds_always(program) else ARTIFACT_TOLERANCE
+
+    def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
+        from lfmc.targets.onnx.probe import operator_parity
+
+        return operator_parity(program, folder, artifact)
+
+
+# Bytes of the model file that are not weights: measured, with a margin; an export that needs more
+# fails instead of breaking its budget (`tests/targets/onnx/test_size.py` watches the margin).
+GRAPH_BASE = 24_000
+GRAPH_PER_LAYER = 12_000
+GRAPH_PER_EXPERT = 200

@@ -1,0 +1,131 @@
+"""Methods against each other, on text.
+
+`python tests/benchmarks/quality.py MODEL_DIR... --text FILE.jsonl --bits 2.5,3,3.5,4.5` prints one
+markdown table. The text is only for measuring: no plan ever sees it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.allocate import Budget, make_plan
+from lfmc.calib_free.formats import GENERIC, Capabilities
+from lfmc.calib_free.plan import BitPlan, dequantized_weights
+from lfmc.calib_free.sample import logits_of
+from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.errors import LfmcError
+from lfmc.model import DecoderConfig
+from lfmc.quality import Quality, QualityMeter, windows
+
+COLUMNS = "model | method | budget | actual bits/weight | KL | top-1 | perplexity | plan, s"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file: lines of JSON with a `text` each, or plain."""
+    raw = path.read_text(encoding="utf-8")
+    if path.suffix != ".jsonl":
+        return raw
+    return "\n\n".join(json.loads(line)["text"] for line in raw.splitlines() if line)
+
+
+def capabilities_of(target: str, config: DecoderConfig) -> Capabilities:
+    """What a target stores, or the generic capabilities."""
+    if target == "generic":
+        return GENERIC
+    from lfmc.targets.base import get_target
+
+    return get_target(target).capabilities(config)
+
+
+def measure(
+    checkpoint: Checkpoint, reference: list[Tensor], tokens: Tensor, plan: BitPlan
+) -> Quality:
+    """Quality of the weights of a plan against the reference logits."""
+    decoder = checkpoint.decoder(dequantized_weights(checkpoint, plan))
+    meter = QualityMeter()
+    with torch.inference_mode():
+        parts = zip(reference, logits_of(decoder, tokens), tokens.split(8), strict=True)
+        for wide, narrow, part in parts:
+            meter.add(wide, narrow, part)
+    return meter.result()
+
+
+def table(options: argparse.Namespace) -> Iterator[str]:
+    """Lines of the table, one as soon as it is known."""
+    text = read_text(options.text)
+    yield f"| {COLUMNS} |"
+    yield "|" + "---|" * len(COLUMNS.split("|"))
+    for model in options.models:
+        checkpoint = open_checkpoint(model)
+        bos = checkpoint.config.bos_id
+        tokens = windows(checkpoint.tokenizer(), text, options.length, options.count, bos)
+        with torch.inference_mode():
+            reference = list(logits_of(checkpoint.decoder(), tokens))
+        for budget in options.bits:
+            for method in options.methods:
+                yield row(checkpoint, reference, tokens, method, budget, options)
+
+
+def row(
+    checkpoint: Checkpoint,
+    reference: list[Tensor],
+    tokens: Tensor,
+    method: str,
+    budget: float,
+    options: argparse.Namespace,
+) -> str:
+    """One line: a method at one budget, or why it refused."""
+    start = time.perf_counter()
+    try:
+        capabilities = capabilities_of(options.target, checkpoint.config)
+        plan = make_plan(
+            checkpoint,
+            capabilities,
+            method,
+            Budget(budget),
+            target=options.target,
+            gamma=options.gamma,
+        )
+    except LfmcError as error:
+        return f"| {checkpoint.name} | {method} | {budget} | refused: {error.what} | | | | |"
+    seconds = time.perf_counter() - start
+    plan.check(checkpoint, capabilities)
+    found = measure(checkpoint, reference, tokens, plan)
+    return (
+        f"| {checkpoint.name} | {method} | {budget} | {plan.bits_per_weight:.4f} | {found.kl:.4f} "
+        f"| {found.top1:.3f} | {found.perplexity:.2f} (fp32 {found.reference_perplexity:.2f}) "
+        f"| {seconds:.0f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--text", required=True, type=Path, help="a .jsonl with `text`, or a .txt")
+    parser.add_argument(
+        "--bits", default=[2.5, 3.0, 3.5, 4.5], type=lambda s: [float(b) for b in s.split(",")]
+    )
+    parser.add_argument(
+        "--methods", default=["auto", "alphaq", "uniform"], type=lambda s: s.split(",")
+    )
+    parser.add_argument("--target", default="generic")
+    parser.add_argument("--gamma", default=1.0, type=float)
+    parser.add_argument("--length", default=256, type=int, help="tokens a window")
+    parser.add_argument("--count", default=32, type=int, help="windows, spread over the text")
+    options = parser.parse_args()
+    for line in table(options):
+        print(line, flush=True)
+    tokens = options.count * options.length
+    print(f"\nKL(fp32 || quantized) in nats per token, on {tokens} tokens of {options.text}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""`config.json`: the values that transformers would use, or an error that names the key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
+
+from lfmc.errors import InputError
+from lfmc.model import DecoderConfig, read_config, state_specs
+from lfmc.model.rope import inverse_frequencies
+from tests.factories import KINDS
+
+SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+HYBRID = ["conv", "full_attention", "conv", "full_attention"]
+
+
+def raw_config(model_type: str, **changes: Any) -> dict[str, Any]:
+    layers = {} if model_type == "lfm3" else {"layer_types": HYBRID}
+    return {"model_type": model_type, **SIZES, **layers, **changes}
+
+
+def refused(raw: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as caught:
+        read_config(raw, "here/config.json")
+    assert caught.value.exit_code == 2
+    assert "here/config.json" in str(caught.value)
+    return str(caught.value)
+
+
+def ids(value: int | list[int] | None) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, list) else () if value is None else (value,)
+
+
+@pytest.mark.parametrize("model_type", ["lfm2", "lfm2_moe", "lfm3"])
+def test_what_the_file_leaves_out_is_as_in_transformers(model_type: str) -> None:
+    layers = {"num_hidden_layers": 8, "layer_types": HYBRID * 2}
+    raw = {**raw_config(model_type), **layers}
+    if model_type == "lfm3":
+        del raw["layer_types"]
+    ours, theirs = read_config(raw), transformers.AutoConfig.for_model(**raw)
+    assert ours.layer_types == tuple(theirs.layer_types)
+    assert ours.conv_kernel == theirs.conv_L_cache
+    assert ours.conv_bias == theirs.conv_bias
+    assert ours.norm_eps == theirs.norm_eps
+    assert ours.tied_embedding == theirs.tie_word_embeddings
+    assert ours.max_context == theirs.max_position_embeddings
+    assert ours.bos_id == theirs.bos_token_id
+    assert ours.pad_id == theirs.pad_token_id
+    assert ours.eos_ids == ids(theirs.eos_token_id)
+    assert ours.head_dim == getattr(theirs, "head_dim", 16)
+    if model_type == "lfm2_moe":
+        assert ours.moe is not None
+        assert ours.moe.num_experts == theirs.num_experts
+        assert ours.moe.top_k == theirs.num_experts_per_tok
+        assert ours.moe.ffn_size == theirs.moe_intermediate_size
+        assert ours.moe.num_dense_layers == theirs.num_dense_layers
+        assert ours.moe.normalize == theirs.norm_topk_prob
+        assert ours.moe.use_bias == theirs.use_expert_bias
+        assert ours.moe.scale == theirs.routed_scaling_factor
+    if model_type == "lfm3":
+        assert ours.sliding_window == theirs.sliding_window
+        assert ours.sandwich_norm == theirs.use_sandwich_norm
+        assert ours.attention_gate == theirs.use_attention_gate
+        assert ours.attention_bias == theirs.attention_bias
+        for kind, rope in ours.rope.items():
+            assert rope.theta == theirs.rope_parameters[kind]["rope_theta"]
+            assert rope.partial == theirs.rope_parameters[kind].get("partial_rotary_factor", 1.0)
+    else:
+        assert ours.rope["full_attention"].theta == theirs.rope_parameters["rope_theta"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_transformers_writes(kind: str) -> None:
+    fields = {k: v for k, v in KINDS[kind].items() if k != "vision"}
+    saved = transformers.AutoConfig.for_model(**fields).to_diff_dict()
+    assert read_config(saved) == read_config(fields)
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 1, 1.3, 0.7])
+@pytest.mark.parametrize("multiple", [32, 256])
+@pytest.mark.parametrize("size", [96, 1000, 12288])
+def test_the_adjusted_feed_forward_size(size: int, multiple: int, multiplier: float) -> None:
+    changes = {
+        "intermediate_size": size,
+        "block_multiple_of": multiple,
+        "block_ffn_dim_multiplier": multiplier,
+    }
+    config = transformers.Lfm2Config(**SIZES | {"layer_types": HYBRID, "intermediate_size": size})
+    config.block_multiple_of, config.block_ffn_dim_multiplier = multiple, multiplier
+    with torch.device("meta"):
+        theirs = Lfm2MLP(config).w1.weight.shape[0]
+    assert read_config(raw_config("lfm2", **changes)).ffn_size == theirs
+
+
+def test_a_feed_forward_size_under_its_older_name() -> None:
+    raw = raw_config("lfm2", block_ff_dim=200, block_auto_adjust_ff_dim=False)
+    assert transformers.Lfm2Config(**raw).intermediate_size == 200
+    assert read_config(raw).ffn_size == 200
+    del raw["intermediate_size"]
+    assert read_config(raw).ffn_size == 200
+
+
+def test_attention_layers_by_index() -> None:
+    raw = raw_config("lfm2", full_attn_idxs=[1, 3])
+    del raw["layer_types"]
+    assert list(read_config(raw).layer_types) == HYBRID
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_theta": 5e5},
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+        {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}},
+        {"rope_theta": 7.0, "rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_scaling": {"rope_theta": 5e5}, "rope_parameters": {"rope_theta": 7.0}},
+    ],
+)
+def test_every_place_for_the_rotary_base(changes: dict[str, Any]) -> None:
+    raw = raw_config("lfm2", **changes)
+    theirs = transformers.Lfm2Config(**raw_config("lfm2", **changes)).rope_parameters
+    assert read_config(raw).rope["full_attention"].theta == theirs["rope_theta"] == 5e5
+
+
+def test_partial_rotary_steps() -> None:
+    steps = inverse_frequencies(read_config(raw_config("lfm3")), "full_attention")
+    assert steps.shape == (64,)
+    assert bool((steps[:32] > 0).all())
+    assert not steps[32:].any()
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "llama3", "longrope", 3, ["x"]])
+@pytest.mark.parametrize("model_type", ["lfm2", "lfm3"])
+def test_rotary_embeddings_that_are_not_known(model_type: str, rope_type: Any) -> None:
+    params = {"rope_type": rope_type, "rope_theta": 1e6}
+    nested = {"full_attention": params, "sliding_attention": params}
+    raw = raw_config(model_type, rope_parameters=nested if model_type == "lfm3" else params)
+    message = refused(raw)
+    assert "full_attention" in message
+    assert repr(rope_type) in message
+
+
+def test_a_rotary_factor_is_not_ignored() -> None:
+    params = {"rope_type": "proportional", "rope_theta": 1e6, "factor": 2.0}
+    assert "factor" in refused(raw_config("lfm2", rope_parameters=params))
+
+
+def test_a_vision_language_model_is_its_language_tower() -> None:
+    text = raw_config("lfm3")
+    outer = {"model_type": "lfm3_vl", "text_config": text, "vision_config": {}}
+    assert read_config(outer) == read_config(text)
+
+
+@pytest.mark.parametrize("key", ["tie_word_embeddings", "tie_embedding"])
+def test_a_vision_language_model_ties_as_its_outer_config_says(key: str) -> None:
+    text = raw_config("lfm2", tie_word_embeddings=True)
+    outer = {"model_type": "lfm2_vl", "text_config": text, key: False}
+    assert not transformers.Lfm2VlConfig(**{**outer, "text_config": text}).tie_word_embeddings
+    assert not read_config(outer).tied_embedding
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "key"),
+    [
+        ("lfm2", {"hidden_size": None}, "hidden_size"),
+        ("lfm2", {"hidden_size": "64"}, "hidden_size"),
+        ("lfm2", {"hidden_size": True}, "hidden_size"),
+        ("lfm2", {"vocab_size": 0}, "vocab_size"),
+        ("lfm2", {"vocab_size": 10**30}, "vocab_size"),
+        ("lfm2", {"num_hidden_layers": 5}, "layer_types"),
+        ("lfm3", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ("lfm2", {"layer_types": ["conv"] * 3 + ["sliding_attention"]}, "sliding_attention"),
+        ("lfm2", {"layer_types": ["conv"] * 3 + [{}]}, "{}"),
+        ("lfm2", {"num_key_value_heads": 3}, "3 key/value heads"),
+        ("lfm2", {"num_attention_heads": 128, "num_key_value_heads": 128}, "head_dim"),
+        ("lfm3", {"head_dim": 31}, "head_dim"),
+        ("lfm3", {"head_dim": "32"}, "head_dim"),
+        ("lfm3", {"sliding_window": None, "num_hidden_layers": 8}, "sliding_window"),
+        ("lfm2", {"conv_L_cache": 1}, "conv_L_cache"),
+        ("lfm2", {"norm_eps": float("nan")}, "norm_eps"),
+        ("lfm2", {"norm_eps": -1e-5}, "norm_eps"),
+        ("lfm2", {"norm_eps": "1e-5"}, "norm_eps"),
+        ("lfm2", {"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ("lfm2", {"eos_token_id": "</s>"}, "eos_token_id"),
+        ("lfm2", {"eos_token_id": [2, None]}, "eos_token_id"),
+        ("lfm2", {"rope_parameters": [1]}, "rope_parameters"),
+        ("lfm2", {"rope_theta": float("inf")}, "rope_theta"),
+        ("lfm2", {"block_ffn_dim_multiplier": 1e20}, "feed-forward"),
+        ("lfm2_moe", {"num_experts": 2}, "4 of 2"),
+        ("lfm2_moe", {"num_dense_layers": 5}, "num_dense_layers"),
+        ("lfm2_moe", {"routed_scaling_factor": "1"}, "routed_scaling_factor"),
+        ("lfm2_vl", {}, "text_config"),
+        ("gpt2", {}, "'gpt2'"),
+        (["lfm2"], {}, "['lfm2']"),
+    ],
+)
+def test_bad_values_are_named(model_type: Any, changes: dict[str, Any], key: str) -> None:
+    assert key in refused(raw_config(model_type, **changes))
+
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([0, -1, 1, 2**31, 2**63, 10**400])
+    | st.floats()
+    | st.text(max_size=3)
+    | st.sampled_from(["conv", "full_attention", "default", "proportional"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+_KEYS = sorted(
+    {
+        *(key for kind in KINDS.values() for key in kind if key != "vision"),
+        *("bos_token_id", "conv_bias", "conv_L_cache", "full_attn_idxs", "norm_eps"),
+        *("rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor"),
+        *("tie_embedding", "block_ff_dim", "block_ffn_dim_multiplier", "text_config"),
+    }
+)
+_ROPE = st.dictionaries(
+    st.sampled_from(["rope_type", "type", "rope_theta", "factor", "partial_rotary_factor"]), _JSON
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    kind=st.sampled_from(["lfm2", "lfm2_moe", "lfm3"]),
+    changes=st.dictionaries(st.sampled_from(_KEYS), _JSON, min_size=1, max_size=3),
+    rope=st.none() | _ROPE,
+)
+def test_any_json_is_read_or_is_an_input_error(
+    kind: str, changes: dict[str, Any], rope: dict[str, Any] | None
+) -> None:
+    raw = {**KINDS[kind], **changes}
+    if rope is not None:
+        nested = {"full_attention": rope, "sliding_attention": rope}
+        raw["rope_parameters"] = nested if kind == "lfm3" else rope
+    try:
+        config = read_config(raw)
+    except InputError as error:
+        assert len(str(error)) < 2000
+    else:
+        assert isinstance(config, DecoderConfig)
+        assert state_specs(config, 1, 2)
+        for layer_type in config.rope:
+            assert bool(inverse_frequencies(config, layer_type).isfinite().all())
