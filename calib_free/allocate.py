@@ -118,11 +118,11 @@ def _require_room(
     """Raise `InputError`, with the smallest possible size, where nothing fits the limit."""
     least = smallest([unit_choice(checkpoint, capabilities, unit) for unit in found])
     if least > left:
-        smallest = limit - left + least
+        size = limit - left + least
         params = checkpoint.num_params
         raise InputError(
             "the budget is below the smallest possible size",
-            expected=f"at least {8 * smallest / params:.4f} bits per weight, {smallest} bytes",
+            expected=f"at least {8 * size / params:.4f} bits per weight, {size} bytes",
             got=f"{8 * limit / params:.4f} bits per weight, {limit} bytes",
             todo="raise the budget" if found else "choose a method that quantizes",
         )

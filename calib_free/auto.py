@@ -29,7 +29,7 @@ from lfmc.checkpoint import Checkpoint
 
 TEXTS, LENGTH = 32, 96  # sampled: about 3,000 tokens
 REFERENCE_BITS = 3  # the width at which a matrix's cost is measured in full
-EXCESS = 4.0  # KL outgrows the quadratic form by this times the relative error
+EXCESS = 3.0  # KL outgrows the quadratic form by this times the relative error
 SHARED = 0.1  # of a unit's sensitivity that it takes from its kind: a sample is finite
 
 

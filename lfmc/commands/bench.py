@@ -18,8 +18,12 @@ from lfmc.commands.options import json_option
 @json_option
 def command(bundle: Path, prompt: int, tokens: int, rounds: int, as_json: bool) -> None:
     """Tokens per second of BUNDLE here: best and median of several rounds."""
-    from lfmc.api import load
+    from lfmc.bundle import open_bundle
     from lfmc.errors import InputError
+
+    open_bundle(bundle)
+
+    from lfmc.api import load
     from lfmc.timing import time_stepper
 
     stepper = load(bundle)

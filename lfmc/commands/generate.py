@@ -28,15 +28,17 @@ def command(
     as_json: bool,
 ) -> None:
     """Continue PROMPT with the artifact in BUNDLE, run the way an app runs it."""
+    from lfmc.bundle import open_bundle
+    from lfmc.errors import InputError
+
+    opened = open_bundle(bundle)
+
     from tokenizers import Tokenizer
 
     from lfmc.api import load
-    from lfmc.bundle import open_bundle
     from lfmc.chat import render
-    from lfmc.errors import InputError
     from lfmc.generate import continue_tokens
 
-    opened = open_bundle(bundle)
     tokens = opened.manifest["tokens"]
     text = prompt
     bos = [] if tokens["bos"] is None else [tokens["bos"]]

@@ -21,17 +21,20 @@ def command(bundle: Path, model: str | None, check: str, as_json: bool) -> None:
     MODEL is the checkpoint that the bundle was exported from (`demo` for the one in the package).
     """
     from lfmc.bundle import open_bundle
-    from lfmc.checkpoint import open_checkpoint
     from lfmc.errors import InputError
-    from lfmc.progress import for_terminal
-    from lfmc.reverify import reverify
 
     if check not in ("full", "fast"):
         raise InputError("there is no such check", expected="full, fast", got=check)
+    opened = open_bundle(bundle)
+
+    from lfmc.checkpoint import open_checkpoint
+    from lfmc.progress import for_terminal
+    from lfmc.reverify import reverify
+
     checkpoint = None
     if model is not None:
         checkpoint = open_checkpoint(None if model == "demo" else model)
-    found = reverify(open_bundle(bundle), checkpoint, for_terminal(), check)
+    found = reverify(opened, checkpoint, for_terminal(), check)
     if as_json:
         click.echo(json.dumps(found))
         return

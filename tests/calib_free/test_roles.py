@@ -4,12 +4,12 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from tests.calib_free.conftest import MakeCheckpoint
 
 from lfmc.calib_free.formats import GENERIC
 from lfmc.calib_free.gains import input_gain_name, input_importance
 from lfmc.calib_free.roles import KEPT, QUANTIZED, role, units
 from lfmc.checkpoint import Checkpoint
+from tests.calib_free.conftest import MakeCheckpoint
 
 MERGED = replace(GENERIC, merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")))
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.calib_free.conftest import MakeCheckpoint
 
 from lfmc.calib_free.sample import logits_of, sample
 from lfmc.errors import UnsupportedError
 from lfmc.model import initial_state
+from tests.calib_free.conftest import MakeCheckpoint
 
 
 def test_text_starts_at_the_start_token_and_follows_the_seed(

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.calib_free.conftest import MakeCheckpoint
 
 from lfmc.calib_free.sample import logits_of, sample
 from lfmc.calib_free.sensitivity import column_importance, fisher_diagonal, require_memory
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import UnsupportedError
+from tests.calib_free.conftest import MakeCheckpoint
 
 EMBEDDING = "model.embed_tokens.weight"
 

@@ -1,0 +1,112 @@
+"""What each part of `auto` is worth: the method with one part changed, on text.
+
+`python tests/benchmarks/ablation.py MODEL_DIR... --text FILE.jsonl --bits 3.5` prints one markdown
+table of KL(fp32 || quantized) in nats per token. The text is only for measuring.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from quality import measure, read_text
+from torch import Tensor
+
+from lfmc.calib_free import auto
+from lfmc.calib_free.allocate import Budget, make_plan
+from lfmc.calib_free.formats import GENERIC, Capabilities, Format
+from lfmc.calib_free.sample import logits_of
+from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.model import Decoder
+from lfmc.quality import windows
+
+GROUP_64 = Capabilities(
+    *(tuple(f for f in GENERIC.linear if (f.group, f.symmetric) == (64, False)),) * 3,
+    GENERIC.floats,
+)
+
+
+def squared_error(
+    decoder: Decoder, names: Sequence[str], tokens: Tensor, progress: object
+) -> dict[str, Tensor]:
+    """In place of the Fisher information: every error counts the same."""
+    return {name: torch.ones_like(decoder.get_parameter(name)) for name in names}
+
+
+def relative_error(
+    decoder: Decoder, names: Sequence[str], tokens: Tensor, progress: object
+) -> dict[str, Tensor]:
+    """In place of the Fisher information: errors relative to a matrix's mean energy."""
+    weights = {name: decoder.get_parameter(name) for name in names}
+    return {n: torch.ones_like(w) / w.square().mean() for n, w in weights.items()}
+
+
+def all_alike(fisher: Tensor) -> Tensor:
+    """In place of column importance."""
+    return torch.ones(fisher.shape[1])
+
+
+def minmax(number_format: Format, capabilities: Capabilities) -> str:
+    """In place of the searched grid."""
+    return "minmax"
+
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "as it is": {},
+    "cost: squared error": {"fisher_diagonal": squared_error},
+    "cost: relative squared error": {"fisher_diagonal": relative_error},
+    "columns all alike in the clip search": {"column_importance": all_alike},
+    "min/max grid": {"grid_for": minmax},
+    "no excess of large errors": {"EXCESS": 0.0},
+    "excess 8": {"EXCESS": 8.0},
+    "no sharing within a kind": {"SHARED": 0.0},
+    "a quarter of the text": {"TEXTS": 8},
+    "four times the text": {"TEXTS": 128},
+    "another seed": {"seed": 1},
+    "only groups of 64, asymmetric": {"capabilities": GROUP_64},
+}
+
+
+def kl(
+    checkpoint: Checkpoint,
+    reference: list[Tensor],
+    tokens: Tensor,
+    budget: float,
+    change: Mapping[str, Any],
+) -> float:
+    """KL of `auto` with a change: attributes of its module, a seed, or capabilities."""
+    values = dict(change)
+    seed, capabilities = values.pop("seed", 0), values.pop("capabilities", GENERIC)
+    with patch.multiple(auto, **values) if values else nullcontext():
+        plan = make_plan(checkpoint, capabilities, "auto", Budget(budget), seed=seed)
+    return measure(checkpoint, reference, tokens, plan).kl
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--text", required=True, type=Path, help="a .jsonl with `text`, or a .txt")
+    parser.add_argument("--bits", default=3.5, type=float)
+    parser.add_argument("--length", default=256, type=int, help="tokens a window")
+    parser.add_argument("--count", default=32, type=int, help="windows, spread over the text")
+    options = parser.parse_args()
+    print("| model | bits/weight | variant | KL |\n|---|---|---|---|")
+    for model in options.models:
+        checkpoint = open_checkpoint(model)
+        text = read_text(options.text)
+        bos = checkpoint.config.bos_id
+        tokens = windows(checkpoint.tokenizer(), text, options.length, options.count, bos)
+        with torch.inference_mode():
+            reference = list(logits_of(checkpoint.decoder(), tokens))
+        for name, change in VARIANTS.items():
+            found = kl(checkpoint, reference, tokens, options.bits, change)
+            print(f"| {checkpoint.name} | {options.bits} | {name} | {found:.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
