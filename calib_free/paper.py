@@ -49,14 +49,16 @@ def allocate_paper(
             own = nearest(OTHERS, capabilities.formats(unit.role))
             left -= unit_nbytes(checkpoint, unit, own)
             for name in unit.names:
-                decisions[name] = Decision(own, "minmax", "alphaq: 4 bits outside the experts")
+                reason = f"alphaq: {own.bits} bits outside the experts"
+                decisions[name] = Decision(own, "minmax", reason)
     formats = _formats(capabilities)
     alphas, weights = _signals(checkpoint, experts, gamma, progress)
     widths = _fit(checkpoint, experts, formats, weights, left)
     for unit, width in zip(experts, widths, strict=True):
         for name in unit.names:
-            reason = f"alphaq: tail exponent {alphas[name]:.3f}"
-            decisions[name] = Decision(formats[width], "minmax", reason, alpha=alphas[name])
+            alpha = alphas[name] if math.isfinite(alphas[name]) else None
+            reason = "alphaq: no tail" if alpha is None else f"alphaq: tail exponent {alpha:.3f}"
+            decisions[name] = Decision(formats[width], "minmax", reason, alpha=alpha)
     return decisions
 
 

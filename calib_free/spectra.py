@@ -45,8 +45,9 @@ def pl_alpha_hill(weight: Tensor, block: int = 128) -> float:
 def eigenvalues(weight: Tensor, block: int) -> Tensor:
     """Squared singular values of all blocks, float64 `[n]`, largest first.
 
-    They are the eigenvalues of the Gram matrices, all solved in one batch: several times faster
-    than an SVD a block, and as exact in float64 where a tail is read.
+    They are the eigenvalues of the Gram matrices, all solved in one batch: faster than an SVD a
+    block (0.25 s against 0.33 s for 1792 x 2048 on one core), and in float64 as exact where the
+    tail is read.
     """
     pieces = _blocks(weight.double(), block)
     if pieces.shape[1] > pieces.shape[2]:

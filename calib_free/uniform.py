@@ -55,7 +55,7 @@ def allocate_width(
 
 
 def _formats(capabilities: Capabilities, found: Sequence[Unit]) -> set[Format]:
-    """Formats of the role that holds most units: the others follow by `nearest`."""
+    """Formats of every role but the embedding, which follows them by `nearest`."""
     body = [unit.role for unit in found if unit.role != "embedding"] or ["embedding"]
     return {f for role in set(body) for f in capabilities.formats(role)}
 

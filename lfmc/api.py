@@ -71,7 +71,9 @@ def verify(bundle: str | Path, model: str | Path | None = None) -> dict[str, Any
     """Prove a bundle again: files, golden prompts and, given its checkpoint, all rungs."""
     from lfmc.reverify import reverify
 
-    return reverify(open_bundle(bundle), None if model is None else open_checkpoint(model), Silent())
+    return reverify(
+        open_bundle(bundle), None if model is None else open_checkpoint(model), Silent()
+    )
 
 
 def load(bundle: str | Path) -> Stepper:

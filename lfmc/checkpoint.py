@@ -41,6 +41,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 DEMO_NAME = "lfm2-moe-8m"
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TOWER_PREFIXES = (
     (re.compile(r"^model\.language_model\."), "model."),
@@ -109,11 +110,7 @@ class Checkpoint:
     def load(self, name: str) -> Tensor:
         """One tensor in its stored dtype; raises `InputError` where it holds NaN or infinity."""
         info = self.tensors[name]
-        try:
-            with safe_open(info.file, "pt") as stream:
-                tensor: Tensor = stream.get_tensor(info.disk_name)
-        except (SafetensorError, OSError) as error:
-            raise InputError("a weight file can't be read", where=info.file, got=error) from error
+        tensor = _read_tensor(info)
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise InputError(
@@ -189,7 +186,7 @@ def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
 
 def _fetch(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         patterns = ["*.safetensors", "*.json", "*.jinja"]
@@ -276,6 +273,15 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
     return found
 
 
+def _read_tensor(info: TensorInfo) -> Tensor:
+    try:
+        with safe_open(info.file, "pt") as stream:
+            tensor: Tensor = stream.get_tensor(info.disk_name)
+    except (SafetensorError, OSError) as error:
+        raise InputError("a weight file can't be read", where=info.file, got=error) from error
+    return tensor
+
+
 def _match(
     tensors: Mapping[str, TensorInfo], config: DecoderConfig, path: Path
 ) -> dict[str, TensorInfo]:
@@ -286,8 +292,15 @@ def _match(
         if not name.startswith("rope.")
     }
     extra = sorted(set(tensors) - set(wanted))
-    if config.tied_embedding and "lm_head.weight" in extra:
-        extra.remove("lm_head.weight")  # a tied head is the embedding; a stored copy is never read
+    if config.tied_embedding and {_HEAD, _EMBEDDING} <= tensors.keys():
+        extra.remove(_HEAD)
+        if not torch.equal(_read_tensor(tensors[_HEAD]), _read_tensor(tensors[_EMBEDDING])):
+            raise InputError(
+                "the config ties the head to the embedding, but the weights hold another head",
+                where=tensors[_HEAD].file,
+                expected=f"no '{_HEAD}', or a copy of '{_EMBEDDING}'",
+                todo="set 'tie_word_embeddings' to false in config.json if the head is meant",
+            )
     missing = sorted(set(wanted) - set(tensors))
     if missing or extra:
         raise InputError(

@@ -196,7 +196,7 @@ def _check_size(plan: BitPlan, artifact: Artifact, nbytes: int) -> None:
             "the artifact is larger than its budget",
             expected=f"at most {plan.limit_nbytes} bytes",
             got=f"{nbytes} bytes",
-            todo="this is a fault of lfmc (its reserve for the graph is too small); please report it",
+            todo="lfmc keeps too little room for the graph; please report it",
         )
 
 

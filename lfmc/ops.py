@@ -22,12 +22,15 @@ from lfmc.model.rope import rotate, rotation
 Fn = Callable[..., Any]
 
 
-def _operator(name: str) -> Callable[[Fn], Any]:
-    """Register a plain function as `lfm::name`; its fake (shapes only) runs the same code."""
+def _operator(name: str, shapes: Fn) -> Callable[[Fn], Any]:
+    """Register a plain function as `lfm::name`; `shapes` makes empty results for tracing.
+
+    (Tracing through the function itself would do, and take minutes on the experts of an 8B model.)
+    """
 
     def register(function: Fn) -> Any:
         op = torch.library.custom_op(f"lfm::{name}", function, mutates_args=())
-        op.register_fake(function)
+        op.register_fake(shapes)
         _REFERENCES[name] = function
         return op
 
@@ -37,7 +40,7 @@ def _operator(name: str) -> Callable[[Fn], Any]:
 _REFERENCES: dict[str, Fn] = {}
 
 
-@_operator("rms_norm")
+@_operator("rms_norm", lambda x, weight, eps: torch.empty_like(x))
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`weight * x / sqrt(mean(x^2) + eps)` over the last dim, in float32."""
     wide = x.float()
@@ -45,7 +48,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * wide.to(x.dtype)
 
 
-@_operator("add_rms_norm")
+@_operator(
+    "add_rms_norm", lambda x, residual, weight, eps: (torch.empty_like(x), torch.empty_like(x))
+)
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`rms_norm(residual + x)` and the sum itself."""
     total = residual + x
@@ -54,7 +59,13 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return weight * wide.to(x.dtype), total
 
 
-@_operator("gated_short_conv")
+@_operator(
+    "gated_short_conv",
+    lambda bcx, weight, bias, state: (
+        bcx.new_empty(*bcx.shape[:2], weight.shape[0]),
+        torch.empty_like(state),
+    ),
+)
 def gated_short_conv(
     bcx: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -70,7 +81,14 @@ def gated_short_conv(
     return y, seen[:, :, seen.shape[2] - state.shape[2] :].clone()
 
 
-@_operator("attention")
+@_operator(
+    "attention",
+    lambda q, k, v, q_norm, k_norm, inv_freq, positions, keys, values, eps, window, cache_write: (
+        q.new_empty(*q.shape[:2], q.shape[2] // keys.shape[3], keys.shape[3]),
+        torch.empty_like(keys),
+        torch.empty_like(values),
+    ),
+)
 def attention(
     q: Tensor,
     k: Tensor,
@@ -103,13 +121,13 @@ def attention(
     return y.contiguous(), keys, values
 
 
-@_operator("swiglu")
+@_operator("swiglu", lambda gate, up: torch.empty_like(gate))
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`."""
     return F.silu(gate) * up
 
 
-@_operator("moe")
+@_operator("moe", lambda x, *rest: torch.empty_like(x))
 def moe(
     x: Tensor,
     scores: Tensor,
@@ -138,7 +156,12 @@ def moe(
     return y
 
 
-@_operator("dequantize")
+@_operator(
+    "dequantize",
+    lambda codes, scales, zeros, bits, group, columns: scales.new_empty(
+        scales.shape[0], columns, dtype=torch.float32
+    ),
+)
 def dequantize(
     codes: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group: int, columns: int
 ) -> Tensor:
@@ -154,15 +177,12 @@ def dequantize(
     return w.view(rows, groups * group)[:, :columns].contiguous()
 
 
-@dequantize.register_fake
-def _(
-    codes: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group: int, columns: int
-) -> Tensor:
-    # Unpacking without data takes 30 ms, which is a minute for the experts of an 8B model.
-    return scales.new_empty((scales.shape[0], columns), dtype=torch.float32)
-
-
-@_operator("linear_nbits")
+@_operator(
+    "linear_nbits",
+    lambda x, codes, scales, zeros, bias, bits, group, columns: x.new_empty(
+        *x.shape[:-1], codes.shape[0]
+    ),
+)
 def linear_nbits(
     x: Tensor,
     codes: Tensor,
@@ -178,7 +198,12 @@ def linear_nbits(
     return F.linear(x, weight.to(x.dtype), bias)
 
 
-@_operator("embedding_nbits")
+@_operator(
+    "embedding_nbits",
+    lambda ids, codes, scales, zeros, bits, group, columns: scales.new_empty(
+        *ids.shape, columns, dtype=torch.float32
+    ),
+)
 def embedding_nbits(
     ids: Tensor,
     codes: Tensor,
@@ -190,7 +215,7 @@ def embedding_nbits(
 ) -> Tensor:
     """Rows `ids` of a quantized table, float32 `[..., columns]`; other rows are not unpacked."""
     flat = ids.flatten()
-    rows = _REFERENCES["dequantize"](
+    rows: Tensor = _REFERENCES["dequantize"](
         codes[flat], scales[flat], None if zeros is None else zeros[flat], bits, group, columns
     )
     return rows.view(*ids.shape, columns)

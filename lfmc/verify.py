@@ -229,9 +229,7 @@ def _planned(weights: PlannedWeights, name: str, part: str) -> Tensor:
     return zeros
 
 
-def _parts(
-    value: Tensor, stored: StoredTensor, checkpoint: Checkpoint
-) -> list[tuple[str, Tensor]]:
+def _parts(value: Tensor, stored: StoredTensor, checkpoint: Checkpoint) -> list[tuple[str, Tensor]]:
     """A stored tensor taken apart into the checkpoint's tensors that it holds."""
     if stored.arrangement == "rows":
         rows = [checkpoint.tensors[name].shape[0] for name in stored.sources]

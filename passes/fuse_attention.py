@@ -40,7 +40,9 @@ def _heads(x: str, norm: str) -> Op:
 def _rotated(x: str, norm: str) -> Op:
     plain = _heads(x, norm)
     halves = Op("aten.chunk", plain, 2, -1)
-    turned = Op("aten.cat", [Op("aten.neg", Op("getitem", halves, 1)), Op("getitem", halves, 0)], -1)
+    turned = Op(
+        "aten.cat", [Op("aten.neg", Op("getitem", halves, 1)), Op("getitem", halves, 0)], -1
+    )
     return Op("aten.add", Op("aten.mul", plain, _COS), Op("aten.mul", turned, _SIN))
 
 

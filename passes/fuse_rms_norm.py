@@ -1,10 +1,10 @@
 """fuse-rms-norm: root mean square normalization, with the residual sum before it.
 
-    1. mul(weight, mul(x, rsqrt(add(mean(pow(x, 2), [-1], True), eps))))
-         ->  lfm.rms_norm(x, weight, eps)
+1. mul(weight, mul(x, rsqrt(add(mean(pow(x, 2), [-1], True), eps))))
+     ->  lfm.rms_norm(x, weight, eps)
 
-    2. s = add(residual, x); lfm.rms_norm(s, weight, eps)          (s may have other uses)
-         ->  y, s = lfm.add_rms_norm(x, residual, weight, eps)
+2. s = add(residual, x); lfm.rms_norm(s, weight, eps)          (s may have other uses)
+     ->  y, s = lfm.add_rms_norm(x, residual, weight, eps)
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ Their tensors keep their own rows in the plan and share a format.
 from __future__ import annotations
 
 import operator
-import os
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import torch
@@ -43,8 +43,12 @@ def _merge(program: Program, linears: list[Any]) -> int:
     matches = [f for f in found if f is not None]
     if len(matches) != len(linears) or len({f["x"] for f in matches}) != 1:
         return 0
-    if any(f.node("weight").op != "get_attr" or len(n.users) != 1
-           for f, n in zip(matches, linears, strict=True)):
+    if len(set(linears)) != len(linears):
+        return 0
+    if any(
+        f.node("weight").op != "get_attr" or len(n.users) != 1
+        for f, n in zip(matches, linears, strict=True)
+    ):
         return 0
     weights = [f.node("weight") for f in matches]
     sizes = [w.meta["val"].shape[0] for w in weights]
@@ -63,8 +67,7 @@ def _merge(program: Program, linears: list[Any]) -> int:
 
 def _merged_name(sources: list[str]) -> str:
     """`...self_attn.q_proj.weight`, `k_proj`, `v_proj` -> `...self_attn.q_proj+k_proj+v_proj`."""
-    parent = os.path.commonprefix(sources).rpartition(".")[0]
-    leaves = [s.removeprefix(parent + ".").removesuffix(".weight") for s in sources]
-    return f"{parent}.{'+'.join(leaves)}.weight"
-
-
+    paths = [source.removesuffix(".weight").split(".") for source in sources]
+    shared = list(takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False)))
+    leaves = "+".join(".".join(path[len(shared) :]) for path in paths)
+    return ".".join([*paths[0][: len(shared)], leaves, "weight"])

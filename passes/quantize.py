@@ -9,7 +9,7 @@ from torch import fx
 
 from lfmc.calib_free.formats import Floats, Format
 from lfmc.errors import InputError
-from lfmc.program import Program, Weight
+from lfmc.program import Part, Program, Weight
 
 Formats = Mapping[str, Format | Floats]
 
@@ -47,7 +47,7 @@ def add_parts(program: Program, node: fx.Node, format: Format) -> tuple[fx.Node 
     groups = format.groups(columns)
     sources = program.weights[str(node.target)].sources
     code_bytes = -(-groups * format.group * format.bits // 8)
-    shapes: dict[str, tuple[int, torch.dtype]] = {
+    shapes: dict[Part, tuple[int, torch.dtype]] = {
         "codes": (code_bytes, torch.uint8),
         "scales": (groups, getattr(torch, format.scale_dtype)),
         "zeros": (groups, torch.uint8),

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 
+from lfmc.passes.pattern import arguments
 from lfmc.passes.quantize import Formats, add_parts, planned_format
 from lfmc.program import Program
 
@@ -26,7 +27,7 @@ class QuantizeEmbedding:
     def run(self, program: Program) -> int:
         changed = 0
         for node in list(program.nodes("aten.embedding")):
-            table, ids = node.args[:2]
+            table, ids = arguments(node)[:2]
             number_format = planned_format(program, table, self.formats)
             if number_format is None:
                 continue

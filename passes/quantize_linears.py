@@ -49,7 +49,7 @@ class QuantizeLinears:
     def _experts(self, program: Program, node: fx.Node) -> int:
         changed = 0
         lists = []
-        for weights in node.args[3:6]:
+        for weights in arguments(node)[3:6]:
             new = []
             for weight in weights:
                 number_format = planned_format(program, weight, self.formats)

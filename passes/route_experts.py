@@ -1,10 +1,10 @@
 """route-experts: every expert on every token  ->  `lfm.moe`, which runs the chosen ones only.
 
-    chosen = topk(choice, k)[1]
-    weights = gather(scores, 1, chosen)  [/ (sum(weights) + 1e-6)]  [* scale]
-    shares = scatter(zeros, 1, chosen, weights)
-    y = zeros + w2_0(swiglu(w1_0 x, w3_0 x)) * shares[:, 0:1] + ... one term an expert
-    ->  y = lfm.moe(x, scores, choice, [w1...], [w3...], [w2...], k, normalize, scale)
+chosen = topk(choice, k)[1]
+weights = gather(scores, 1, chosen)  [/ (sum(weights) + 1e-6)]  [* scale]
+shares = scatter(zeros, 1, chosen, weights)
+y = zeros + w2_0(swiglu(w1_0 x, w3_0 x)) * shares[:, 0:1] + ... one term an expert
+->  y = lfm.moe(x, scores, choice, [w1...], [w3...], [w2...], k, normalize, scale)
 """
 
 from __future__ import annotations

@@ -57,5 +57,7 @@ def command(as_json: bool) -> None:
         table.add_row(name, found or "-", tested, verdict)
     out.print(table)
     for name, missing in targets.items():
-        state = "ready" if not missing else f"missing {', '.join(missing)}: pip install lfmc[{name}]"
+        state = (
+            "ready" if not missing else f"missing {', '.join(missing)}: pip install lfmc[{name}]"
+        )
         out.print(f"target {name}: {state}")

@@ -21,7 +21,7 @@ BITS_HELP = (
 )
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """Bytes written as `12MB` (10^6), `12MiB` (2^20) or a plain number."""
 
     name = "size"

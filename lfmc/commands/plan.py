@@ -26,7 +26,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Choose a format for every tensor of MODEL; edit the plan and `lfmc export --plan` obeys it."""
+    """Choose a format for every tensor of MODEL, for `lfmc export --plan` to obey."""
     from lfmc.api import budget
     from lfmc.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, plan_table

@@ -53,8 +53,9 @@ def plan_table(plan: BitPlan, measured: Mapping[str, float]) -> Table:
     """
     table = Table(title=f"plan: {plan.method}", title_justify="left")
     for name in ("tensors", "count", "widths (bits x tensors)", "MiB", "predicted", "measured"):
-        table.add_column(name, justify="left" if name in ("tensors", "widths (bits x tensors)")
-                         else "right")
+        table.add_column(
+            name, justify="left" if name in ("tensors", "widths (bits x tensors)") else "right"
+        )
     groups: dict[str, list[PlanRow]] = {}
     for row in plan.rows:
         groups.setdefault(group(row), []).append(row)

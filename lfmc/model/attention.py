@@ -32,7 +32,7 @@ def write_cache(cache: Tensor, new: Tensor, positions: Tensor, how: str) -> Tens
 
 
 def visible(positions: Tensor, context: int, window: int | None) -> Tensor:
-    """Bool `[T, C]`: cache slots that each of `positions` `[T]` sees, itself and what came before."""
+    """Bool `[T, C]`: cache slots that each of `positions` `[T]` sees: its own and earlier ones."""
     slots = torch.arange(context, device=positions.device).unsqueeze(0)
     now = positions.unsqueeze(1)
     seen = slots <= now

@@ -109,7 +109,9 @@ class _Reader:
     def get(self, key: str, kind: type, default: Any = ...) -> Any:
         value = self.raw.get(key, default)
         if value is ... or (value is None and default is not None):
-            raise InputError(f"config.json has no '{key}'", where=self.where, expected=kind.__name__)
+            raise InputError(
+                f"config.json has no '{key}'", where=self.where, expected=kind.__name__
+            )
         if value is not None and (
             not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
         ):

@@ -56,9 +56,7 @@ class Backbone(nn.Module):
     def __init__(self, config: DecoderConfig, cache_write: str) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            Layer(config, i, cache_write) for i in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(Layer(config, i, cache_write) for i in range(config.num_layers))
         self.embedding_norm = RmsNorm(config.hidden_size, config.norm_eps)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class RmsNorm(nn.Module):
-    """`weight * x / sqrt(mean(x^2) + eps)` over the last dim, in float32 (Zhang & Sennrich 2019)."""
+    """`weight * x / sqrt(mean(x^2) + eps)` over the last dim, float32 (Zhang & Sennrich 2019)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()

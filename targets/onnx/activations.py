@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lfmc.calib_free.pack import unpack_bits
+from lfmc.passes.pattern import arguments
 from lfmc.program import Program
 
 
@@ -32,7 +33,8 @@ def round_activations(x: Tensor, block: int) -> Tensor:
     blocks = F.pad(x, (0, -size % block)).unflatten(-1, (-1, block))
     peak = blocks.abs().amax(-1, keepdim=True)
     codes = torch.round(blocks * torch.where(peak > 0, 127.0 / peak, 0.0))
-    return (codes * (peak / 127.0)).flatten(-2)[..., :size]
+    rounded: Tensor = (codes * (peak / 127.0)).flatten(-2)
+    return rounded[..., :size]
 
 
 def table_matmul(
@@ -82,8 +84,8 @@ def rounds_always(program: Program) -> bool:
     return any(
         isinstance(weight, fx.Node) and weight.op == "call_function" and weight.args[3] in (2, 8)
         for node in program.nodes("lfm.moe")
-        for weights in node.args[3:6]
-        for weight in weights  # type: ignore[union-attr]
+        for weights in arguments(node)[3:6]
+        for weight in weights
     )
 
 
@@ -96,13 +98,13 @@ def run_alone(program: Program, node: fx.Node, inputs: Sequence[Tensor]) -> Tens
         if argument.op == "get_attr":
             return interpreter.fetch_attr(str(argument.target))
         if argument.target is torch.ops.lfm.dequantize.default:
-            return _Quantized(*fx.map_arg(argument.args, value))
+            return _Quantized(*fx.map_arg(arguments(argument), value))
         return next(given)
 
-    arguments = list(fx.map_arg(node.args, value))
+    call = list(fx.map_arg(arguments(node), value))
     if node.target is torch.ops.lfm.linear_nbits.default:
-        arguments[4] = None  # the bias is added by a node of its own
-    result: Tensor = interpreter.call_function(node.target, tuple(arguments), {})
+        call[4] = None  # the bias is added by a node of its own
+    result: Tensor = interpreter.call_function(node.target, tuple(call), {})
     return result
 
 
@@ -167,7 +169,7 @@ class _Quantized:
 
     def floats(self) -> Tensor:
         zeros: Any = 1 << (self.bits - 1) if self.zeros is None else self.zeros.unsqueeze(-1)
-        grouped = self.codes.unflatten(1, (-1, self.group)).float() - zeros
+        grouped: Tensor = self.codes.unflatten(1, (-1, self.group)).float() - zeros
         return (grouped * self.scales.float().unsqueeze(-1)).flatten(1)[:, : self.columns]
 
 

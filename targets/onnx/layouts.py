@@ -4,7 +4,7 @@
 |---|---|---|
 | `plain` | `past_conv.N` `[B, taps - 1, H]`, as the kernel has it | your own code, lfmc |
 | `genai` | `past.N.conv` `[B, H, taps - 1]` | onnxruntime-genai |
-| `transformers.js` | `past_conv.N` `[B, H, taps]`, one column that is never read | transformers.js |
+| `transformers.js` | `past_conv.N` `[B, H, taps]`, one column more than is read | transformers.js |
 """
 
 from __future__ import annotations

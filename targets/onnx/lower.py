@@ -109,8 +109,8 @@ class Lowering:
             self.values[node] = emit.input(self.layout.past(state), ir.DataType.FLOAT, shape)
 
     def _outputs(self, node: fx.Node) -> None:
-        logits, *states = fx.node.map_arg(node.args[0], lambda n: n)
-        shape = ["batch", "time", self.program.config.vocab_size]
+        logits, *states = arguments(node)[0]
+        shape: list[int | str] = ["batch", "time", self.program.config.vocab_size]
         self.emit.output(self.value(logits), "logits", shape)
         for value, state in zip(states, self.program.states, strict=True):
             name, dims = self.layout.present(state), self.layout.shape(state, "total")
@@ -185,9 +185,7 @@ def _rms_norm(low: Lowering, node: fx.Node) -> ir.Value:
 
 def _norm(low: Lowering, x: ir.Value, weight: Any, eps: Any) -> ir.Value:
     scale = low.value(weight)
-    return low.emit.op(
-        "SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps, stash_type=1
-    )
+    return low.emit.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps, stash_type=1)
 
 
 def _add_rms_norm(low: Lowering, node: fx.Node) -> Sequence[ir.Value]:

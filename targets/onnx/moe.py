@@ -183,7 +183,9 @@ def _float_moe(
     put back on the result.
     """
     emit = low.emit
-    never = emit.op("Add", emit.op("Mul", low.value(scores), _number(low, 0.0)), _number(low, _NEVER))
+    never = emit.op(
+        "Add", emit.op("Mul", low.value(scores), _number(low, 0.0)), _number(low, _NEVER)
+    )
     logits = emit.op("ScatterElements", never, chosen, emit.op("Log", picked), axis=1)
     weights = low.weights
     gate_up = tuple(name for _, (one, three, _) in members for name in (one, three))

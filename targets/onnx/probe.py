@@ -23,7 +23,7 @@ from lfmc.targets.onnx.emitter import MODEL_FILE
 TITLE = "every n-bit operator of the artifact, alone, as shipped"
 TOLERANCE = 1e-5
 TOKENS = 100
-# Rows in which a tie may have fallen the other way, and how far one rounding step can move a result.
+# Rows in which a tie may have fallen the other way, and how far such a step can move a result.
 TIED_SHARE = 0.1
 TIED_DIFFERENCE = 2e-2
 

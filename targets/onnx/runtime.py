@@ -35,9 +35,7 @@ class OnnxStepper:
             key = "session.model_external_initializers_file_folder_path"
             options.add_session_config_entry(key, str(folder))
         try:
-            self._session = ort.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises a dozen unrelated classes
             raise InputError(
                 "ONNX Runtime can't load the model",

@@ -75,9 +75,7 @@ def test_second_prompt_after_reset(checkpoint: Checkpoint, decoder: Decoder) -> 
 
 
 @pytest.mark.parametrize("name", SLIDING)
-def test_beyond_the_sliding_window(
-    any_checkpoint: Callable[[str], Checkpoint], name: str
-) -> None:
+def test_beyond_the_sliding_window(any_checkpoint: Callable[[str], Checkpoint], name: str) -> None:
     checkpoint = any_checkpoint(name)
     window = checkpoint.config.sliding_window
     tokens = random_tokens(checkpoint.config, 1, 2 * window + 5)
@@ -104,6 +102,7 @@ def test_unknown_cache_write(tiny_checkpoint: Callable[[str], Path]) -> None:
 
 
 # Experts ---------------------------------------------------------------------------------------
+
 
 def experts_of_decoder(decoder: Decoder, tokens: Tensor) -> list[Tensor]:
     """The experts `[N, k]` that each sparse layer chose, in the order of their weights."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lfmc.calib_free.formats import Floats, Format
+from lfmc.calib_free.pack import PackedTensor
 from lfmc.model import read_config
 from lfmc.passes.base import Pass, apply
 from lfmc.passes.remove_no_ops import RemoveNoOps
@@ -38,9 +42,11 @@ def changed(step: Pass, program: Program, *inputs: Tensor) -> int:
     weights = {name: copy.copy(get(program, name)) for name in program.weights}
     (record,) = apply([step], program)
     bound = program.bind(
-        lambda name, weight: torch.cat([weights[s] for s in weight.sources])
-        if name not in weights
-        else weights[name]
+        lambda name, weight: (
+            torch.cat([weights[s] for s in weight.sources])
+            if name not in weights
+            else weights[name]
+        )
     )
     after = bound(*inputs)
     for old, new in zip(before, after, strict=True):
@@ -62,3 +68,62 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def weight(*shape: int, seed: int = 1) -> nn.Parameter:
     return nn.Parameter(random(*shape, seed=seed))
+
+
+def rounded(values: Tensor, number_format: Format) -> PackedTensor:
+    """A matrix rounded to the nearest code between each group's smallest and largest value."""
+    (rows, columns), top = values.shape, (1 << number_format.bits) - 1
+    groups = number_format.groups(columns)
+    pad = groups * number_format.group - columns
+    grouped = nn.functional.pad(values, (0, pad)).view(rows, groups, -1)
+    low = grouped.amin(-1).clamp(max=0)
+    if number_format.symmetric:
+        scales = grouped.abs().amax(-1) / (number_format.zero_point or 1)
+        zeros = torch.full_like(scales, number_format.zero_point)
+    else:
+        scales = (grouped.amax(-1).clamp(min=0) - low) / top
+        zeros = (-low / scales.clamp(min=1e-9)).round().clamp(0, top)
+    scales = scales.clamp(min=1e-6).to(getattr(torch, number_format.scale_dtype))
+    codes = (grouped / scales.float().unsqueeze(-1)).round() + zeros.unsqueeze(-1)
+    return PackedTensor(
+        number_format,
+        (rows, columns),
+        codes.clamp(0, top).to(torch.uint8).view(rows, -1),
+        scales,
+        None if number_format.symmetric else zeros.to(torch.uint8),
+    )
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Tensors by name, each in its format: values for `Program.bind`, and what they stand for."""
+
+    tensors: Mapping[str, Tensor]
+    formats: Mapping[str, Format | Floats]
+
+    def packed(self, name: str) -> PackedTensor | None:
+        number_format = self.formats[name]
+        if not isinstance(number_format, Format):
+            return None
+        return rounded(self.tensors[name], number_format)
+
+    def dequantized(self, name: str) -> Tensor:
+        packed = self.packed(name)
+        return self.tensors[name] if packed is None else packed.dequantize()
+
+    def value(self, name: str, weight: Weight) -> Tensor:
+        if weight.part == "constant":
+            return self.tensors[name]
+        if weight.part == "values":
+            return torch.cat([self.tensors[source] for source in weight.sources])
+        pieces = []
+        for source in weight.sources:
+            packed = self.packed(source)
+            assert packed is not None
+            parts = {
+                "codes": packed.packed_codes(),
+                "scales": packed.scales,
+                "zeros": packed.zeros,
+            }
+            pieces.append(parts[weight.part])
+        return torch.cat(pieces)

@@ -1,0 +1,36 @@
+# Everything runs in a virtual environment of its own, made once and again only when its inputs change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SITE := build/lint/site
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/lfmc export --target onnx --bits auto --output out/demo --force
+	@for prompt in "Once upon a time" "The old man said" "A house is"; do \
+	  $(BIN)/lfmc generate out/demo "$$prompt" --max-tokens 24 | tr '\n' ' '; echo; done
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/lib build/lint && mkdir -p build/lint
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/lint . >build/lint/log 2>&1 || (cat build/lint/log; exit 1)
+	$(BIN)/pip install -q --no-deps --target $(SITE) build/lint/lfmc-*.whl
+	cd build/lint && MYPYPATH=site ../../$(BIN)/mypy --config-file ../../pyproject.toml -p lfmc
+
+bench: $(VENV)/.installed
+	$(BIN)/python tests/benchmarks/quality.py
+	$(BIN)/python tests/benchmarks/decode.py
+	$(BIN)/python tests/benchmarks/experts.py
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[onnx,dev]'
+	touch $@
