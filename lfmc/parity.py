@@ -11,7 +11,7 @@ Rungs 1 to 3 run the matrix of `cases`: every way in which an app feeds tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -83,24 +83,30 @@ class Rung:
 
 def cases(config: DecoderConfig, context: int, *, full: bool) -> tuple[Case, ...]:
     """The matrix for a model: its sliding window is passed where it has one and context allows."""
-    decode = min(16, max(1, context // 4))
-    prompt = min(24, max(1, context - decode))
-    base = (
-        Case("prefill, then decode", (prompt,) + (1,) * min(decode, context - prompt)),
-        Case("reset, then another prompt", (min(9, context), 1, 1)[: max(1, context - 9)], 7),
-    )
-    if not full:
-        return base
-    third = max(1, prompt // 3)
-    more = [
-        Case("one shot", (prompt,)),
-        Case("chunked prefill", (third, third + 1, max(1, third - 1))),
-        Case("one-token prompt", (1,) * min(8, context)),
+    matrix = [
+        Case("prefill, then decode", (24, *[1] * 16)),
+        Case("reset, then another prompt", (9, 1, 1), earlier=min(7, context)),
     ]
-    window = config.sliding_window
-    if window and window + 8 <= context:
-        more.append(Case("past the sliding window", (window - 4, 5, 1, 1, 1, 1, 1)))
-    return (*more, *base)
+    if full:
+        matrix += [
+            Case("one shot", (24,)),
+            Case("chunked prefill", (8, 9, 7)),
+            Case("one-token prompt", (1,) * 8),
+        ]
+        window = config.sliding_window
+        if window and window + 6 <= context:
+            calls = (max(1, window - 4), 5, 1, 1, 1, 1, 1)
+            matrix.append(Case("past the sliding window", calls))
+    return tuple(replace(case, calls=_within(case.calls, context)) for case in matrix)
+
+
+def _within(calls: tuple[int, ...], context: int) -> tuple[int, ...]:
+    """As many of the calls as fit a context; the first is cut where it alone does not."""
+    kept = [min(calls[0], context)]
+    for size in calls[1:]:
+        if sum(kept) + size <= context:
+            kept.append(size)
+    return tuple(kept)
 
 
 def run_case(side: Steps, case: Case, tokens: Tensor, earlier: Tensor) -> Tensor:

@@ -1,0 +1,162 @@
+"""The command line as a user meets it: output, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ("doctor", "inspect", "plan", "export", "verify", "generate", "bench")
+
+
+def lfmc(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lfmc", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    done = lfmc("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in COMMANDS)
+    code = (
+        "import sys; sys.argv = ['lfmc', '--help']\n"
+        "from lfmc.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'onnx', 'rich', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    done = lfmc(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage:")
+
+
+def test_doctor_and_inspect(tmp_path: Path) -> None:
+    facts = json.loads(lfmc("doctor", "--json", cwd=tmp_path).stdout)
+    assert facts["targets"]["onnx"] == {"ready": True, "missing": []}
+    shown = json.loads(lfmc("inspect", "--json", cwd=tmp_path).stdout)
+    assert shown["parameters"] == 7_881_256
+    assert shown["state_nbytes"]["512"] == {"attention": 2**20, "conv": 4 * 256 * 2 * 4}
+    assert "7,881,256" in lfmc("inspect", cwd=tmp_path).stdout
+
+
+def test_plan_prints_a_table_and_writes_a_file(tmp_path: Path) -> None:
+    done = lfmc("plan", "--bits", "4", "--output", "plan.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "experts" in done.stdout
+    assert "no MODEL given" in done.stderr
+    assert len(json.loads((tmp_path / "plan.json").read_text())["rows"]) == 171
+    again = lfmc("plan", "--bits", "4", "--output", "plan.json", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+
+
+def test_export_dry_run_writes_nothing(tmp_path: Path) -> None:
+    done = lfmc("export", "--bits", "4", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was written" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_prints_one_table_and_json(tmp_path: Path) -> None:
+    done = lfmc("export", "--bits", "4", "--check", "fast", "--context", "64", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("fuse-gated-short-conv 4", "parity", "KL", "top-1", "bits per weight", "bundle:"):
+        assert word in done.stdout
+    assert "Warning" not in done.stderr
+    assert done.stderr.count("\n") == 1  # that the bundled checkpoint is used, and nothing else
+    assert (tmp_path / "lfmc2").exists() is False
+    assert [p.name for p in tmp_path.iterdir()] == ["lfm2-moe-8m-onnx"]
+
+
+def test_generate_verify_and_bench(bundle_path: Path) -> None:
+    text = lfmc("generate", bundle_path, "Once upon a time", "--max-tokens", "8", "--json")
+    found = json.loads(text.stdout)
+    assert len(found["tokens"]) == 8
+    chat = lfmc("generate", bundle_path, "Hello", "--chat", "--max-tokens", "4")
+    assert chat.returncode == 0, chat.stderr
+    sampled = [
+        lfmc("generate", bundle_path, "The", "--temperature", "1", "--seed", seed, "--json").stdout
+        for seed in ("1", "1", "2")
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+    done = lfmc("verify", bundle_path)
+    assert done.returncode == 0, done.stderr
+    assert "golden prompts: 3" in done.stdout
+    timed = lfmc("bench", bundle_path, "--prompt", "16", "--tokens", "4", "--rounds", "2", "--json")
+    assert json.loads(timed.stdout)["decode"]["best"] > 0
+
+
+def test_verify_against_the_checkpoint(bundle_path: Path) -> None:
+    done = lfmc("verify", bundle_path, "demo", "--check", "fast", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert all(rung["passed"] for rung in found["parity"])
+
+
+def test_verify_notices_a_changed_bundle(bundle_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle_path, tmp_path / "b")
+    data = tmp_path / "b" / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1] + b"\x00\x01"[:1])
+    changed = bytearray(data.read_bytes())
+    changed[1000] ^= 1
+    data.write_bytes(bytes(changed))
+    done = lfmc("verify", tmp_path / "b")
+    assert done.returncode == 3
+    assert "model.onnx.data" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["export", "nowhere"], 2, "no such checkpoint"),
+        (["export", "--target", "abacus"], 2, "no such target"),
+        (["export", "--bits", "3"], 4, "3"),
+        (["export", "--bits", "7"], 2, "no such method"),
+        (["export", "--context", "99999999"], 2, "context"),
+        (["export", "--max-size", "lots"], 2, "size can't be read"),
+        (["export", "--max-size", "10kB", "--bits", "uniform"], 2, "smallest possible"),
+        (["export", "--frobnicate"], 2, "No such option"),
+        (["plan", "--bits-per-weight", "-1"], 2, "positive"),
+        (["generate", "nowhere", "hi"], 2, "no such bundle"),
+        (["bench", "nowhere"], 2, "no such bundle"),
+        (["verify", "nowhere"], 2, "no such bundle"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    done = lfmc(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 24
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_reports_errors_too(tmp_path: Path) -> None:
+    done = lfmc("export", "nowhere", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["exit_code"] == done.returncode == 2
+
+
+def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['onnxruntime'] = None\n"
+        f"sys.argv = ['lfmc', 'export', '--bits', '4', '--check', 'off', '--output', "
+        f"{str(tmp_path / 'b')!r}]\n"
+        "from lfmc.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "pip install 'lfmc[onnx]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []

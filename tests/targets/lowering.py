@@ -1,0 +1,97 @@
+"""Artifacts for tests: a checkpoint, formats of one's own choice, and everything on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lfmc.calib_free.allocate import make_plan
+from lfmc.calib_free.formats import Floats, Format
+from lfmc.calib_free.plan import BitPlan, PlanRow
+from lfmc.checkpoint import Checkpoint
+from lfmc.export import Options, build_program, request
+from lfmc.program import Program
+from lfmc.progress import Silent
+from lfmc.targets.base import Artifact, Request, Target, get_target
+from lfmc.weights import PlannedWeights
+
+Choose = Callable[[PlanRow], Format | Floats]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """An artifact in a folder and what it was made from; the program is bound to its weights."""
+
+    checkpoint: Checkpoint
+    plan: BitPlan
+    weights: PlannedWeights
+    program: Program
+    target: Target
+    request: Request
+    folder: Path
+    artifact: Artifact
+
+
+def lower(
+    checkpoint: Checkpoint,
+    choose: Choose,
+    folder: Path,
+    *,
+    layout: str = "plain",
+    context: int = 96,
+) -> Lowered:
+    """Lower a checkpoint to ONNX with the format that `choose` gives each quantizable row."""
+    target = get_target("onnx")
+    plan = choose_formats(checkpoint, choose)
+    asked = request(checkpoint, target, Options(context=context, layout=layout))
+    weights = PlannedWeights(checkpoint, plan)
+    program, _ = build_program(checkpoint, target, plan, asked, Silent())
+    artifact = target.lower(program, weights, asked, folder)
+    program.bind(weights.value)
+    return Lowered(checkpoint, plan, weights, program, target, asked, folder, artifact)
+
+
+def choose_formats(checkpoint: Checkpoint, choose: Choose) -> BitPlan:
+    """A plan without a budget, whose quantizable rows have the formats that are chosen."""
+    base = make_plan(checkpoint, get_target("onnx").capabilities(checkpoint.config), "4", None)
+    return replace(base, rows=tuple(_row(row, choose) for row in base.rows))
+
+
+def _row(row: PlanRow, choose: Choose) -> PlanRow:
+    if row.role not in ("embedding", "head", "linear", "expert"):
+        return row
+    chosen = choose(row)
+    grid = "minmax" if isinstance(chosen, Format) else "none"
+    return replace(row, format=chosen.name, grid=grid, nbytes=chosen.nbytes(row.shape))
+
+
+def expert_of(row: PlanRow) -> int:
+    """Which expert of its layer a row belongs to; 0 for a row of none."""
+    _, found, rest = row.name.partition(".experts.")
+    return int(rest.split(".")[0]) if found else 0
+
+
+def four_bit(row: PlanRow) -> Format:
+    return Format(4, 32, False, "float16")
+
+
+def mixed(row: PlanRow) -> Format:
+    """Experts of 2, 4 and 8 bits in turn, an 8-bit embedding, symmetric 4-bit matmuls."""
+    if row.role == "expert":
+        return Format((2, 4, 8)[expert_of(row) % 3], 32, False, "float16")
+    bits = 8 if row.role in ("embedding", "head") else 4
+    return Format(bits, 64, True, "float16")
+
+
+def wide_groups(row: PlanRow) -> Format:
+    """Groups that do not divide the rows of a tiny model: padded tails."""
+    return Format(4, 32 if row.role == "expert" else 128, False, "float16")
+
+
+def two_bit(row: PlanRow) -> Format:
+    return Format(2, 32, True, "float16")
+
+
+def floats(row: PlanRow) -> Floats:
+    return Floats("float32")

@@ -1,0 +1,105 @@
+"""What is on disk: bytes, codes, scales, names."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from lfmc.errors import GateError, InputError
+from lfmc.targets.onnx.emitter import ALIGNMENT, DATA_FILE, MODEL_FILE
+from lfmc.targets.onnx.readback import read_initializer
+from lfmc.verify import read_back
+from tests.targets.lowering import Choose, Lowered, floats, four_bit, mixed, two_bit, wide_groups
+
+Make = Callable[..., Lowered]
+ARTIFACTS: list[tuple[str, Choose, str]] = [
+    ("lfm2-moe-8m", mixed, "plain"),
+    ("lfm2_moe", mixed, "plain"),
+    ("lfm2_moe", floats, "plain"),
+    ("lfm2_moe-no-bias", four_bit, "transformers.js"),
+    ("lfm2", wide_groups, "genai"),
+    ("lfm2-untied", two_bit, "plain"),
+    ("lfm3", four_bit, "plain"),
+]
+
+
+@pytest.mark.parametrize(("name", "choose", "layout"), ARTIFACTS)
+def test_tensors_on_disk_are_the_plan(
+    lowered: Make, name: str, choose: Choose, layout: str
+) -> None:
+    made = lowered(name, choose, layout)
+    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    quantized = {row.name for row in made.plan.rows if row.format.startswith("int")}
+    assert set(errors) == quantized
+    stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
+    assert stored == sum(row.nbytes for row in made.plan.rows)
+    held = [source for t in made.artifact.tensors for source in t.sources]
+    assert set(held) == set(made.checkpoint.tensors)
+
+
+@pytest.mark.parametrize(("name", "choose", "layout"), ARTIFACTS)
+def test_the_graph_fits_its_reserve(lowered: Make, name: str, choose: Choose, layout: str) -> None:
+    made = lowered(name, choose, layout)
+    files = sum((made.folder / file).stat().st_size for file in made.artifact.files)
+    tensors = sum(row.nbytes for row in made.plan.rows)
+    capabilities = made.target.capabilities(made.checkpoint.config)
+    assert files - tensors <= capabilities.graph_reserve(made.checkpoint.config)
+
+
+def test_a_changed_code_is_named(lowered: Make, tmp_path: Path) -> None:
+    made = lowered("lfm2-moe-8m", mixed)
+    for file in made.artifact.files:
+        shutil.copy(made.folder / file, tmp_path / file)
+    data = bytearray((tmp_path / DATA_FILE).read_bytes())
+    data[len(data) // 2] ^= 0x10
+    (tmp_path / DATA_FILE).write_bytes(data)
+    with pytest.raises(GateError, match="on disk are not the plan's"):
+        read_back(made.weights, made.target, tmp_path, made.artifact)
+
+
+def test_an_unknown_constant_is_refused(lowered: Make) -> None:
+    made = lowered("lfm2-moe-8m", mixed)
+    with pytest.raises(InputError, match="has no constant"):
+        read_initializer(made.folder, "model.layers.99.weight")
+
+
+def test_nothing_large_is_in_the_graph_file(lowered: Make) -> None:
+    model = onnx.load(lowered("lfm3", four_bit).folder / MODEL_FILE, load_external_data=False)
+    inside = [t for t in model.graph.initializer if not t.external_data]
+    assert inside
+    assert max(len(t.raw_data) for t in inside) <= 256  # rotary steps and shapes, no tables
+    for tensor in model.graph.initializer:
+        facts = {entry.key: entry.value for entry in tensor.external_data}
+        assert int(facts.get("offset", 0)) % ALIGNMENT == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "choose", "layout", "conv", "shape"),
+    [
+        ("lfm2-moe-8m", mixed, "plain", "past_conv.0", ["batch", 2, 256]),
+        ("lfm2", wide_groups, "genai", "past.0.conv", ["batch", 64, 2]),
+        ("lfm2_moe-no-bias", four_bit, "transformers.js", "past_conv.0", ["batch", 64, 3]),
+    ],
+)
+def test_names_and_state_shapes_of_layouts(
+    lowered: Make, name: str, choose: Choose, layout: str, conv: str, shape: list[object]
+) -> None:
+    made = lowered(name, choose, layout)
+    model = onnx.load(made.folder / MODEL_FILE, load_external_data=False)
+    inputs = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+    }
+    assert inputs[conv] == shape
+    assert inputs["input_ids"] == ["batch", "time"]
+    outputs = {value.name for value in model.graph.output}
+    assert "logits" in outputs
+    assert conv.replace("past", "present", 1) in outputs
+    states = made.artifact.facts["states"]
+    assert {state["input"] for state in states} <= set(inputs)
+    assert {state["output"] for state in states} <= outputs
+    assert len(states) == len(outputs) - 1 == len(inputs) - 2

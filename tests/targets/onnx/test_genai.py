@@ -1,0 +1,49 @@
+"""The `genai` layout, loaded and run by onnxruntime-genai itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from lfmc.errors import UnsupportedError
+from lfmc.export import Options, request
+from lfmc.generate import continue_tokens
+from lfmc.targets.base import get_target
+from lfmc.targets.onnx.genai import CONFIG_FILE
+from tests.targets.lowering import Lowered, mixed
+
+og = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+
+
+def test_generates_what_lfmc_generates(lowered: Callable[..., Lowered]) -> None:
+    made = lowered("lfm2-moe-8m", mixed, "genai")
+    prompt = [1, *made.checkpoint.tokenizer().encode("Once upon a time").ids]
+    expected = list(continue_tokens(made.target.run(made.folder), prompt, 24))
+    model = og.Model(str(made.folder))
+    settings = og.GeneratorParams(model)
+    settings.set_search_options(max_length=len(prompt) + 24, do_sample=False)
+    generator = og.Generator(model, settings)
+    generator.append_tokens(prompt)
+    while not generator.is_done():
+        generator.generate_next_token()
+    found = [int(token) for token in generator.get_sequence(0)][len(prompt) :]
+    assert found == expected[: len(found)]
+    assert len(found) == 24 or found[-1] in made.checkpoint.stop_ids
+
+
+def test_the_configuration_lists_every_stop_id(lowered: Callable[..., Lowered]) -> None:
+    made = lowered("lfm2-moe-8m", mixed, "genai")
+    config = json.loads((made.folder / CONFIG_FILE).read_text())
+    assert config["model"]["eos_token_id"] == [2, 4]
+    assert config["model"]["decoder"]["conv_cache_size"] == 2
+    assert config["model"]["context_length"] == made.request.context
+
+
+@pytest.mark.parametrize("layout", ["genai", "transformers.js"])
+def test_lfm3_is_refused_up_front(any_checkpoint: Callable[..., object], layout: str) -> None:
+    checkpoint = any_checkpoint("lfm3")
+    with pytest.raises(UnsupportedError, match="can't carry this model") as caught:
+        request(checkpoint, get_target("onnx"), Options(layout=layout))  # type: ignore[arg-type]
+    assert caught.value.exit_code == 4

@@ -1,0 +1,125 @@
+"""The artifact, run by ONNX Runtime, against the same quantized weights in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lfmc.model.config import SLIDING
+from lfmc.parity import ARTIFACT_TOLERANCE, cases, compare
+from lfmc.stepping import TorchStepper, decoder_stepper
+from lfmc.targets.onnx.probe import TOLERANCE, operator_parity
+from lfmc.targets.onnx.runtime import OnnxStepper
+from tests.factories import random_tokens
+from tests.targets.lowering import (
+    Choose,
+    Lowered,
+    floats,
+    four_bit,
+    mixed,
+    two_bit,
+    wide_groups,
+)
+
+Make = Callable[..., Lowered]
+FLOAT_KERNELS: list[tuple[str, Choose, str]] = [
+    ("lfm2", four_bit, "plain"),
+    ("lfm2", wide_groups, "genai"),
+    ("lfm2-conv-bias", four_bit, "plain"),
+    ("lfm2-untied", two_bit, "plain"),
+    ("lfm2_moe", four_bit, "plain"),
+    ("lfm2_moe", floats, "plain"),
+    ("lfm2_moe-scaled", four_bit, "plain"),
+    ("lfm2_moe-scaled", floats, "plain"),
+    ("lfm2_moe-no-bias", four_bit, "transformers.js"),
+    ("lfm3", four_bit, "plain"),
+    ("lfm3-attention-bias", mixed, "plain"),
+    ("lfm3-plain", floats, "plain"),
+]
+
+
+@pytest.mark.parametrize(("name", "choose", "layout"), FLOAT_KERNELS)
+def test_matrix_with_float_activations(
+    lowered: Make, name: str, choose: Choose, layout: str
+) -> None:
+    made = lowered(name, choose, layout)
+    config, context = made.checkpoint.config, made.request.context
+    matrix = cases(config, context, full=True)
+    assert any("window" in case.name for case in matrix) == (SLIDING in config.layer_types)
+    assert made.target.tolerance(made.program) == ARTIFACT_TOLERANCE
+    rung = compare(
+        3,
+        "artifact",
+        made.target.run(made.folder, exact=True),
+        TorchStepper(made.program.module, config, context),
+        matrix,
+        config.vocab_size,
+        tolerance=2e-5,
+    )
+    assert rung.passed, rung
+
+
+@pytest.mark.parametrize(
+    ("name", "choose"),
+    [("lfm2-moe-8m", mixed), ("lfm2_moe", mixed), ("lfm2-untied", two_bit), ("lfm3", four_bit)],
+)
+def test_every_operator_alone_as_shipped(lowered: Make, name: str, choose: Choose) -> None:
+    made = lowered(name, choose)
+    rung = operator_parity(made.program, made.folder, made.artifact)
+    assert rung.passed, rung
+    assert rung.tolerance == TOLERANCE
+    kinds = {case.case for case in rung.cases}
+    assert any(kind.startswith("MatMulNBits") for kind in kinds)
+    assert ("QMoE 2+4+8 bit" in kinds) == (choose is mixed)
+
+
+def test_mixed_experts_as_shipped_agree_with_the_same_rounding(lowered: Make) -> None:
+    made = lowered("lfm2-moe-8m", mixed)
+    tokens = random_tokens(made.checkpoint.config, 1, 40)
+    ours = made.target.run(made.folder).step(tokens[0])
+    reference = made.target.reference(made.program, exact=False)
+    theirs = TorchStepper(reference, made.checkpoint.config, 96).step(tokens)
+    plain = TorchStepper(made.program.module, made.checkpoint.config, 96).step(tokens)
+    agreed = (ours - theirs).abs().mean() / theirs.abs().max()
+    unrounded = (ours - plain).abs().mean() / theirs.abs().max()
+    assert agreed < 0.5 * unrounded  # the rounding is understood, not only tolerated
+
+
+def test_a_batch_is_its_rows(lowered: Make) -> None:
+    made = lowered("lfm3", four_bit)
+    tokens = random_tokens(made.checkpoint.config, 2, 12)
+    batch = OnnxStepper(made.folder, exact=True, batch=2)
+    together = [batch.step(tokens[:, :8]), batch.step(tokens[:, 8:9]), batch.step(tokens[:, 9:10])]
+    for row in range(2):
+        one = OnnxStepper(made.folder, exact=True)
+        alone = torch.cat([one.step(tokens[row, :8]), one.step(tokens[row, 8:10])])
+        torch.testing.assert_close(torch.cat(together, 1)[row], alone, atol=2e-5, rtol=0)
+
+
+def test_floats_equal_the_checkpoint(lowered: Make) -> None:
+    made = lowered("lfm2_moe", floats)
+    tokens = random_tokens(made.checkpoint.config, 1, 30)[0]
+    ours = made.target.run(made.folder).step(tokens)
+    theirs = decoder_stepper(made.checkpoint.decoder(), 96).step(tokens)
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_a_wrong_scale_fails_both_comparisons(
+    lowered: Make, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    made = lowered("lfm2-moe-8m", mixed)
+    name = "model.layers.3.feed_forward.experts.0.w2.weight"
+    packed = made.weights.packed((name,))
+    spoiled = packed.scales.clone()
+    spoiled[:, 0] *= 1.25
+    folder = tmp_path_factory.mktemp("spoiled")
+    for file in made.artifact.files:
+        data = (made.folder / file).read_bytes()
+        found, wrong = (t.numpy().tobytes() for t in (packed.scales, spoiled))
+        (folder / file).write_bytes(data.replace(found, wrong))
+    assert (folder / "model.onnx.data").read_bytes() != (
+        made.folder / "model.onnx.data"
+    ).read_bytes()
+    assert not operator_parity(made.program, folder, made.artifact).passed
