@@ -26,15 +26,16 @@ from lfmc.calib_free.pack import unpack_bits
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program
 
+# How near to the middle of two codes a value may fall either way, in codes: float32 arithmetic in
+# another order moves a value of up to 127 codes by about 1e-5, and one behind a matmul by 4e-5.
+TIE = 1e-4
+
 
 def round_activations(x: Tensor, block: int) -> Tensor:
     """`x` `[..., K]` after symmetric int8 rounding of every `block` values of a row."""
-    size = x.shape[-1]
-    blocks = F.pad(x, (0, -size % block)).unflatten(-1, (-1, block))
-    peak = blocks.abs().amax(-1, keepdim=True)
-    codes = torch.round(blocks * torch.where(peak > 0, 127.0 / peak, 0.0))
-    rounded: Tensor = (codes * (peak / 127.0)).flatten(-2)
-    return rounded[..., :size]
+    codes, step = _codes(x, block)
+    rounded: Tensor = (torch.round(codes) * step).flatten(-2)
+    return rounded[..., : x.shape[-1]]
 
 
 def table_matmul(
@@ -47,14 +48,10 @@ def table_matmul(
     """
     count, size = x.shape
     rows, fours = codes.shape[0], size // 4
-    block = 64 if group % 64 == 0 else 32  # activations that share a table scale
-    powers = 1 << torch.arange(4)
-    patterns = torch.where((torch.arange(16).unsqueeze(1) & powers) > 0, 1.0, -1.0)  # (16, 4)
-    sums = x.view(count, fours, 4) @ patterns.T  # (N, K / 4, 16)
-    peak = x.abs().view(count, -1, block // 4, 4).sum(-1).amax(-1) / 127.0  # (N, K / block)
-    step = peak.repeat_interleave(block // 4, dim=1).unsqueeze(-1)
-    table = torch.round(sums * torch.where(step > 0, 1.0 / step, 0.0)) * step
+    sums, step = _table_codes(x, group)
+    table = torch.round(sums) * step
     spread = scales.float().repeat_interleave(group // 4, dim=1)  # (rows, K / 4)
+    powers = 1 << torch.arange(4)
     picks = torch.zeros(rows, fours, 16)
     for bit, share in ((0, 0.5), (1, 1.0)):
         pattern = (((codes >> bit) & 1).view(rows, fours, 4).long() * powers).sum(-1, keepdim=True)
@@ -62,6 +59,30 @@ def table_matmul(
     y = table.flatten(1) @ picks.flatten(1).T
     middle = 2.0 if zeros is None else zeros.float()
     return y + x.view(count, -1, group).sum(-1) @ (scales.float() * (1.5 - middle)).T
+
+
+def tied(x: Tensor, group: int, *, tables: bool) -> Tensor:
+    """Bool `[N]`: rows of `x` `[N, K]` with a value that may round either way."""
+    codes, _ = _table_codes(x, group) if tables else _codes(x, group)
+    return ((codes - codes.floor() - 0.5).abs() < TIE).flatten(1).any(1)
+
+
+def _codes(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Codes before they are rounded, `[..., blocks, block]`, and the step of each block."""
+    blocks: Tensor = F.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
+    peak = blocks.abs().amax(-1, keepdim=True)
+    return blocks * torch.where(peak > 0, 127.0 / peak, 0.0), peak / 127.0
+
+
+def _table_codes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Entries of the 2-bit kernel's tables before rounding, `[N, K / 4, 16]`, and their steps."""
+    count, size = x.shape
+    block = 64 if group % 64 == 0 else 32  # activations that share a table scale
+    signs = (torch.arange(16).unsqueeze(1) & (1 << torch.arange(4))) > 0
+    sums = x.view(count, size // 4, 4) @ torch.where(signs, 1.0, -1.0).T
+    peak = x.abs().view(count, -1, block // 4, 4).sum(-1).amax(-1) / 127.0  # (N, K / block)
+    step = peak.repeat_interleave(block // 4, dim=1).unsqueeze(-1)
+    return sums * torch.where(step > 0, 1.0 / step, 0.0), step
 
 
 class KernelReference(nn.Module):
@@ -89,8 +110,11 @@ def rounds_always(program: Program) -> bool:
     )
 
 
-def run_alone(program: Program, node: fx.Node, inputs: Sequence[Tensor]) -> Tensor:
-    """One n-bit operator as shipped, on the tensors (not the weights) that it is given."""
+def run_alone(program: Program, node: fx.Node, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """One n-bit operator as shipped, on the tensors (not the weights) that it is given.
+
+    Returns its result `[..., N]` and which of its rows, bool, hang on a rounding tie.
+    """
     given = iter(inputs)
     interpreter = _Interpreter(program.module, exact=False)
 
@@ -105,17 +129,21 @@ def run_alone(program: Program, node: fx.Node, inputs: Sequence[Tensor]) -> Tens
     if node.target is torch.ops.lfm.linear_nbits.default:
         call[4] = None  # the bias is added by a node of its own
     result: Tensor = interpreter.call_function(node.target, tuple(call), {})
-    return result
+    rows = result.flatten(0, -2).shape[0]
+    ties = interpreter.ties
+    return result, torch.zeros(rows, dtype=torch.bool) if ties is None else ties
 
 
 class _Interpreter(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, exact: bool) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.exact = exact
+        self.ties: Tensor | None = None  # rows of the last n-bit operator that hang on a tie
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ops = torch.ops.lfm
         if target is ops.linear_nbits.default and not self.exact:
+            self.ties = tied(args[0].flatten(0, -2), args[6], tables=False)
             args = (round_activations(args[0], args[6]), *args[1:])
         if target is ops.dequantize.default:
             return _Quantized(*args)
@@ -139,15 +167,16 @@ class _Interpreter(fx.Interpreter):
         weights = scores.gather(1, chosen)
         if normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
-        y = torch.zeros_like(x)
+        y, self.ties = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.bool)
         for index, (one, three, two) in enumerate(zip(w1, w3, w2, strict=True)):
             token, slot = torch.where(chosen == index)
             if len(token) == 0:
                 continue
             own = x[token]
-            gate, up = (_matmul(own, w, self.exact, paired=True) for w in (one, three))
-            out = _matmul(F.silu(gate) * up, two, self.exact, paired=False)
+            (gate, ties), (up, _) = (_matmul(own, w, self.exact, paired=True) for w in (one, three))
+            out, more = _matmul(F.silu(gate) * up, two, self.exact, paired=False)
             y.index_add_(0, token, out * (weights[token, slot] * scale).unsqueeze(-1))
+            self.ties[token] |= ties | more
         return y
 
 
@@ -173,16 +202,22 @@ class _Quantized:
         return (grouped * self.scales.float().unsqueeze(-1)).flatten(1)[:, : self.columns]
 
 
-def _matmul(x: Tensor, weight: Any, exact: bool, *, paired: bool) -> Tensor:
-    """`x` times an expert's matrix; `paired` rows (w1 with w3) are one matmul of twice the rows."""
+def _matmul(x: Tensor, weight: Any, exact: bool, *, paired: bool) -> tuple[Tensor, Tensor]:
+    """`x` times an expert's matrix, and the rows that hang on a rounding tie.
+
+    `paired` matrices (w1 with w3) are one matmul of twice the rows in the kernel.
+    """
+    nothing = torch.zeros(len(x), dtype=torch.bool)
     if isinstance(weight, Tensor):
-        return F.linear(x, weight)
+        return F.linear(x, weight), nothing
     rows = weight.codes.shape[0] * (2 if paired else 1)
-    whole = weight.columns % weight.group == 0
+    group = weight.group
     if weight.bits == 2:
-        if rows % 128 or not whole:  # the table kernel does not take these shapes
-            return F.linear(x, weight.floats())
-        return table_matmul(x, weight.codes, weight.scales, weight.zeros, weight.group)
+        if rows % 128 or weight.columns % group:  # the table kernel does not take these shapes
+            return F.linear(x, weight.floats()), nothing
+        y = table_matmul(x, weight.codes, weight.scales, weight.zeros, group)
+        return y, tied(x, group, tables=True)
     if weight.bits == 8 or not exact:
-        x = round_activations(x, weight.group)
-    return F.linear(x, weight.floats())
+        ties = tied(x, group, tables=False)
+        return F.linear(round_activations(x, group), weight.floats()), ties
+    return F.linear(x, weight.floats()), nothing

@@ -18,6 +18,7 @@ DATA_FILE = "model.onnx.data"
 CONTRIB = "com.microsoft"
 OPSETS = {"": 23, CONTRIB: 1}
 ALIGNMENT = 64
+CONTEXT_KEY = "lfmc.context"  # in the model's metadata, as JSON
 
 _DTYPES = {
     torch.float32: ir.DataType.FLOAT,

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from lfmc.errors import InputError
 from lfmc.targets.base import require
-from lfmc.targets.onnx.emitter import MODEL_FILE
-
-CONTEXT_KEY = "lfmc.context"
+from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE
 
 
 class OnnxStepper:

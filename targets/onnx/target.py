@@ -39,14 +39,17 @@ class OnnxTarget:
     layouts: ClassVar[tuple[str, ...]] = ("plain", "genai", "transformers.js")
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:
+        moe = config.moe
         return Capabilities(
             linear=FORMATS,
-            embedding=FORMATS,
-            expert=FORMATS,
+            # These two kernels take whole groups only; MatMulNBits pads the last one.
+            embedding=_whole(config.hidden_size),
+            expert=_whole(config.hidden_size, moe.ffn_size) if moe else (),
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="expert",  # one QMoE node has one width for all three matrices
             expert_layer_shares_group=True,  # so a layer needs a node a width, not a format
+            negative_scales=True,
             graph_base=GRAPH_BASE,
             graph_per_layer=GRAPH_PER_LAYER,
             graph_per_expert=GRAPH_PER_EXPERT,
@@ -71,11 +74,10 @@ class OnnxTarget:
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
         require("onnx_ir", self.extra)
-        from lfmc.targets.onnx.emitter import DATA_FILE, MODEL_FILE, OPSETS, Emitter
+        from lfmc.targets.onnx.emitter import CONTEXT_KEY, DATA_FILE, MODEL_FILE, OPSETS, Emitter
         from lfmc.targets.onnx.genai import CONFIG_FILE, genai_config
         from lfmc.targets.onnx.layouts import Layout
         from lfmc.targets.onnx.lower import ACCURACY_LEVEL, Lowering
-        from lfmc.targets.onnx.runtime import CONTEXT_KEY
 
         layout = Layout(request.layout)
         emit = Emitter(folder)
@@ -132,6 +134,11 @@ class OnnxTarget:
         from lfmc.targets.onnx.probe import operator_parity
 
         return operator_parity(program, folder, artifact)
+
+
+def _whole(*columns: int) -> tuple[Format, ...]:
+    """Formats whose group divides every one of these row lengths."""
+    return tuple(f for f in FORMATS if all(size % f.group == 0 for size in columns))
 
 
 # Bytes of the model file that are not weights: measured, with a margin; an export that needs more

@@ -143,7 +143,7 @@ def test_the_smallest_possible_budget_is_possible(tmp_path: Path) -> None:
 def test_a_plan_for_another_checkpoint_is_refused(exported: Exported, tmp_path: Path) -> None:
     other = replace(exported[1].plan, fingerprint="0" * 64)
     (tmp_path / "plan.json").write_text(other.to_json())
-    with pytest.raises(InputError, match="fingerprint|another checkpoint"):
+    with pytest.raises(InputError, match="another checkpoint"):
         run(tmp_path / "b", plan=tmp_path / "plan.json")
 
 

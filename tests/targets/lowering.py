@@ -63,6 +63,8 @@ def _row(row: PlanRow, choose: Choose) -> PlanRow:
         return row
     chosen = choose(row)
     grid = "minmax" if isinstance(chosen, Format) else "none"
+    if isinstance(chosen, Format) and chosen.symmetric:
+        grid = "signed"  # some scales are negative
     return replace(row, format=chosen.name, grid=grid, nbytes=chosen.nbytes(row.shape))
 
 
@@ -85,8 +87,8 @@ def mixed(row: PlanRow) -> Format:
 
 
 def wide_groups(row: PlanRow) -> Format:
-    """Groups that do not divide the rows of a tiny model: padded tails."""
-    return Format(4, 32 if row.role == "expert" else 128, False, "float16")
+    """Groups that do not divide the rows of a tiny model's matmuls: padded tails."""
+    return Format(4, 128 if row.role == "linear" else 32, False, "float16")
 
 
 def two_bit(row: PlanRow) -> Format:
