@@ -161,12 +161,30 @@ def quantize_tensor(checkpoint: Checkpoint, plan: BitPlan, name: str) -> PackedT
     number_format = parse_format(row.format)
     if not isinstance(number_format, Format):
         raise InputError(f"tensor '{name}' is stored as {row.format}, not as codes", where=name)
-    importance = None
-    if row.grid != "minmax" and row.importance is not None:
-        importance = decode(row.importance, name)
-    elif row.grid != "minmax":
-        importance = input_importance(checkpoint, name)
+    importance = _importance(checkpoint, row)
     return quantize(checkpoint.load(name).float(), number_format, importance, row.grid)
+
+
+def stored_error(checkpoint: Checkpoint, plan: BitPlan, name: str, stored: PackedTensor) -> float:
+    """What a row's `error` predicts, measured: squared error of `stored` over the weights' energy.
+
+    Columns weigh what they weigh in the search for the codes.
+    """
+    weight = checkpoint.load(name).float()
+    columns = _importance(checkpoint, plan.row(name))
+    cost = torch.ones(weight.shape[1]) if columns is None else columns
+    energy = float((cost * weight.square()).sum())
+    left = float((cost * (stored.dequantize() - weight).square()).sum())
+    return left / energy if energy else 0.0
+
+
+def _importance(checkpoint: Checkpoint, row: PlanRow) -> Tensor | None:
+    """What an error in each column costs, `[K]`; None where all cost the same."""
+    if row.grid == "minmax":
+        return None
+    if row.importance is not None:
+        return decode(row.importance, row.name)
+    return input_importance(checkpoint, row.name)
 
 
 def float_tensor(checkpoint: Checkpoint, plan: BitPlan, name: str) -> Tensor:

@@ -53,9 +53,7 @@ def fisher_diagonal(
     for name in found:
         parameters[name].requires_grad_(True)
         parameter = parameters[name]
-        hooks.append(
-            parameter.register_post_accumulate_grad_hook(collect(name))  # type: ignore[no-untyped-call]
-        )
+        hooks.append(parameter.register_post_accumulate_grad_hook(collect(name)))
     positions = torch.arange(tokens.shape[1])
     try:
         for index in range(len(tokens)):

@@ -9,7 +9,7 @@ from lfmc.calib_free.decision import Decision, nearest, unit_nbytes
 from lfmc.calib_free.formats import Capabilities, Format
 from lfmc.calib_free.roles import Unit
 from lfmc.checkpoint import Checkpoint
-from lfmc.errors import InputError, UnsupportedError
+from lfmc.errors import InputError
 
 DEFAULT_GROUP = 32
 
@@ -34,13 +34,13 @@ def allocate_width(
 ) -> dict[str, Decision]:
     """Every matrix at `bits`: in the finest groups that fit `limit` bytes, or in groups of 32.
 
-    Raises `UnsupportedError` where the target lacks the width for a role that takes most of the
-    weights (an embedding takes the nearest), `InputError` where it does not fit.
+    Raises `InputError` where the target lacks the width for a role that takes most of the weights
+    (an embedding takes the nearest), or where it does not fit.
     """
     for role in dict.fromkeys(unit.role for unit in found):
         widths = sorted({f.bits for f in capabilities.formats(role)})
         if bits not in widths and (role != "embedding" or not widths):
-            raise UnsupportedError(
+            raise InputError(
                 f"the target can't store {role} weights at {bits} bits",
                 expected=", ".join(f"{w} bits" for w in widths) or "floats only",
                 got=f"{bits} bits",

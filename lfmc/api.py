@@ -36,7 +36,7 @@ def plan(
     seed: int = 0,
 ) -> BitPlan:
     """A format for every tensor of a checkpoint; see `lfmc plan`. `max_size` is in bytes."""
-    from lfmc.export import Options, plan_for
+    from lfmc.exporter import Options, plan_for
 
     options = Options(bits=bits, budget=budget(bits_per_weight, max_size), seed=seed)
     return plan_for(open_checkpoint(model), get_target(target), options, Silent())
@@ -50,19 +50,24 @@ def export(
     force: bool = False,
     bits_per_weight: float | None = None,
     max_size: int | None = None,
+    plan: str | Path | None = None,
     **options: Any,
 ) -> Bundle:
     """Quantize, lower, prove and write a bundle; see `lfmc export`.
 
-    `options` are those of `lfmc.export.Options`: bits, plan, context, layout, check, max_kl,
-    min_top1, seed. Raises the same errors as the command.
+    `plan` is the file of a plan to obey. `options` are those of `lfmc.exporter.Options`: bits,
+    context, layout, check, max_kl, min_top1, seed. Raises the same errors as the command.
     """
-    from lfmc.export import Options
-    from lfmc.export import export as run
+    from lfmc.exporter import Options
+    from lfmc.exporter import export as run
 
     checkpoint, chosen = open_checkpoint(model), get_target(target)
     folder = default_output(checkpoint, chosen) if output is None else Path(output)
-    asked = Options(budget=budget(bits_per_weight, max_size), **options)
+    asked = Options(
+        budget=budget(bits_per_weight, max_size),
+        plan=None if plan is None else Path(plan),
+        **options,
+    )
     bundle, _ = run(checkpoint, chosen, folder, asked, force=force, progress=Silent())
     return bundle
 

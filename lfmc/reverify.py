@@ -9,11 +9,11 @@ from lfmc.bundle import GOLDEN, PLAN, Bundle
 from lfmc.calib_free.plan import BitPlan
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
-from lfmc.export import build_program
+from lfmc.exporter import build_program
 from lfmc.generate import check_golden
 from lfmc.progress import Progress
+from lfmc.rungs import Verification, read_back, verify
 from lfmc.targets.base import Artifact, Probe, Request, StoredTensor, get_target
-from lfmc.verify import Verification, read_back, verify
 from lfmc.weights import PlannedWeights
 
 

@@ -57,7 +57,7 @@ def command(
     from lfmc.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, parity_table, plan_table, quality_line
     from lfmc.errors import InputError
-    from lfmc.export import Options, export, plan_for, request
+    from lfmc.exporter import Options, export, plan_for, request
     from lfmc.progress import for_terminal
     from lfmc.targets.base import get_target
 

@@ -31,7 +31,7 @@ def command(
     from lfmc.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, plan_table
     from lfmc.errors import InputError
-    from lfmc.export import Options, plan_for
+    from lfmc.exporter import Options, plan_for
     from lfmc.progress import for_terminal
     from lfmc.targets.base import get_target
 

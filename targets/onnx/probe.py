@@ -85,8 +85,8 @@ def _run_with_values(
     feeds = {"input_ids": ids, "attention_mask": np.ones(shape, np.int64)}
     for value in session.get_inputs():
         if value.name not in feeds:
-            shape = [{"batch": 1, "past": 0}.get(d, d) for d in value.shape]
-            feeds[value.name] = np.zeros(shape, np.float32)
+            dims = [{"batch": 1, "past": 0}.get(d, d) for d in value.shape]
+            feeds[value.name] = np.zeros(dims, np.float32)
     names = sorted(wanted - given)
     results = dict(zip(names, session.run(names, feeds), strict=True))
     return {**feeds, **results}

@@ -56,8 +56,9 @@ def _print(
         middle = statistics.median(decode)
         print(
             f"| {name} | {asked.prompt / min(prefill):.0f} "
-            f"({asked.prompt / statistics.median(prefill):.0f}) | "
-            f"{asked.tokens / min(decode):.0f} ({asked.tokens / middle:.0f}) | {slow / middle:.2f} |"
+            f"({asked.prompt / statistics.median(prefill):.0f}) "
+            f"| {asked.tokens / min(decode):.0f} ({asked.tokens / middle:.0f}) "
+            f"| {slow / middle:.2f} |"
         )
 
 

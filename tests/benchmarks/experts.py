@@ -22,7 +22,7 @@ from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.formats import Format
 from lfmc.calib_free.plan import BitPlan, PlanRow
 from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.export import Options, build_program, request
+from lfmc.exporter import Options, build_program, request
 from lfmc.model import build_decoder, read_config
 from lfmc.progress import Silent
 from lfmc.targets.base import Stepper, get_target

@@ -1,7 +1,8 @@
 """Methods against each other, on text.
 
 `python tests/benchmarks/quality.py MODEL_DIR... --text FILE.jsonl --bits 2.5,3,3.5,4.5` prints one
-markdown table. The text is only for measuring: no plan ever sees it.
+markdown table; without arguments, of the bundled checkpoint on the bundled passages. The text is
+only for measuring: no plan ever sees it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -20,11 +22,12 @@ from lfmc.calib_free.allocate import Budget, make_plan
 from lfmc.calib_free.formats import GENERIC, Capabilities
 from lfmc.calib_free.plan import BitPlan, dequantized_weights
 from lfmc.calib_free.sample import logits_of
-from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.checkpoint import Checkpoint, demo_path, open_checkpoint
 from lfmc.errors import LfmcError
 from lfmc.model import DecoderConfig
 from lfmc.quality import Quality, QualityMeter, windows
 
+PASSAGES = Path(str(files("lfmc") / "data" / "passages.txt"))
 COLUMNS = "model | method | budget | actual bits/weight | KL | top-1 | perplexity | plan, s"
 
 
@@ -108,8 +111,10 @@ def row(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--text", required=True, type=Path, help="a .jsonl with `text`, or a .txt")
+    parser.add_argument("models", nargs="*", default=[demo_path()], type=Path)
+    parser.add_argument(
+        "--text", default=PASSAGES, type=Path, help="a .jsonl with `text`, or a .txt"
+    )
     parser.add_argument(
         "--bits", default=[2.5, 3.0, 3.5, 4.5], type=lambda s: [float(b) for b in s.split(",")]
     )
@@ -119,8 +124,10 @@ def main() -> None:
     parser.add_argument("--target", default="generic")
     parser.add_argument("--gamma", default=1.0, type=float)
     parser.add_argument("--length", default=256, type=int, help="tokens a window")
-    parser.add_argument("--count", default=32, type=int, help="windows, spread over the text")
+    parser.add_argument("--count", type=int, help="windows, spread over the text")
     options = parser.parse_args()
+    if options.count is None:
+        options.count = 7 if options.text == PASSAGES else 32
     for line in table(options):
         print(line, flush=True)
     tokens = options.count * options.length

@@ -46,7 +46,7 @@ def test_every_method_makes_a_plan_that_checks(
     demo: Checkpoint, method: str, capabilities: Capabilities
 ) -> None:
     if capabilities is PHONE and method in ("3", "6"):
-        with pytest.raises(UnsupportedError, match=f"at {method} bits") as caught:
+        with pytest.raises(InputError, match=f"at {method} bits") as caught:
             make_plan(demo, capabilities, method, None)
         assert "2 bits, 4 bits, 8 bits" in str(caught.value)
         return

@@ -8,7 +8,7 @@ import pytest
 
 from lfmc.bundle import Bundle
 from lfmc.checkpoint import open_checkpoint
-from lfmc.export import Options, Report, export
+from lfmc.exporter import Options, Report, export
 from lfmc.progress import Silent
 from lfmc.targets.base import get_target
 

@@ -120,7 +120,7 @@ def test_verify_notices_a_changed_bundle(bundle_path: Path, tmp_path: Path) -> N
     [
         (["export", "nowhere"], 2, "no such checkpoint"),
         (["export", "--target", "abacus"], 2, "no such target"),
-        (["export", "--bits", "3"], 4, "3"),
+        (["export", "--bits", "3"], 2, "2 bits, 4 bits, 8 bits"),
         (["export", "--bits", "7"], 2, "no such method"),
         (["export", "--context", "99999999"], 2, "context"),
         (["export", "--max-size", "lots"], 2, "size can't be read"),

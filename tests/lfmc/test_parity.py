@@ -11,7 +11,7 @@ from torch import Tensor
 from lfmc.errors import GateError
 from lfmc.model import read_config
 from lfmc.parity import CaseResult, Rung, cases, compare, difference, skipped
-from lfmc.verify import Verification
+from lfmc.rungs import Verification
 from tests.factories import KINDS
 
 CONFIG = read_config(KINDS["lfm3"])

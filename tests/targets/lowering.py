@@ -10,7 +10,7 @@ from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.formats import Floats, Format
 from lfmc.calib_free.plan import BitPlan, PlanRow
 from lfmc.checkpoint import Checkpoint
-from lfmc.export import Options, build_program, request
+from lfmc.exporter import Options, build_program, request
 from lfmc.program import Program
 from lfmc.progress import Silent
 from lfmc.targets.base import Artifact, Request, Target, get_target

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from lfmc.errors import UnsupportedError
-from lfmc.export import Options, request
+from lfmc.exporter import Options, request
 from lfmc.generate import continue_tokens
 from lfmc.targets.base import get_target
 from lfmc.targets.onnx.genai import CONFIG_FILE

@@ -10,7 +10,7 @@ from typing import Any
 import lfmc
 from lfmc.bundle import GOLDEN, MANIFEST, PLAN, Bundle, describe, open_bundle, write_json, writing
 from lfmc.calib_free.allocate import Budget, make_plan
-from lfmc.calib_free.formats import parse_format
+from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan
 from lfmc.chat import copy_tokenizer
 from lfmc.checkpoint import Checkpoint
@@ -20,9 +20,9 @@ from lfmc.passes.base import Applied, apply
 from lfmc.passes.pipeline import pipeline
 from lfmc.program import Program
 from lfmc.progress import Progress
+from lfmc.rungs import CHECKS, Verification, read_back, verify
 from lfmc.targets.base import Artifact, Request, Target
 from lfmc.trace import trace
-from lfmc.verify import CHECKS, Verification, read_back, verify
 from lfmc.versions import tool_versions
 from lfmc.weights import PlannedWeights
 
@@ -177,7 +177,23 @@ def build_program(
         program = trace(checkpoint.config, target.trace_spec(checkpoint.config, asked))
     with progress.stage("passes"):
         formats = {row.name: parse_format(row.format) for row in plan.rows}
-        return program, apply(pipeline(formats), program)
+        applied = apply(pipeline(formats), program)
+    _check_coverage(plan, program)
+    return program, applied
+
+
+def _check_coverage(plan: BitPlan, program: Program) -> None:
+    """Every tensor that the plan quantizes is quantized in the graph, and no other."""
+    planned = {row.name for row in plan.rows if isinstance(parse_format(row.format), Format)}
+    found = {s for w in program.weights.values() if w.part == "codes" for s in w.sources}
+    if planned != found:
+        raise GateError(
+            "the graph and the plan disagree about what is quantized",
+            where=", ".join(sorted(planned ^ found)[:4]),
+            expected=f"{len(planned)} tensors",
+            got=f"{len(found)}",
+            todo="this is a fault of lfmc; please report it",
+        )
 
 
 def _check_size(plan: BitPlan, artifact: Artifact, nbytes: int) -> None:

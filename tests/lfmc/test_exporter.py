@@ -13,8 +13,8 @@ from lfmc.bundle import GOLDEN, PLAN, Bundle
 from lfmc.calib_free.allocate import Budget
 from lfmc.calib_free.plan import BitPlan
 from lfmc.checkpoint import demo_path, open_checkpoint
-from lfmc.errors import GateError, InputError, LfmcError, UnsupportedError
-from lfmc.export import Options, Report, export
+from lfmc.errors import GateError, InputError, LfmcError
+from lfmc.exporter import Options, Report, export
 from lfmc.generate import check_golden
 from lfmc.progress import Silent
 from lfmc.targets.base import get_target
@@ -118,7 +118,7 @@ def test_an_unchecked_export_says_so(tmp_path: Path) -> None:
         ({"layout": "tflite"}, InputError, "no such layout"),
         ({"check": "maybe"}, InputError, "no such check"),
         ({"bits": "5"}, InputError, "no such method"),
-        ({"bits": "3"}, UnsupportedError, "3"),
+        ({"bits": "3"}, InputError, "at 3 bits"),
         ({"budget": Budget(bits_per_weight=1.0)}, InputError, "smallest possible"),
         ({"budget": Budget(max_bytes=1000)}, InputError, "smallest possible"),
         ({"plan": Path("nowhere.json")}, InputError, "can't be read"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lfmc.calib_free.plan import stored_error
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError
 from lfmc.parity import (
@@ -189,8 +190,7 @@ def read_back(
 ) -> dict[str, float]:
     """Compare every tensor on disk with the plan, bit for bit; raise `GateError` for a difference.
 
-    Returns the measured error of each quantized tensor: the squared error of what its codes and
-    scales stand for, over the energy of the checkpoint's weights.
+    Returns the measured error of each quantized tensor, as `calib_free.plan.stored_error` has it.
     """
     quantized: set[str] = set()
     for stored in artifact.tensors:
@@ -205,14 +205,10 @@ def read_back(
                 )
             if stored.part == "codes":
                 quantized.add(name)
-    return {name: _error(weights, name) for name in sorted(quantized)}
-
-
-def _error(weights: PlannedWeights, name: str) -> float:
-    weight = weights.checkpoint.load(name).float()
-    energy = float(weight.square().sum())
-    left = float((weights.packed((name,)).dequantize() - weight).square().sum())
-    return left / energy if energy else 0.0
+    return {
+        name: stored_error(weights.checkpoint, weights.plan, name, weights.packed((name,)))
+        for name in sorted(quantized)
+    }
 
 
 def _planned(weights: PlannedWeights, name: str, part: str) -> Tensor:
