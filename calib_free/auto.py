@@ -23,9 +23,10 @@ from lfmc.calib_free.grids import quantize
 from lfmc.calib_free.importance import decode, encode
 from lfmc.calib_free.roles import Unit
 from lfmc.calib_free.sample import sample
-from lfmc.calib_free.sensitivity import column_importance, fisher_diagonal, require_memory
+from lfmc.calib_free.sensitivity import BYTES_PER_PARAM, column_importance, fisher_diagonal
 from lfmc.calib_free.solve import Solution, solve
 from lfmc.checkpoint import Checkpoint
+from lfmc.memory import require_memory
 
 TEXTS, LENGTH = 32, 96  # sampled: about 3,000 tokens
 REFERENCE_BITS = 3  # the width at which a matrix's cost is measured in full
@@ -67,7 +68,12 @@ def allocate_auto(
 
     Raises `UnsupportedError` where the model does not fit in memory or has no start token.
     """
-    require_memory(checkpoint)
+    require_memory(
+        checkpoint,
+        BYTES_PER_PARAM,
+        "method 'auto'",
+        "use --bits alphaq, uniform or a plain width, or a larger machine",
+    )
     measured = measure(checkpoint, capabilities, found, seed, progress)
     progress("choosing formats")
     choices = [

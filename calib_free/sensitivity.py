@@ -13,15 +13,12 @@ backward pass a text is enough. This is the true Fisher, not the "empirical" one
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfmc.checkpoint import Checkpoint
-from lfmc.errors import UnsupportedError
 from lfmc.model import Decoder, initial_state
 
 BYTES_PER_PARAM = 12  # float32 weights, Fisher information, and a gradient or a quantized copy
@@ -79,17 +76,3 @@ def column_importance(fisher: Tensor) -> Tensor:
     """
     columns = fisher.sum(0)
     return columns + 0.01 * columns.mean()
-
-
-def require_memory(checkpoint: Checkpoint) -> None:
-    """Raise `UnsupportedError` where the model and its Fisher information do not fit in memory."""
-    needed = BYTES_PER_PARAM * checkpoint.num_params
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > installed:
-        raise UnsupportedError(
-            "method 'auto' holds the whole model in memory, and this one does not fit",
-            where=checkpoint.path,
-            expected=f"{needed / 2**30:.1f} GiB ({BYTES_PER_PARAM} bytes a parameter)",
-            got=f"{installed / 2**30:.1f} GiB installed",
-            todo="use --bits alphaq, uniform or a plain width, or a larger machine",
-        )

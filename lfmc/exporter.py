@@ -16,11 +16,12 @@ from lfmc.chat import copy_tokenizer
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError
 from lfmc.generate import golden_prompts
+from lfmc.memory import require_memory
 from lfmc.passes.base import Applied, apply
 from lfmc.passes.pipeline import pipeline
 from lfmc.program import Program
 from lfmc.progress import Progress
-from lfmc.rungs import CHECKS, Verification, read_back, verify
+from lfmc.rungs import CHECKS, PARITY_BYTES_PER_PARAM, Verification, read_back, verify
 from lfmc.targets.base import Artifact, Request, Target
 from lfmc.trace import trace
 from lfmc.versions import tool_versions
@@ -132,6 +133,8 @@ def export(
     if options.check not in CHECKS:
         raise InputError("there is no such check", expected=", ".join(CHECKS), got=options.check)
     asked = request(checkpoint, target, options)
+    if options.check != "off":
+        require_memory(checkpoint, PARITY_BYTES_PER_PARAM, "parity", "--check off leaves it out")
     with writing(output, force=force) as folder:
         extra_files = copy_tokenizer(checkpoint, folder)
         plan = plan_for(checkpoint, target, options, progress)

@@ -31,6 +31,8 @@ from lfmc.weights import PlannedWeights
 WINDOW = 256
 WINDOWS = {"full": 7, "fast": 2}
 CHECKS = ("full", "fast", "off")
+# Two float32 models side by side, and the codes of a third.
+PARITY_BYTES_PER_PARAM = 10
 
 TITLES = {
     1: "decoder = transformers, float32",

@@ -23,6 +23,7 @@ def command(as_json: bool) -> None:
     from rich.table import Table
 
     from lfmc.commands.tables import console
+    from lfmc.memory import installed_nbytes
     from lfmc.versions import TESTED, installed
 
     packages = {name: (installed(name), tested) for name, tested in TESTED.items()}
@@ -30,7 +31,7 @@ def command(as_json: bool) -> None:
         name: [package for package in needed if find_spec(package) is None]
         for name, needed in TARGET_PACKAGES.items()
     }
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = installed_nbytes()
     disk = shutil.disk_usage(".").free
     if as_json:
         facts = {

@@ -1,0 +1,41 @@
+"""Memory of states, and the check that a model fits before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lfmc
+from lfmc.checkpoint import open_checkpoint
+from lfmc.errors import UnsupportedError
+from lfmc.memory import require_memory, state_nbytes
+
+
+def test_attention_grows_and_convolutions_do_not() -> None:
+    config = open_checkpoint().config
+    short, long = state_nbytes(config, 128), state_nbytes(config, 256)
+    assert long.attention == 2 * short.attention == 2 * 4 * (2 * 2 * 2 * 128 * 64)
+    assert long.conv == short.conv == 4 * (4 * 256 * 2)
+
+
+def test_a_model_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = open_checkpoint()
+    require_memory(demo, 12, "this", "nothing")
+    monkeypatch.setattr("os.sysconf", lambda name: 1024)  # a page of 1 KiB, 1024 of them
+    with pytest.raises(UnsupportedError, match="does not fit") as caught:
+        require_memory(demo, 12, "this", "buy memory")
+    assert "0.1 GiB (12 bytes a parameter)" in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def test_an_export_that_can_not_be_checked_here_says_so_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sysconf", lambda name: 1024)
+    with pytest.raises(UnsupportedError, match="parity") as caught:
+        lfmc.export(bits="4", output=tmp_path / "b")
+    assert "--check off" in str(caught.value)
+    with pytest.raises(UnsupportedError, match="method 'auto'"):
+        lfmc.export(bits="auto", output=tmp_path / "b", check="off")
+    assert list(tmp_path.iterdir()) == []
