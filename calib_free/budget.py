@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 from lfmc.errors import InputError
 
@@ -20,7 +21,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = [v for v in (self.bits_per_weight, self.max_bytes) if v is not None]
-        if not given or not all(v > 0 for v in given):
+        if not given or not all(v > 0 and isfinite(v) for v in given):
             raise InputError(
                 "a budget needs a positive number of bits per weight, or of bytes",
                 got=f"bits per weight {self.bits_per_weight}, bytes {self.max_bytes}",

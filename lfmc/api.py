@@ -11,7 +11,8 @@ from lfmc.calib_free.plan import BitPlan
 from lfmc.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import InputError
 from lfmc.progress import Silent
-from lfmc.targets.base import Stepper, Target, get_target
+from lfmc.stepping import Stepper
+from lfmc.targets.base import Target, get_target
 
 
 def budget(bits_per_weight: float | None, max_size: int | None) -> Budget | None:
@@ -30,7 +31,7 @@ def plan(
     model: str | Path | None = None,
     *,
     target: str = "onnx",
-    bits: str = "auto",
+    bits: str | None = None,
     bits_per_weight: float | None = None,
     max_size: int | None = None,
     seed: int = 0,

@@ -68,6 +68,8 @@ def open_bundle(path: str | Path) -> Bundle:
             todo="lfmc export writes one",
         )
     manifest = _read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict):
+        raise InputError("the manifest is not an object", where=folder / MANIFEST)
     missing = [k for k in ("target", "files", "artifact", "context") if k not in manifest]
     if missing:
         raise InputError("the manifest lacks keys", where=folder / MANIFEST, expected=missing)
@@ -85,7 +87,8 @@ def writing(path: Path, *, force: bool) -> Iterator[Path]:
         raise InputError(
             "the output exists already", where=path, todo="--force replaces it, --output renames it"
         )
-    if path.exists() and not (path / MANIFEST).is_file():
+    path = path.absolute()
+    if path.exists() and not _is_bundle(path):
         raise InputError(
             "the output exists and is no lfmc bundle, so it is not replaced",
             where=path,
@@ -99,11 +102,33 @@ def writing(path: Path, *, force: bool) -> Iterator[Path]:
         raise InputError("the output can't be written", where=path, got=error) from error
     try:
         yield partial
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
+        _put_in_place(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Rename `partial` to `path`; a bundle that is there stays whole until it is replaced."""
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    try:
+        partial.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_bundle(path: Path) -> bool:
+    """A folder that lfmc wrote: its manifest names lfmc's version and a target."""
+    try:
+        manifest = _read_json(path / MANIFEST)
+    except InputError:
+        return False
+    return isinstance(manifest, dict) and {"lfmc", "target"} <= set(manifest)
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -116,7 +141,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write JSON that every parser takes: a NaN is a fault of ours, not a number to ship."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> Any:

@@ -27,12 +27,18 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
         source = checkpoint.path / name
         if not source.is_file():
             continue
-        text = source.read_text(encoding="utf-8")
+        text = _read(source)
         if name == "tokenizer_config.json":
-            settings = json.loads(text)
+            settings = _parse(source, text)
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
             template = settings.get("chat_template")
-            if isinstance(template, str) and not (checkpoint.path / TEMPLATE).is_file():
+            if template is not None and not isinstance(template, str):
+                raise InputError(
+                    "the checkpoint has several chat templates, and a bundle holds one",
+                    where=source,
+                    todo=f"write the one to ship to {TEMPLATE}, and take chat_template out",
+                )
+            if template is not None and not (checkpoint.path / TEMPLATE).is_file():
                 (folder / TEMPLATE).write_text(template, encoding="utf-8")
                 written.append(TEMPLATE)
             text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
@@ -43,6 +49,23 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
     return [*written, "config.json"]
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name} can't be read", where=path, got=error) from error
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path.name} can't be read", where=path, got=error) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path.name} is not a JSON object", where=path)
+    return value
+
+
 def render(folder: Path, messages: Sequence[dict[str, str]]) -> str | None:
     """The messages as the chat template writes them, ready for a reply; None without a template.
 
@@ -51,7 +74,6 @@ def render(folder: Path, messages: Sequence[dict[str, str]]) -> str | None:
     path = folder / TEMPLATE
     if not path.is_file():
         return None
-    from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -63,7 +85,7 @@ def render(folder: Path, messages: Sequence[dict[str, str]]) -> str | None:
     try:
         template = environment.from_string(path.read_text(encoding="utf-8"))
         return template.render(messages=messages, add_generation_prompt=True, **special)
-    except TemplateError as error:
+    except Exception as error:  # a template is a program: it may raise anything
         raise InputError("the chat template can't be rendered", where=path, got=error) from error
 
 

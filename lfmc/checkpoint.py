@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lfmc.errors import InputError
+from lfmc.errors import InputError, first_line
 from lfmc.model import Decoder, DecoderConfig, build_decoder, read_config
 from lfmc.model.config import read_token_ids
 
@@ -71,6 +71,7 @@ class Checkpoint:
     """A folder whose tensors have been checked, by name and shape, against its configuration."""
 
     path: Path
+    name: str
     config: DecoderConfig
     raw_config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
@@ -78,14 +79,6 @@ class Checkpoint:
     @property
     def num_params(self) -> int:
         return sum(info.numel for info in self.tensors.values())
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def is_demo(self) -> bool:
-        return self.path == demo_path()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -164,7 +157,9 @@ def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
     there is no such checkpoint, or when its tensors and its configuration disagree.
     """
     path = demo_path() if model is None else Path(model)
+    name = path.resolve().name
     if not path.exists() and _HUB_ID.fullmatch(str(model)):
+        name = str(model).rpartition("/")[2]  # the folder in the cache is called by its commit
         path = _fetch(str(model))
     if not path.is_dir():
         raise InputError(
@@ -181,7 +176,7 @@ def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
     tensors: dict[str, TensorInfo] = {}
     for file in _weight_files(path):
         tensors.update(_read_header(file))
-    return Checkpoint(path, config, raw, _match(tensors, config, path))
+    return Checkpoint(path, name, config, raw, _match(tensors, config, path))
 
 
 def _fetch(hub_id: str) -> Path:
@@ -195,7 +190,7 @@ def _fetch(hub_id: str) -> Path:
         raise InputError(
             "the model is neither a folder here nor in the hub (or its local cache)",
             where=hub_id,
-            got=str(error).splitlines()[0],
+            got=first_line(error),
             todo="check the name, the network, or HF_HOME; or give a local folder",
         ) from error
 
@@ -294,7 +289,8 @@ def _match(
     extra = sorted(set(tensors) - set(wanted))
     if config.tied_embedding and {_HEAD, _EMBEDDING} <= tensors.keys():
         extra.remove(_HEAD)
-        if not torch.equal(_read_tensor(tensors[_HEAD]), _read_tensor(tensors[_EMBEDDING])):
+        head, table = (_read_tensor(tensors[name]).float() for name in (_HEAD, _EMBEDDING))
+        if not torch.equal(head, table):
             raise InputError(
                 "the config ties the head to the embedding, but the weights hold another head",
                 where=tensors[_HEAD].file,

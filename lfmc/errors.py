@@ -58,3 +58,9 @@ class UnsupportedError(LfmcError):
     """This target or machine can't do it, or a tool is missing. Exit code 4."""
 
     exit_code = 4
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or its class where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

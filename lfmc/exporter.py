@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,13 +29,14 @@ from lfmc.versions import tool_versions
 from lfmc.weights import PlannedWeights
 
 DEFAULT_CONTEXT = 4096
+MIN_CONTEXT = 16  # the golden prompts and a few tokens
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks of an export. `plan` replaces `bits` and `budget`."""
+    """What a user asks of an export. `bits` None is "auto"; `plan` excludes `bits` and `budget`."""
 
-    bits: str = "auto"
+    bits: str | None = None
     budget: Budget | None = None
     plan: Path | None = None
     context: int | None = None
@@ -70,13 +72,14 @@ class Report:
 
 
 def request(checkpoint: Checkpoint, target: Target, options: Options) -> Request:
-    """Context and layout of an export, checked against model and target."""
+    """Context and layout of an export; all of it is checked before any work is done."""
+    _check_options(options)
     longest = checkpoint.config.max_context
     context = min(DEFAULT_CONTEXT, longest) if options.context is None else options.context
-    if not 1 <= context <= longest:
+    if not min(MIN_CONTEXT, longest) <= context <= longest:
         raise InputError(
             "the context is outside of what the model was made for",
-            expected=f"1 to {longest} tokens",
+            expected=f"{min(MIN_CONTEXT, longest)} to {longest} tokens",
             got=context,
         )
     layout = options.layout or target.layouts[0]
@@ -101,7 +104,7 @@ def plan_for(
             return make_plan(
                 checkpoint,
                 capabilities,
-                options.bits,
+                options.bits or "auto",
                 options.budget,
                 target=target.name,
                 seed=options.seed,
@@ -130,8 +133,6 @@ def export(
     Raises `InputError` and `UnsupportedError` before any work where the request can't be met, and
     `GateError` where parity, the budget, `max_kl` or `min_top1` is not.
     """
-    if options.check not in CHECKS:
-        raise InputError("there is no such check", expected=", ".join(CHECKS), got=options.check)
     asked = request(checkpoint, target, options)
     if options.check != "off":
         require_memory(checkpoint, PARITY_BYTES_PER_PARAM, "parity", "--check off leaves it out")
@@ -167,9 +168,31 @@ def export(
         write_json(folder / GOLDEN, golden)
         (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
         extra_files += [GOLDEN, PLAN]
-        manifest = _manifest(checkpoint, target, asked, artifact, report, folder, extra_files)
+        manifest = _manifest(
+            checkpoint, target, asked, artifact, report, folder, extra_files, options.check
+        )
         write_json(folder / MANIFEST, manifest)
     return open_bundle(output), report
+
+
+def _check_options(options: Options) -> None:
+    """Raise `InputError` for options that contradict each other or that could not be met."""
+    if options.check not in CHECKS:
+        raise InputError("there is no such check", expected=", ".join(CHECKS), got=options.check)
+    gates = {"--max-kl": (options.max_kl, math.inf), "--min-top1": (options.min_top1, 1.0)}
+    for name, (value, highest) in gates.items():
+        if value is None:
+            continue
+        if not 0 <= value <= highest:
+            raise InputError(f"{name} is out of range", expected=f"0 to {highest:g}", got=value)
+        if options.check == "off":
+            raise InputError(f"{name} needs a measurement, and --check off makes none")
+    if options.plan is not None and (options.budget is not None or options.bits is not None):
+        raise InputError(
+            "a plan already says what every tensor takes",
+            where=options.plan,
+            todo="leave out --bits, --bits-per-weight and --max-size",
+        )
 
 
 def build_program(
@@ -223,14 +246,14 @@ def _check_quality(verification: Verification, options: Options) -> None:
     quality = verification.quality
     if quality is None:
         return
-    if options.max_kl is not None and quality.kl > options.max_kl:
+    if options.max_kl is not None and not quality.kl <= options.max_kl:
         raise GateError(
             "quantization changed the model more than allowed",
             expected=f"KL of at most {options.max_kl:g} nats per token (--max-kl)",
             got=f"{quality.kl:.4f}",
             todo="raise the budget, or the limit",
         )
-    if options.min_top1 is not None and quality.top1 < options.min_top1:
+    if options.min_top1 is not None and not quality.top1 >= options.min_top1:
         raise GateError(
             "the most likely token changed more often than allowed",
             expected=f"top-1 agreement of at least {options.min_top1:g} (--min-top1)",
@@ -247,6 +270,7 @@ def _manifest(
     report: Report,
     folder: Path,
     extra_files: list[str],
+    check: str,
 ) -> dict[str, Any]:
     """Everything an app, or a person, needs to know of the bundle."""
     config = checkpoint.config
@@ -255,6 +279,7 @@ def _manifest(
         "target": target.name,
         "layout": asked.layout,
         "context": asked.context,
+        "check": check,
         "model": {
             "name": checkpoint.name,
             "type": config.model_type,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lfmc.errors import GateError
+from lfmc.stepping import Stepper
 
 # Plain text, a question, and one short word: three lengths of prompt, two of them below a chunk.
 GOLDEN_TEXTS = (
@@ -19,16 +19,8 @@ GOLDEN_TEXTS = (
 GOLDEN_TOKENS = 16
 
 
-class Steps(Protocol):
-    context: int
-
-    def reset(self) -> None: ...
-
-    def step(self, tokens: Sequence[int] | Tensor) -> Tensor: ...
-
-
 def continue_tokens(
-    stepper: Steps,
+    stepper: Stepper,
     prompt: Sequence[int],
     count: int,
     stop_ids: Sequence[int] = (),
@@ -56,7 +48,7 @@ def continue_tokens(
             logits = stepper.step([token])[-1]
 
 
-def golden_prompts(stepper: Steps, tokenizer: Any, bos_id: int | None) -> list[dict[str, Any]]:
+def golden_prompts(stepper: Stepper, tokenizer: Any, bos_id: int | None) -> list[dict[str, Any]]:
     """Prompts and the tokens that this artifact continues them with, greedily.
 
     An app can run them on its device: other tokens mean that something there is wrong. `margin` is
@@ -81,7 +73,7 @@ def golden_prompts(stepper: Steps, tokenizer: Any, bos_id: int | None) -> list[d
     return golden
 
 
-def check_golden(stepper: Steps, golden: Sequence[dict[str, Any]]) -> None:
+def check_golden(stepper: Stepper, golden: Sequence[dict[str, Any]]) -> None:
     """Raise `GateError` where the artifact continues a golden prompt otherwise than it did."""
     for entry in golden:
         tokens, _ = _greedy(stepper, entry["prompt"], len(entry["tokens"]))
@@ -95,7 +87,7 @@ def check_golden(stepper: Steps, golden: Sequence[dict[str, Any]]) -> None:
             )
 
 
-def _greedy(stepper: Steps, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
+def _greedy(stepper: Stepper, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
     stepper.reset()
     logits = stepper.step(prompt)[-1]
     tokens: list[int] = []

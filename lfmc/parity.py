@@ -10,26 +10,20 @@ Rungs 1 to 3 run the matrix of `cases`: every way in which an app feeds tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lfmc.model import DecoderConfig
+from lfmc.stepping import Stepper
 
 # Largest difference of a logit over the largest logit, for float32 arithmetic in another order.
 FLOAT_TOLERANCE = 1e-5
 ARTIFACT_TOLERANCE = 1e-4
-
-
-class Steps(Protocol):
-    """What parity needs of a side."""
-
-    def reset(self) -> None: ...
-
-    def step(self, tokens: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ class Rung:
 
     @property
     def passed(self) -> bool:
-        if self.worst is None:
+        if self.worst is None or not math.isfinite(self.worst):
             return False
         return self.tolerance is None or self.worst <= self.tolerance
 
@@ -109,7 +103,7 @@ def _within(calls: tuple[int, ...], context: int) -> tuple[int, ...]:
     return tuple(kept)
 
 
-def run_case(side: Steps, case: Case, tokens: Tensor, earlier: Tensor) -> Tensor:
+def run_case(side: Stepper, case: Case, tokens: Tensor, earlier: Tensor) -> Tensor:
     """Logits `[T, V]` of the first `case.length` of `tokens`, fed as the case says."""
     side.reset()
     if case.earlier:
@@ -122,8 +116,8 @@ def run_case(side: Steps, case: Case, tokens: Tensor, earlier: Tensor) -> Tensor
 def compare(
     number: int,
     title: str,
-    side: Steps,
-    reference: Steps,
+    side: Stepper,
+    reference: Stepper,
     matrix: Sequence[Case],
     vocab_size: int,
     *,

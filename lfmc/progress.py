@@ -50,7 +50,7 @@ class Spinner:
             yield
         seconds = time.monotonic() - started
         if seconds > 2:
-            self._console.print(f"[dim]{title} ({seconds:.0f} s)[/dim]")
+            self._console.print(f"{title} ({seconds:.0f} s)", style="dim", markup=False)
 
 
 def for_terminal() -> Silent | Spinner:

@@ -11,8 +11,9 @@ from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
 from lfmc.exporter import build_program
 from lfmc.generate import check_golden
+from lfmc.memory import require_memory
 from lfmc.progress import Progress
-from lfmc.rungs import Verification, read_back, verify
+from lfmc.rungs import PARITY_BYTES_PER_PARAM, Verification, read_back, verify
 from lfmc.targets.base import Artifact, Probe, Request, StoredTensor, get_target
 from lfmc.weights import PlannedWeights
 
@@ -52,6 +53,7 @@ def _against(
             expected=f"fingerprint {known[:16]}...",
             got=f"{checkpoint.fingerprint[:16]}...",
         )
+    require_memory(checkpoint, PARITY_BYTES_PER_PARAM, "parity", "leave MODEL out")
     target = get_target(bundle.target)
     plan = BitPlan.from_json((bundle.path / PLAN).read_text(encoding="utf-8"))
     asked = Request(bundle.manifest["context"], bundle.manifest["layout"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -24,8 +26,8 @@ from lfmc.program import Program
 from lfmc.progress import Progress
 from lfmc.quality import Quality, QualityMeter, windows
 from lfmc.reference import TransformersStepper, is_available
-from lfmc.stepping import TorchStepper, decoder_stepper
-from lfmc.targets.base import Artifact, Stepper, StoredTensor, Target
+from lfmc.stepping import Stepper, TorchStepper, decoder_stepper
+from lfmc.targets.base import Artifact, StoredTensor, Target
 from lfmc.weights import PlannedWeights
 
 WINDOW = 256
@@ -58,7 +60,8 @@ class Verification:
                 raise GateError(
                     f"parity rung {rung.number} failed: {rung.title}",
                     where=worst.case,
-                    expected=f"a difference of at most {rung.tolerance:g} of the logit scale",
+                    expected=f"a difference of at most {rung.tolerance or math.inf:g} "
+                    "of the logit scale",
                     got=f"{worst.difference:.3g}",
                     todo="this artifact is wrong and was not kept; please report it",
                 )
@@ -172,8 +175,9 @@ def measure_quality(
     length = min(WINDOW, stepper.context)
     reference = decoder_stepper(checkpoint.decoder(), length)
     meter = QualityMeter()
-    for index, tokens in enumerate(passages(checkpoint, length, count)):
-        progress.step(f"window {index + 1} of {count}")
+    text = passages(checkpoint, length, count)
+    for index, tokens in enumerate(text):
+        progress.step(f"window {index + 1} of {len(text)}")
         reference.reset()
         stepper.reset()
         theirs, ours = reference.step(tokens), stepper.step(tokens)
@@ -182,9 +186,11 @@ def measure_quality(
 
 
 def passages(checkpoint: Checkpoint, length: int, count: int) -> Tensor:
-    """`count` windows of the bundled public-domain text, int64 `[count, length]`."""
+    """Windows of the bundled public-domain text, int64 `[N, length]`: `count`, or all there are."""
     text = (files("lfmc") / "data" / "passages.txt").read_text(encoding="utf-8")
-    return windows(checkpoint.tokenizer(), text, length, count, checkpoint.config.bos_id)
+    tokenizer = checkpoint.tokenizer()
+    fitting = len(tokenizer.encode(text, add_special_tokens=False).ids) // length
+    return windows(tokenizer, text, length, min(count, fitting), checkpoint.config.bos_id)
 
 
 def read_back(
@@ -194,7 +200,7 @@ def read_back(
 
     Returns the measured error of each quantized tensor, as `calib_free.plan.stored_error` has it.
     """
-    quantized: set[str] = set()
+    seen: Counter[tuple[str, str]] = Counter()
     for stored in artifact.tensors:
         found = target.read_tensor(folder, stored)
         for name, value in _parts(found, stored, weights.checkpoint):
@@ -205,11 +211,20 @@ def read_back(
                     where=f"{folder}: {stored.name}",
                     todo="this artifact is wrong and was not kept; please report it",
                 )
-            if stored.part == "codes":
-                quantized.add(name)
+            seen[name, stored.part] += 1
+    expected = {(row.name, part) for row in weights.plan.rows for part in weights.parts(row.name)}
+    if set(seen) != expected or max(seen.values()) > 1:
+        wrong = sorted(set(seen) ^ expected) or [key for key, n in seen.items() if n > 1]
+        raise GateError(
+            "the artifact does not hold every planned tensor exactly once",
+            where=f"{folder}: {wrong[0]}",
+            expected=f"{len(expected)} pieces",
+            got=f"{sum(seen.values())}",
+            todo="this artifact is wrong and was not kept; please report it",
+        )
     return {
         name: stored_error(weights.checkpoint, weights.plan, name, weights.packed((name,)))
-        for name in sorted(quantized)
+        for name in sorted(name for name, part in seen if part == "codes")
     }
 
 

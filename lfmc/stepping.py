@@ -1,9 +1,9 @@
-"""Running a decoder, or a program, in torch with the calls that an app makes of an artifact."""
+"""The calls that an app makes of a model, and a decoder or a program in torch behind them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +12,22 @@ from lfmc.errors import InputError
 from lfmc.model import Decoder, DecoderConfig, initial_state
 
 
+class Stepper(Protocol):
+    """Whatever runs a model the way an app does: state is carried from call to call."""
+
+    context: int
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+
+    def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Float32 logits `[T, V]` for `T` more tokens, any `T` from 1 up to what is left."""
+
+
 class TorchStepper:
     """Carries the states of `function(tokens, positions, *states) -> (logits, *states)`.
 
-    The same `reset` and `step` as `lfmc.targets.base.Stepper`, for `batch` rows of equal length.
+    A `Stepper` for `batch` rows of equal length.
     """
 
     def __init__(

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
-
-class Steps(Protocol):
-    def reset(self) -> None: ...
-
-    def step(self, tokens: Sequence[int] | Tensor) -> Tensor: ...
+from lfmc.stepping import Stepper
 
 
 @dataclass(frozen=True)
@@ -26,7 +19,7 @@ class Rate:
     median: float
 
 
-def time_round(stepper: Steps, prompt: int, tokens: int) -> tuple[float, float]:
+def time_round(stepper: Stepper, prompt: int, tokens: int) -> tuple[float, float]:
     """Seconds of one prefill of `prompt` tokens, and of `tokens` single steps after it."""
     ids = torch.randint(1, 100, (prompt,), generator=torch.Generator().manual_seed(0))
     stepper.reset()
@@ -38,7 +31,7 @@ def time_round(stepper: Steps, prompt: int, tokens: int) -> tuple[float, float]:
     return prefilled - started, time.perf_counter() - prefilled
 
 
-def time_stepper(stepper: Steps, prompt: int, tokens: int, rounds: int) -> dict[str, Rate]:
+def time_stepper(stepper: Stepper, prompt: int, tokens: int, rounds: int) -> dict[str, Rate]:
     """Rates of prefill and decode over `rounds`, after one that warms up and is not counted."""
     time_round(stepper, prompt, min(tokens, 4))
     times = [time_round(stepper, prompt, tokens) for _ in range(rounds)]

@@ -12,7 +12,7 @@ from lfmc.calib_free.pack import PackedTensor
 from lfmc.calib_free.plan import BitPlan, float_tensor, quantize_tensor
 from lfmc.checkpoint import Checkpoint
 from lfmc.model.rope import inverse_frequencies
-from lfmc.program import Weight
+from lfmc.program import Part, Weight
 
 
 @dataclass
@@ -28,6 +28,13 @@ class PlannedWeights:
     def format(self, name: str) -> Format | Floats:
         """How the plan stores a tensor."""
         return parse_format(self.plan.row(name).format)
+
+    def parts(self, name: str) -> tuple[Part, ...]:
+        """The pieces in which a tensor is stored."""
+        stored = self.format(name)
+        if isinstance(stored, Floats):
+            return ("values",)
+        return ("codes", "scales") if stored.symmetric else ("codes", "scales", "zeros")
 
     def packed(self, sources: tuple[str, ...]) -> PackedTensor:
         """Codes, scales and zeros of quantized tensors, their rows one below the other."""

@@ -1,4 +1,4 @@
-"""What a pass is, and how one is run: requires -> rewrite -> ensures."""
+"""What a pass is, and how one is run: rewrite, then check the graph and what the pass ensures."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -17,6 +17,7 @@ from lfmc.errors import InputError, UnsupportedError
 from lfmc.model import DecoderConfig
 from lfmc.parity import Rung
 from lfmc.program import Program
+from lfmc.stepping import Stepper
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
@@ -73,29 +74,18 @@ class Artifact:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Stepper(Protocol):
-    """Runs an artifact the way an app does: state is carried from call to call."""
-
-    context: int
-
-    def reset(self) -> None:
-        """Forget the conversation."""
-
-    def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` for `T` more tokens, any `T` from 1 up to what is left."""
-
-
 class Target(Protocol):
     """A frozen dataclass; the libraries that it needs are imported inside of its verbs."""
 
     name: ClassVar[str]
     extra: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]]
     layouts: ClassVar[tuple[str, ...]]
 
     def capabilities(self, config: DecoderConfig) -> Capabilities: ...
 
     def check(self, config: DecoderConfig, request: Request) -> None:
-        """Raise `UnsupportedError`, with the reason, for a combination that can't be exported."""
+        """Raise `UnsupportedError` for a missing package, or for what can't be exported."""
 
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec: ...
 
@@ -125,12 +115,17 @@ def get_target(name: str) -> Target:
     if path is None:
         found = [e for e in entry_points(group="lfmc.targets") if e.name == name]
         if not found:
-            known = sorted({*TARGETS, *(e.name for e in entry_points(group="lfmc.targets"))})
-            raise InputError("there is no such target", expected=", ".join(known), got=name)
+            known = ", ".join(target_names())
+            raise InputError("there is no such target", expected=known, got=name)
         target: Target = found[0].load()()
         return target
     module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)()  # type: ignore[no-any-return]
+
+
+def target_names() -> list[str]:
+    """Every target that `get_target` knows."""
+    return sorted({*TARGETS, *(entry.name for entry in entry_points(group="lfmc.targets"))})
 
 
 def require(package: str, extra: str) -> Any:

@@ -12,9 +12,6 @@ import click
 
 from lfmc.commands.options import json_option
 
-# Packages that a target imports; the extra of the same name installs them.
-TARGET_PACKAGES = {"onnx": ("onnx", "onnx_ir", "onnxruntime")}
-
 
 @click.command("doctor")
 @json_option
@@ -24,12 +21,13 @@ def command(as_json: bool) -> None:
 
     from lfmc.commands.tables import console
     from lfmc.memory import installed_nbytes
+    from lfmc.targets.base import get_target, target_names
     from lfmc.versions import TESTED, installed
 
     packages = {name: (installed(name), tested) for name, tested in TESTED.items()}
     targets = {
-        name: [package for package in needed if find_spec(package) is None]
-        for name, needed in TARGET_PACKAGES.items()
+        name: [package for package in get_target(name).packages if find_spec(package) is None]
+        for name in target_names()
     }
     memory = installed_nbytes()
     disk = shutil.disk_usage(".").free
@@ -58,7 +56,6 @@ def command(as_json: bool) -> None:
         table.add_row(name, found or "-", tested, verdict)
     out.print(table)
     for name, missing in targets.items():
-        state = (
-            "ready" if not missing else f"missing {', '.join(missing)}: pip install lfmc[{name}]"
-        )
+        remedy = f"pip install 'lfmc[{get_target(name).extra}]'"
+        state = f"missing {', '.join(missing)}: {remedy}" if missing else "ready"
         out.print(f"target {name}: {state}")

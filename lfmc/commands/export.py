@@ -31,7 +31,7 @@ from lfmc.commands.options import announce, json_option, model_argument, plan_op
 def command(
     model: str | None,
     target: str,
-    bits: str,
+    bits: str | None,
     bits_per_weight: float | None,
     max_size: int | None,
     seed: int,
@@ -51,21 +51,15 @@ def command(
     \b
     lfmc export --target onnx --bits auto
     lfmc export ./LFM2-1.2B --bits-per-weight 4.5 --output lfm2-onnx
-    lfmc export ./LFM2-8B-A1B --max-size 4.5GB --max-kl 0.05 --layout genai
+    lfmc export ./LFM2-2.6B --max-size 1.4GB --max-kl 0.05 --layout genai
     """
     from lfmc.api import budget, default_output
     from lfmc.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, parity_table, plan_table, quality_line
-    from lfmc.errors import InputError
     from lfmc.exporter import Options, export, plan_for, request
     from lfmc.progress import for_terminal
     from lfmc.targets.base import get_target
 
-    if plan_file is not None and (bits_per_weight is not None or max_size is not None):
-        raise InputError(
-            "--plan already says what every tensor takes",
-            todo="leave out --bits-per-weight and --max-size",
-        )
     checkpoint = open_checkpoint(model)
     announce(checkpoint, model)
     chosen = get_target(target)
@@ -107,8 +101,8 @@ def command(
             out.print(quality_line(report.verification.quality))
     limit = report.plan.limit_nbytes
     budget_text = "" if limit is None else f", budget {limit:,}"
-    out.print(
+    click.echo(
         f"size: {report.nbytes:,} bytes on disk (planned {report.plan.nbytes:,}{budget_text}), "
         f"{8 * report.nbytes / checkpoint.num_params:.3f} bits per weight"
     )
-    out.print(f"bundle: {bundle.path}")
+    click.echo(f"bundle: {bundle.path}")

@@ -53,7 +53,7 @@ def plan_options(function: F) -> F:
     for option in reversed(
         [
             click.option("--target", default="onnx", show_default=True, help="Where it will run."),
-            click.option("--bits", default="auto", show_default=True, help=BITS_HELP),
+            click.option("--bits", help=BITS_HELP + " [default: auto]"),
             click.option(
                 "--bits-per-weight",
                 type=float,

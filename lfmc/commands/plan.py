@@ -18,7 +18,7 @@ from lfmc.commands.options import announce, json_option, model_argument, plan_op
 def command(
     model: str | None,
     target: str,
-    bits: str,
+    bits: str | None,
     bits_per_weight: float | None,
     max_size: int | None,
     seed: int,

@@ -26,8 +26,8 @@ _GROUPS = {
 
 def console() -> Console:
     """Stdout, as wide as the terminal, or 100 columns in a pipe."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=100)
+    out = Console(highlight=False, markup=False)
+    return out if out.is_terminal else Console(highlight=False, markup=False, width=100)
 
 
 def group(row: PlanRow) -> str:
@@ -61,13 +61,13 @@ def plan_table(plan: BitPlan, measured: Mapping[str, float]) -> Table:
         groups.setdefault(group(row), []).append(row)
     for name, rows in groups.items():
         known = [measured[r.name] for r in rows if r.name in measured]
-        quantized = any(isinstance(parse_format(r.format), Format) for r in rows)
+        quantized = [r for r in rows if isinstance(parse_format(r.format), Format)]
         table.add_row(
             name,
             str(len(rows)),
             _widths(rows),
             f"{sum(r.nbytes for r in rows) / MIB:.3f}",
-            _percent([r.error for r in rows]) if quantized else "-",
+            _percent([r.error for r in quantized]) if quantized else "-",
             _percent(known) if known else "-",
         )
     table.add_row("graph (reserved)", "", "", f"{plan.graph_nbytes / MIB:.3f}", "-", "-")

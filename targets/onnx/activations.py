@@ -26,9 +26,10 @@ from lfmc.calib_free.pack import unpack_bits
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program
 
-# How near to the middle of two codes a value may fall either way, in codes: float32 arithmetic in
-# another order moves a value of up to 127 codes by about 1e-5, and one behind a matmul by 4e-5.
-TIE = 1e-4
+# How near to the middle of two codes a value may fall either way, in codes: one float32 operation
+# in another order moves a value of up to 127 codes by about 1e-5, a matmul before it by 4e-5.
+TIE = 2e-5
+TIE_BEHIND_MATMUL = 1e-4
 
 
 def round_activations(x: Tensor, block: int) -> Tensor:
@@ -61,10 +62,10 @@ def table_matmul(
     return y + x.view(count, -1, group).sum(-1) @ (scales.float() * (1.5 - middle)).T
 
 
-def tied(x: Tensor, group: int, *, tables: bool) -> Tensor:
+def tied(x: Tensor, group: int, *, tables: bool, near: float = TIE) -> Tensor:
     """Bool `[N]`: rows of `x` `[N, K]` with a value that may round either way."""
     codes, _ = _table_codes(x, group) if tables else _codes(x, group)
-    return ((codes - codes.floor() - 0.5).abs() < TIE).flatten(1).any(1)
+    return ((codes - codes.floor() - 0.5).abs() < near).flatten(1).any(1)
 
 
 def _codes(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -207,6 +208,7 @@ def _matmul(x: Tensor, weight: Any, exact: bool, *, paired: bool) -> tuple[Tenso
 
     `paired` matrices (w1 with w3) are one matmul of twice the rows in the kernel.
     """
+    near = TIE if paired else TIE_BEHIND_MATMUL
     nothing = torch.zeros(len(x), dtype=torch.bool)
     if isinstance(weight, Tensor):
         return F.linear(x, weight), nothing
@@ -216,8 +218,8 @@ def _matmul(x: Tensor, weight: Any, exact: bool, *, paired: bool) -> tuple[Tenso
         if rows % 128 or weight.columns % group:  # the table kernel does not take these shapes
             return F.linear(x, weight.floats()), nothing
         y = table_matmul(x, weight.codes, weight.scales, weight.zeros, group)
-        return y, tied(x, group, tables=True)
+        return y, tied(x, group, tables=True, near=near)
     if weight.bits == 8 or not exact:
-        ties = tied(x, group, tables=False)
+        ties = tied(x, group, tables=False, near=near)
         return F.linear(round_activations(x, group), weight.floats()), ties
     return F.linear(x, weight.floats()), nothing

@@ -75,6 +75,10 @@ class Emitter:
             self._constants[name] = self.tape.initializer(tensor)
         return self._constants[name]
 
+    def number(self, value: float) -> ir.Value:
+        """A float32 constant `[1]`."""
+        return self.constant(np.array([value], np.float32))
+
     def ints(self, *values: int) -> ir.Value:
         return self.constant(np.array(values, np.int64))
 

@@ -23,9 +23,6 @@ from lfmc.targets.onnx.emitter import CONTRIB, Emitter
 from lfmc.targets.onnx.layouts import Layout
 from lfmc.weights import PlannedWeights
 
-# int8 activations in n-bit matmuls (the fast kernels); 0 asks for float32 ones.
-ACCURACY_LEVEL = 4
-
 Result = ir.Value | Sequence[ir.Value] | None
 
 
@@ -37,6 +34,7 @@ class Lowering:
     weights: PlannedWeights
     layout: Layout
     context: int
+    accuracy_level: int
     emit: Emitter
     values: dict[fx.Node, Any] = field(default_factory=dict)
     flat_heads: dict[fx.Node, ir.Value] = field(default_factory=dict)
@@ -172,7 +170,7 @@ def _linear_nbits(low: Lowering, node: fx.Node) -> ir.Value:
         N=rows,
         bits=bits,
         block_size=group,
-        accuracy_level=ACCURACY_LEVEL,
+        accuracy_level=low.accuracy_level,
     )
     low.probe(node, f"MatMulNBits {bits} bit", [x], y)
     return y if bias is None else low.emit.op("Add", y, low.value(bias))
@@ -265,7 +263,7 @@ def _sigmoid(low: Lowering, node: fx.Node) -> ir.Value:
     """Spelled out: ONNX Runtime's own Sigmoid is off by 9e-8, a large share of a small score."""
     emit = low.emit
     grown = emit.op("Exp", emit.op("Neg", low.value(node.args[0])))
-    return emit.op("Reciprocal", emit.op("Add", grown, emit.constant(np.ones(1, np.float32))))
+    return emit.op("Reciprocal", emit.op("Add", grown, emit.number(1.0)))
 
 
 def _split(low: Lowering, node: fx.Node) -> Sequence[ir.Value]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, fx
@@ -93,11 +92,11 @@ def _route(
     shares = picked
     if normalize:
         total = emit.op("ReduceSum", picked, emit.ints(-1), keepdims=1)
-        small = emit.constant(np.array([1e-6], np.float32))
+        small = emit.number(1e-6)
         shares = emit.op("Div", picked, emit.op("Add", total, small))
     if scale != 1.0:
-        shares = emit.op("Mul", shares, emit.constant(np.array([scale], np.float32)))
-    empty = emit.op("Mul", low.value(scores), emit.constant(np.zeros(1, np.float32)))
+        shares = emit.op("Mul", shares, emit.number(scale))
+    empty = emit.op("Mul", low.value(scores), emit.number(0.0))
     return picked, emit.op("ScatterElements", empty, chosen, shares, axis=1), chosen
 
 
@@ -133,7 +132,7 @@ def _quantized_moe(
         activation_alpha=1.0,
         activation_beta=0.0,
         normalize_routing_weights=0,
-        accuracy_level=4,
+        accuracy_level=low.accuracy_level,
         quant_type="int",
         use_sparse_mixer=0,
     )
@@ -183,9 +182,7 @@ def _float_moe(
     put back on the result.
     """
     emit = low.emit
-    never = emit.op(
-        "Add", emit.op("Mul", low.value(scores), _number(low, 0.0)), _number(low, _NEVER)
-    )
+    never = emit.op("Add", emit.op("Mul", low.value(scores), emit.number(0.0)), emit.number(_NEVER))
     logits = emit.op("ScatterElements", never, chosen, emit.op("Log", picked), axis=1)
     weights = low.weights
     gate_up = tuple(name for _, (one, three, _) in members for name in (one, three))
@@ -208,7 +205,3 @@ def _float_moe(
         use_sparse_mixer=0,
     )
     return emit.op("Mul", y, emit.op("ReduceSum", shares, emit.ints(-1), keepdims=1))
-
-
-def _number(low: Lowering, value: float) -> ir.Value:
-    return low.emit.constant(np.array([value], np.float32))

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfmc.parity import CaseResult, Rung
+from lfmc.parity import FLOAT_TOLERANCE, CaseResult, Rung
 from lfmc.program import Program
 from lfmc.targets.base import Artifact, require
 from lfmc.targets.onnx.activations import run_alone
 from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE
 
 TITLE = "every n-bit operator of the artifact, alone, as shipped"
-TOLERANCE = 1e-5
 TOKENS = 100
 # How far one rounding step can move a result: the bound for rows that hang on a tie.
 TIED_TOLERANCE = 2e-2
@@ -42,7 +41,7 @@ def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
             worst[probe.kind] = result
     if not worst:
         return Rung(3, TITLE, None, skipped="the artifact has no n-bit operators")
-    return Rung(3, TITLE, TOLERANCE, tuple(worst.values()))
+    return Rung(3, TITLE, FLOAT_TOLERANCE, tuple(worst.values()))
 
 
 def _by_rows(kind: str, found: Tensor, expected: Tensor, ties: Tensor) -> CaseResult:

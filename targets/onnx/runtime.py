@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfmc.errors import InputError
+from lfmc.errors import InputError, first_line
 from lfmc.targets.base import require
 from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE
 
@@ -38,7 +38,7 @@ class OnnxStepper:
             raise InputError(
                 "ONNX Runtime can't load the model",
                 where=folder / MODEL_FILE,
-                got=str(error).splitlines()[0],
+                got=first_line(error),
                 todo="export it again; a bundle is a whole, its files can't be exchanged",
             ) from error
         meta = self._session.get_modelmeta().custom_metadata_map

@@ -16,7 +16,8 @@ from pathlib import Path
 import lfmc
 from lfmc.checkpoint import open_checkpoint
 from lfmc.reference import TransformersStepper
-from lfmc.timing import Steps, time_round
+from lfmc.stepping import Stepper
+from lfmc.timing import time_round
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bundle"
         bundle = lfmc.export(asked.model, bits=asked.bits, output=path, check="off")
-        sides: dict[str, Steps] = {
+        sides: dict[str, Stepper] = {
             f"lfmc onnx, {bundle.nbytes / 1e6:.1f} MB": lfmc.load(bundle.path),
             "transformers eager, float32": TransformersStepper(checkpoint),
         }

@@ -25,7 +25,8 @@ from lfmc.checkpoint import Checkpoint, open_checkpoint
 from lfmc.exporter import Options, build_program, request
 from lfmc.model import build_decoder, read_config
 from lfmc.progress import Silent
-from lfmc.targets.base import Stepper, get_target
+from lfmc.stepping import Stepper
+from lfmc.targets.base import get_target
 from lfmc.timing import time_round
 from lfmc.weights import PlannedWeights
 

@@ -125,7 +125,7 @@ def test_a_plan_opens_no_file_but_the_checkpoint(make_checkpoint: MakeCheckpoint
         assert not (watching and event.startswith("socket.")), event
 
     sys.addaudithook(watch)
-    fresh = Checkpoint(own.path, own.config, own.raw_config, own.tensors)
+    fresh = Checkpoint(own.path, own.name, own.config, own.raw_config, own.tensors)
     for method in ("auto", "alphaq", "uniform", "4"):
         make_plan(fresh, PHONE, method, Budget(12.0))
     watching = False

@@ -14,7 +14,8 @@ from lfmc.errors import GateError, InputError
 def finish(folder: Path, text: str = "model") -> None:
     (folder / "model.bin").write_text(text)
     files = {"model.bin": describe(folder / "model.bin")}
-    manifest = {"target": "x", "files": files, "artifact": ["model.bin"], "context": 8}
+    facts = {"lfmc": "0", "target": "x", "context": 8}
+    manifest = {**facts, "files": files, "artifact": ["model.bin"]}
     write_json(folder / MANIFEST, manifest)
 
 
@@ -64,6 +65,7 @@ def test_force_replaces_at_the_end_only(tmp_path: Path) -> None:
 def test_force_never_replaces_what_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("cat")
+    (tmp_path / "photos" / MANIFEST).write_text('{"name": "a web app"}')
     with (
         pytest.raises(InputError, match="no lfmc bundle"),
         writing(tmp_path / "photos", force=True),

@@ -77,7 +77,7 @@ def test_num_params(any_checkpoint: Callable[..., Any], name: str) -> None:
 
 def test_the_bundled_demo() -> None:
     checkpoint = open_checkpoint()
-    assert checkpoint.is_demo
+    assert checkpoint.path == demo_path()
     assert checkpoint.name == "lfm2-moe-8m"
     assert checkpoint.stop_ids == (2, 4)
     assert checkpoint.tokenizer().encode("light").ids

@@ -24,7 +24,8 @@ Exported = tuple[Bundle, Report]
 
 
 def run(output: Path, **options: object) -> Exported:
-    asked = Options(**{"bits": "uniform", "check": "off", "context": 64, **options})  # type: ignore[arg-type]
+    bits = None if "plan" in options else "uniform"
+    asked = Options(**{"bits": bits, "check": "off", "context": 64, **options})  # type: ignore[arg-type]
     return export(
         open_checkpoint(), get_target("onnx"), output, asked, force=False, progress=Silent()
     )
@@ -114,6 +115,11 @@ def test_an_unchecked_export_says_so(tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"context": 0}, InputError, "context"),
+        ({"max_kl": 0.1}, InputError, "needs a measurement"),
+        ({"min_top1": 90.0, "check": "fast"}, InputError, "out of range"),
+        ({"max_kl": float("nan"), "check": "fast"}, InputError, "out of range"),
+        ({"plan": Path("plan.json"), "bits": "4"}, InputError, "already says"),
+        ({"plan": Path("p"), "budget": Budget(4.5)}, InputError, "already says"),
         ({"context": 10**6}, InputError, "context"),
         ({"layout": "tflite"}, InputError, "no such layout"),
         ({"check": "maybe"}, InputError, "no such check"),
@@ -203,4 +209,16 @@ def test_a_reserve_that_is_too_small_fails_instead_of_breaking_the_budget(
 
 def test_the_demo_is_package_data() -> None:
     assert (demo_path() / "README.md").is_file()
-    assert open_checkpoint().is_demo
+    assert open_checkpoint().path == demo_path()
+
+
+def test_without_transformers_rung_1_is_skipped_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lfmc.rungs.is_available", lambda: False)
+    bundle, report = run(tmp_path / "b", check="fast")
+    assert report.verification is not None
+    first = report.verification.rungs[0]
+    assert first.skipped is not None
+    assert "transformers is not installed" in first.skipped
+    assert bundle.manifest["report"]["parity"][0]["passed"] is False
