@@ -24,16 +24,20 @@ def command(bundle: Path, prompt: int, tokens: int, rounds: int, as_json: bool) 
     open_bundle(bundle)
 
     from lfmc.api import load
+    from lfmc.progress import for_terminal
     from lfmc.timing import time_stepper
 
-    stepper = load(bundle)
+    progress = for_terminal()
+    with progress.stage("load"):
+        stepper = load(bundle)
     if min(prompt, tokens, rounds) < 1 or prompt + tokens > stepper.context:
         raise InputError(
             "these sizes can't be timed",
             expected=f"at least 1 each, --prompt and --tokens at most {stepper.context} together",
             got=f"--prompt {prompt} --tokens {tokens} --rounds {rounds}",
         )
-    timed = time_stepper(stepper, prompt, tokens, rounds)
+    with progress.stage("time"):
+        timed = time_stepper(stepper, prompt, tokens, rounds)
     if as_json:
         click.echo(json.dumps({name: vars(rate) for name, rate in timed.items()}))
         return

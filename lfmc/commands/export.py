@@ -55,7 +55,7 @@ def command(
     """
     from lfmc.api import budget, default_output
     from lfmc.checkpoint import open_checkpoint
-    from lfmc.commands.tables import console, parity_table, plan_table, quality_line
+    from lfmc.commands.tables import console, parity_table, plan_table, result_lines
     from lfmc.exporter import Options, export, plan_for, request
     from lfmc.progress import for_terminal
     from lfmc.targets.base import get_target
@@ -92,17 +92,9 @@ def command(
         return
     fused = ", ".join(f"{step.name} {step.changed}" for step in report.applied)
     out.print(f"passes: {fused}")
-    out.print(plan_table(report.plan, report.errors))
-    if report.verification is None:
-        out.print("parity: not checked (--check off); nothing about this artifact is proven")
-    else:
-        out.print(parity_table(report.verification.rungs))
-        if report.verification.quality:
-            out.print(quality_line(report.verification.quality))
-    limit = report.plan.limit_nbytes
-    budget_text = "" if limit is None else f", budget {limit:,}"
-    click.echo(
-        f"size: {report.nbytes:,} bytes on disk (planned {report.plan.nbytes:,}{budget_text}), "
-        f"{8 * report.nbytes / checkpoint.num_params:.3f} bits per weight"
-    )
+    checked = report.verification
+    if checked is not None:
+        out.print(parity_table(checked.rungs))
+    quality = checked.quality if checked else None
+    out.print(plan_table(report.plan, report.errors, result_lines(report, quality)))
     click.echo(f"bundle: {bundle.path}")

@@ -38,6 +38,7 @@ def command(
     from lfmc.api import load
     from lfmc.chat import render
     from lfmc.generate import continue_tokens
+    from lfmc.progress import for_terminal
 
     tokens = opened.manifest["tokens"]
     text = prompt
@@ -53,7 +54,8 @@ def command(
     ids = bos + tokenizer.encode(text, add_special_tokens=False).ids
     if not ids:
         raise InputError("the prompt is empty, and the model has no start token")
-    stepper = load(bundle)
+    with for_terminal().stage("load"):
+        stepper = load(bundle)
     new = list(
         continue_tokens(
             stepper, ids, max_tokens, tokens["stop"], temperature=temperature, seed=seed

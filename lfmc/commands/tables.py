@@ -9,6 +9,7 @@ from rich.table import Table
 
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan, PlanRow
+from lfmc.exporter import Report
 from lfmc.parity import Rung
 from lfmc.quality import Quality
 
@@ -45,13 +46,19 @@ def group(row: PlanRow) -> str:
     return "feed-forward"
 
 
-def plan_table(plan: BitPlan, measured: Mapping[str, float]) -> Table:
+def plan_table(plan: BitPlan, measured: Mapping[str, float], results: str = "") -> Table:
     """Tensors by group: how many of which width, bytes, and error against the checkpoint.
 
     Errors are squared errors over the weights' energy, in percent; measured ones are of the codes
-    that were read back from the artifact.
+    that were read back from the artifact. `results` are lines to end with.
     """
-    table = Table(title=f"plan: {plan.method}", title_justify="left")
+    table = Table(
+        title=f"plan: {plan.method}",
+        title_justify="left",
+        caption=results or None,
+        caption_justify="left",
+        caption_style="",
+    )
     for name in ("tensors", "count", "widths (bits x tensors)", "MiB", "predicted", "measured"):
         table.add_column(
             name, justify="left" if name in ("tensors", "widths (bits x tensors)") else "right"
@@ -94,13 +101,22 @@ def parity_table(rungs: Sequence[Rung]) -> Table:
     return table
 
 
-def quality_line(quality: Quality) -> str:
-    """Rung 4 in one line."""
-    return (
-        f"rung 4, on {quality.tokens} tokens of public-domain text: KL {quality.kl:.4f} nats per "
-        f"token, top-1 {100 * quality.top1:.1f} %, perplexity {quality.perplexity:.2f} "
-        f"(float32: {quality.reference_perplexity:.2f})"
+def result_lines(report: Report, quality: Quality | None) -> str:
+    """What ends an export: rung 4, and the size on disk against plan and budget."""
+    lines = ["parity: not checked (--check off); nothing about this artifact is proven"]
+    if quality is not None:
+        lines = [
+            f"parity 4, on {quality.tokens} tokens of public-domain text: KL {quality.kl:.4f} nats "
+            f"a token, top-1 {100 * quality.top1:.1f} %,",
+            f"perplexity {quality.perplexity:.2f} (float32: {quality.reference_perplexity:.2f})",
+        ]
+    plan = report.plan
+    budget = "no budget" if plan.limit_nbytes is None else f"budget {plan.limit_nbytes:,}"
+    lines.append(
+        f"size on disk: {report.nbytes:,} bytes (plan {plan.nbytes:,}, {budget}), "
+        f"{8 * report.nbytes / plan.num_params:.3f} bits per weight"
     )
+    return "\n".join(lines)
 
 
 def _widths(rows: Sequence[PlanRow]) -> str:

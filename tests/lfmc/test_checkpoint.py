@@ -211,7 +211,9 @@ def test_a_hub_id_in_the_local_cache(
     (repository / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert open_checkpoint("org/tiny").fingerprint == open_checkpoint(folder).fingerprint
+    found = open_checkpoint("org/tiny")
+    assert found.name == "tiny"  # not the commit that the folder in the cache is called by
+    assert found.fingerprint == open_checkpoint(folder).fingerprint
 
 
 def test_an_unknown_model_type(folder: Path) -> None:
