@@ -22,6 +22,8 @@ from lfmc.calib_free.solve import solver_on_stderr
 from lfmc.errors import GateError, InputError
 
 MIN_VARIANCE = 1e-12
+# HiGHS stops within 1e-6 of the optimum, whatever the costs: so the largest cost is far above 1.
+SCALE = 1e7
 
 
 def sensitivities(alphas: Sequence[float], gamma: float) -> NDArray[np.float64]:
@@ -83,8 +85,8 @@ def choose_widths(
 
     Minimises `sum(weights * 4^-bits)`, exactly. Raises `GateError` without a proven optimum.
     """
-    scaled = np.asarray(weights, dtype=np.float64) / max(max(weights), 1e-300)
-    cost = np.outer(scaled, 4.0 ** (widths[0] - np.array(widths)))  # the largest is 1
+    scaled = SCALE * np.asarray(weights, dtype=np.float64) / max(max(weights), 1e-300)
+    cost = np.outer(scaled, 4.0 ** (widths[0] - np.array(widths)))  # the largest is SCALE
     bits = np.outer(counts, widths).ravel()
     with solver_on_stderr():
         result = milp(

@@ -4,7 +4,7 @@ import math
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lfmc.calib_free.alphaq import allocate
@@ -29,6 +29,7 @@ def cost(alphas: list[float], variances: list[float], bits: tuple[int, ...], gam
     st.sampled_from([2.0, 2.5, 3.0, 3.5, 9.0]),
     st.sampled_from([1.0, 10.0]),
 )
+@example([(6.0, 1.0), (1.5, 1.0)], (1, 2, 3, 4), 3.0, 10.0)  # below HiGHS' absolute gap, unscaled
 def test_it_is_the_best_of_all_choices(
     matrices: list[tuple[float, float]], widths: tuple[int, ...], mean: float, gamma: float
 ) -> None:
