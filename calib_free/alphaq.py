@@ -18,7 +18,7 @@ from scipy.optimize import (  # type: ignore[import-untyped]
 )
 from scipy.sparse import csr_matrix, eye, kron  # type: ignore[import-untyped]
 
-from lfmc.calib_free.solve import solver_on_stderr
+from lfmc.calib_free.solve import solver_silent
 from lfmc.errors import GateError, InputError
 
 MIN_VARIANCE = 1e-12
@@ -88,7 +88,7 @@ def choose_widths(
     scaled = SCALE * np.asarray(weights, dtype=np.float64) / max(max(weights), 1e-300)
     cost = np.outer(scaled, 4.0 ** (widths[0] - np.array(widths)))  # the largest is SCALE
     bits = np.outer(counts, widths).ravel()
-    with solver_on_stderr():
+    with solver_silent():
         result = milp(
             cost.ravel(),
             integrality=np.ones(cost.size),

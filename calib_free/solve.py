@@ -63,20 +63,21 @@ class Solution:
 
 
 @contextmanager
-def solver_on_stderr() -> Iterator[None]:
-    """Send what is written to file descriptor 1 to 2 meanwhile.
+def solver_silent() -> Iterator[None]:
+    """Drop what is written to file descriptor 1 meanwhile.
 
     HiGHS 1.12 in scipy 1.17 leaves a debugging line on stdout ("HighsMipSolverData::..."), past
-    Python and whatever `disp` says; stdout is for results.
+    Python and whatever `disp` says; stdout is for results, and stderr for what users can use.
     """
     sys.stdout.flush()
-    saved = os.dup(1)
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(2, 1)
+        os.dup2(nowhere, 1)
         yield
     finally:
         os.dup2(saved, 1)
         os.close(saved)
+        os.close(nowhere)
 
 
 def smallest(choices: Sequence[Choice]) -> int:
@@ -228,7 +229,7 @@ def _exact(problem: _Problem, start: Solution, limit: int) -> Solution:
     nbytes = np.array([0.0] * switches + [problem.bytes[u, o] for u, o in columns])
     i, j, v = zip(*rows, strict=True)
     equal = coo_matrix((v, (i, j)), shape=(len(lower), column)).tocsr()
-    with solver_on_stderr():
+    with solver_silent():
         result = milp(
             cost,
             integrality=np.ones(column),

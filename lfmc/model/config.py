@@ -130,7 +130,7 @@ class _Reader:
                 f"config.json: '{key}' is out of range",
                 where=self.where,
                 expected=f"1 to {most}",
-                got=f"{value:.6g}" if abs(value) > _LARGEST else value,
+                got=value if abs(value) <= _LARGEST else f"a number of {value.bit_length()} bits",
             )
         return value
 

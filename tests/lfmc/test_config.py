@@ -258,3 +258,9 @@ def test_any_json_is_read_or_is_an_input_error(
         for layer_type in config.rope:
             assert bool(inverse_frequencies(config, layer_type).isfinite().all())
     assert len(message) < 2000  # it fits a screen
+
+
+def test_a_number_beyond_every_float_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="out of range") as caught:
+        read_config({**KINDS["lfm2"], "block_ff_dim": 10**400})
+    assert "a number of 1329 bits" in str(caught.value)
