@@ -226,7 +226,7 @@ def _check_size(plan: BitPlan, artifact: Artifact, nbytes: int) -> None:
     """The file holds what the plan says, and no more than the budget."""
     stored = sum(tensor.nbytes for tensor in artifact.tensors)
     planned = sum(row.nbytes for row in plan.rows)
-    if abs(stored - planned) > 0.01 * planned:
+    if stored != planned:
         raise GateError(
             "the artifact does not hold the bytes that were planned",
             expected=f"{planned} bytes of tensors",

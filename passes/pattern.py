@@ -7,7 +7,6 @@ operator's own defaults are filled in, so `linear(x, w)` and `linear(x, w, None)
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,11 +151,3 @@ def _match_list(patterns: Any, values: Any, state: Match) -> Match | None:
     for pattern, value in zip(patterns, values, strict=True):
         current = _match(pattern, value, current) if current else None
     return current
-
-
-def item(node: fx.Node, index: int) -> fx.Node | None:
-    """The `getitem(node, index)` among the users of a call with several results."""
-    for user in node.users:
-        if user.target is operator.getitem and user.args[1] == index:
-            return user
-    return None

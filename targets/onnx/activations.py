@@ -194,13 +194,13 @@ class _Quantized:
         columns: int,
     ) -> None:
         self.bits, self.group, self.scales, self.zeros = bits, group, scales, zeros
+        self.columns, self._packed = columns, codes
         self.codes = unpack_bits(codes, bits, scales.shape[1] * group)
-        self.columns = columns
 
     def floats(self) -> Tensor:
-        zeros: Any = 1 << (self.bits - 1) if self.zeros is None else self.zeros.unsqueeze(-1)
-        grouped: Tensor = self.codes.unflatten(1, (-1, self.group)).float() - zeros
-        return (grouped * self.scales.float().unsqueeze(-1)).flatten(1)[:, : self.columns]
+        """The weight itself, as every other part of lfmc dequantizes it."""
+        parts = (self._packed, self.scales, self.zeros, self.bits, self.group, self.columns)
+        return torch.ops.lfm.dequantize(*parts)  # type: ignore[no-any-return]
 
 
 def _matmul(x: Tensor, weight: Any, exact: bool, *, paired: bool) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from lfmc.passes.pattern import ANY, OneOf, Op, Var, arguments, item, match
+from lfmc.passes.pattern import ANY, OneOf, Op, Var, arguments, match
 from lfmc.program import Program
 from tests.passes.graphs import program_of, random
 
@@ -157,12 +157,3 @@ def test_a_match_is_private_unless_an_inner_result_is_used_elsewhere() -> None:
     assert shared
     assert not shared.is_private()
     assert shared.is_private("inner")
-
-
-def test_item() -> None:
-    program = graph_of(lambda x, y: torch.chunk(x, 2, 1)[1] * 2)
-    chunk = next(program.nodes("aten.chunk"))
-    second = item(chunk, 1)
-    assert second is not None
-    assert second in result(program).all_input_nodes
-    assert item(chunk, 2) is None
