@@ -8,6 +8,7 @@ from lfmc.calib_free.auto import allocate_auto
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.curves import ROWS, curves, spread
 from lfmc.calib_free.decision import Decision, keep, kept_nbytes, unit_choice
+from lfmc.calib_free.fit import COURSES, Effort, fit_plan, require_fitting
 from lfmc.calib_free.formats import Capabilities, Floats
 from lfmc.calib_free.gains import input_importance
 from lfmc.calib_free.paper import allocate_paper
@@ -18,11 +19,12 @@ from lfmc.calib_free.uniform import allocate_uniform, allocate_width
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
 
-__all__ = ["DEFAULT_BITS_PER_WEIGHT", "METHODS", "Budget", "make_plan"]
+__all__ = ["DEFAULT_BITS_PER_WEIGHT", "METHODS", "Budget", "Effort", "make_plan"]
 
 METHODS = ("auto", "alphaq", "uniform", "none", "2", "3", "4", "6", "8")
 BUDGETED = ("auto", "alphaq", "uniform")  # these take the default budget where none is given
 DEFAULT_BITS_PER_WEIGHT = 4.5
+FAST = Effort()
 
 
 def make_plan(
@@ -33,19 +35,23 @@ def make_plan(
     *,
     target: str = "generic",
     seed: int = 0,
+    effort: Effort = FAST,
     gamma: float = 1.0,
     progress: Callable[[str], None] | None = None,
 ) -> BitPlan:
     """A plan for every stored tensor, made from the checkpoint alone.
 
     `budget` None means 4.5 bits per weight for "auto", "alphaq" and "uniform", and no limit for
-    the others. `seed` drives the sampled text of "auto", `gamma` the sensitivity of "alphaq";
-    `target` is only a name in the plan. `progress` is told each step. The same arguments on the
-    same machine give the same plan.
+    the others. `seed` drives the sampled text of "auto" and of the fitting that `effort` may ask
+    for, with any method that quantizes; `gamma` is the sensitivity's of "alphaq"; `target` is only
+    a name in the plan. `progress` is told each step. The same arguments on the same machine give
+    the same plan, where no minutes bound the effort.
 
     Raises `InputError` for an unknown method or a budget below the smallest possible, which it
     names, and `UnsupportedError` for what the target or this machine can't do.
     """
+    if effort.level != "fast":
+        require_fitting(checkpoint, method, effort)
     if method not in METHODS:
         raise InputError("there is no such method", expected=", ".join(METHODS), got=repr(method))
     if budget is None and method in BUDGETED:
@@ -72,11 +78,12 @@ def make_plan(
         more = allocate_width(checkpoint, capabilities, found, int(method), left)
     tell("measuring errors")
     rows = _rows(checkpoint, {**decided, **more})
-    return BitPlan(
+    plan = BitPlan(
         version=VERSION,
         fingerprint=checkpoint.fingerprint,
         target=target,
         method=method,
+        effort=effort.level,
         seed=seed,
         limit_nbytes=limit,
         graph_nbytes=graph,
@@ -84,6 +91,9 @@ def make_plan(
         predicted_kl=predicted,
         rows=rows,
     )
+    if effort.level == "fast":
+        return plan
+    return fit_plan(checkpoint, plan, effort, COURSES[effort.level], tell)
 
 
 def _require_formats(capabilities: Capabilities, found: Sequence[Unit]) -> None:

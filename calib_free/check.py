@@ -103,6 +103,8 @@ def _check_row(row: PlanRow, checkpoint: Checkpoint, capabilities: Capabilities)
             expected=", ".join([*allowed, *capabilities.floats]),
             got=row.format,
         )
+    if row.digest is not None:
+        grids = ("fitted",)
     if row.grid not in grids:
         raise InputError(
             "a row has a grid that does not fit its format",

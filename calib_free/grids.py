@@ -128,7 +128,7 @@ def _fit(x: Tensor, cost: Tensor, f: Format, scale: Tensor, zero: Tensor) -> _Fi
     return _Fit(scale, zero, wrong.square_().mul_(cost).sum(-1, keepdim=True))
 
 
-def _round_scale(scale: Tensor, f: Format) -> Tensor:
+def round_scale(scale: Tensor, f: Format) -> Tensor:
     """The scale as the dtype holds it: never infinite; where it rounds to zero, 1 (codes are 0)."""
     dtype = getattr(torch, f.scale_dtype)
     limit = torch.finfo(dtype).max
@@ -141,9 +141,9 @@ def _range_fit(x: Tensor, cost: Tensor, f: Format, low: Tensor, high: Tensor) ->
     if f.symmetric:
         positive, negative = 2 ** (f.bits - 1) - 1, 2 ** (f.bits - 1)
         scale = torch.maximum(high / max(positive, 1), -low / negative)
-        return _fit(x, cost, f, _round_scale(scale, f), torch.full_like(scale, f.zero_point))
+        return _fit(x, cost, f, round_scale(scale, f), torch.full_like(scale, f.zero_point))
     steps = 2**f.bits - 1
-    scale = _round_scale((high - low) / steps, f)
+    scale = round_scale((high - low) / steps, f)
     return _fit(x, cost, f, scale, (-low / scale).round_().clamp_(0, steps))
 
 
@@ -152,14 +152,14 @@ def _signed_fit(
 ) -> _Fit:
     """The larger extreme sits at code 0, the longer side; the scale takes its sign (Q4_0)."""
     extreme = torch.where(high > -low, high, low)
-    scale = _round_scale(-shrink * extreme / f.zero_point, f)
+    scale = round_scale(-shrink * extreme / f.zero_point, f)
     return _fit(x, cost, f, scale, torch.full_like(scale, f.zero_point))
 
 
 def _one_value(x: Tensor, cost: Tensor, f: Format, best: _Fit) -> _Fit:
     """Where a group holds zeros and one other value, one step of that size is exact."""
     extreme = torch.where(x.amax(-1, keepdim=True) > 0, x.amax(-1, keepdim=True), x.amin(-1, True))
-    size = _round_scale(extreme.abs(), f)
+    size = round_scale(extreme.abs(), f)
     zero = torch.full_like(size, f.zero_point) if f.symmetric else (extreme < 0).float()
     single = ((x == extreme) | (x == 0)).all(-1, keepdim=True)
     exact = _fit(x, cost, f, size, zero)
@@ -172,4 +172,4 @@ def _refit(x: Tensor, cost: Tensor, f: Format, fit: _Fit) -> _Fit:
     steps = _codes(x, f, fit.scale, fit.zero) - fit.zero
     power = (steps.square() * cost).sum(-1, keepdim=True)
     scale = (steps * x * cost).sum(-1, keepdim=True) / power.clamp(min=1e-30)
-    return _fit(x, cost, f, _round_scale(scale, f), fit.zero)
+    return _fit(x, cost, f, round_scale(scale, f), fit.zero)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,30 @@ class PackedTensor:
     @property
     def nbytes(self) -> int:
         return self.format.nbytes(self.shape)
+
+
+def stack_rows(pieces: Sequence[PackedTensor]) -> PackedTensor:
+    """One matrix out of several with the same columns and format, rows in order."""
+    if len(pieces) == 1:
+        return pieces[0]
+    zeros = [p.zeros for p in pieces if p.zeros is not None]
+    return PackedTensor(
+        format=pieces[0].format,
+        shape=(sum(p.shape[0] for p in pieces), pieces[0].shape[1]),
+        codes=torch.cat([p.codes for p in pieces]),
+        scales=torch.cat([p.scales for p in pieces]),
+        zeros=torch.cat(zeros) if zeros else None,
+    )
+
+
+def split_rows(stacked: PackedTensor, rows: Sequence[int]) -> list[PackedTensor]:
+    """The inverse of `stack_rows`: pieces of so many rows, in order."""
+    zeros = [None] * len(rows) if stacked.zeros is None else stacked.zeros.split(list(rows))
+    parts = zip(
+        rows, stacked.codes.split(list(rows)), stacked.scales.split(list(rows)), zeros, strict=True
+    )
+    columns = stacked.shape[1]
+    return [PackedTensor(stacked.format, (n, columns), c, s, z) for n, c, s, z in parts]
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

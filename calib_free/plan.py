@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lfmc.calib_free.check import check_plan
+from lfmc.calib_free.fitted import FittedFolder, Parts, digest, packed_of, save_fitted
 from lfmc.calib_free.formats import Capabilities, Floats, Format, parse_format
 from lfmc.calib_free.gains import input_importance
 from lfmc.calib_free.grids import quantize
@@ -20,7 +22,8 @@ from lfmc.calib_free.pack import PackedTensor
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
 
-VERSION = 1
+VERSION = 2
+FITTED = "fitted"  # the grid of tensors that were trained: their parts are stored, not made anew
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,11 @@ class PlanRow:
     """How one tensor is stored.
 
     `format` is a name that `parse_format` reads, `grid` one of `lfmc.calib_free.grids.GRIDS`
-    ("none" for floats). `error` predicts the squared error of the stored weights over the weights'
-    energy, columns weighted as in the clip search; `alpha` is the tail exponent that AlphaQ used,
-    where it did. `importance` has a letter for each column, what an error in it costs
+    ("none" for floats), or "fitted": then `digest` is the SHA-256 of the stored parts
+    (`lfmc.calib_free.fitted`), for codes and floats alike. `error` predicts the squared error of
+    the stored weights over the weights' energy, columns weighted as in the clip search; `alpha` is
+    the tail exponent that AlphaQ used, where it did. `importance` has a letter for each column,
+    what an error in it costs
     (`lfmc.calib_free.importance`); None leaves that to the norm that feeds the matrix.
     """
 
@@ -44,6 +49,7 @@ class PlanRow:
     error: float
     alpha: float | None = None
     importance: str | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,19 +58,22 @@ class BitPlan:
 
     `limit_nbytes` is the budget it was made under, `graph_nbytes` what it leaves for the graph;
     `predicted_kl` is the KL(fp32 || quantized) that the method expects, in nats per token, where
-    it has an expectation.
+    it has an expectation. `fitted` gives the parts of rows with a digest; it is no part of the
+    JSON, but of the folder that `save` writes beside it.
     """
 
     version: int
     fingerprint: str
     target: str
     method: str
+    effort: str
     seed: int
     limit_nbytes: int | None
     graph_nbytes: int
     num_params: int
     predicted_kl: float | None
     rows: tuple[PlanRow, ...]
+    fitted: Mapping[str, Parts] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -74,6 +83,11 @@ class BitPlan:
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.nbytes / self.num_params
+
+    @property
+    def fitted_names(self) -> frozenset[str]:
+        """Tensors whose parts are stored, not made anew."""
+        return frozenset(row.name for row in self.rows if row.digest is not None)
 
     @cached_property
     def _by_name(self) -> dict[str, PlanRow]:
@@ -91,7 +105,8 @@ class BitPlan:
 
     def to_json(self) -> str:
         """JSON with one row a line, in checkpoint order: made to be read, compared and edited."""
-        head = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
+        names = [f.name for f in fields(self) if f.name not in ("rows", "fitted")]
+        head = {name: getattr(self, name) for name in names}
         lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
         rows = ",\n".join("  " + json.dumps(asdict(row)) for row in self.rows)
         return "{\n" + ",\n".join(lines) + ',\n "rows": [\n' + rows + "\n ]\n}\n"
@@ -113,6 +128,39 @@ class BitPlan:
             raise InputError("the plan has no rows", where="rows", expected="a list")
         read = [_read(PlanRow, row, f"rows[{i}]") for i, row in enumerate(rows)]
         return cls(**{**_read_fields(cls, raw, "the plan"), "rows": tuple(read)})
+
+    def save(self, path: Path) -> None:
+        """Write the JSON, and the fitted tensors, where it has any, into `NAME.fitted/` beside it.
+
+        Raises `InputError` where that can't be written.
+        """
+        try:
+            if self.fitted:
+                folder = fitted_folder(path)
+                folder.mkdir(exist_ok=True)
+                for stale in folder.glob("*.safetensors"):
+                    stale.unlink()
+                save_fitted(folder / "fitted.safetensors", self.fitted)
+            path.write_text(self.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise InputError("the plan can't be written", where=path, got=error) from error
+
+    @classmethod
+    def load(cls, path: Path) -> BitPlan:
+        """The plan that `save` wrote; raises `InputError` where a part of it can't be read."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError("the plan can't be read", where=path, got=error) from error
+        plan = cls.from_json(text)
+        if not plan.fitted_names:
+            return plan
+        return replace(plan, fitted=FittedFolder(fitted_folder(path)))
+
+
+def fitted_folder(path: Path) -> Path:
+    """Where the fitted tensors of the plan in file `path` lie."""
+    return path.with_name(path.stem + ".fitted")
 
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
@@ -138,7 +186,7 @@ def _read(kind: type[PlanRow], raw: object, where: str) -> PlanRow:
 
 def _read_fields(kind: type, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Exactly the fields of dataclass `kind` from `raw`, each of its declared type."""
-    wanted = {f.name: str(f.type) for f in fields(kind)}
+    wanted = {f.name: str(f.type) for f in fields(kind) if f.name != "fitted"}
     if set(raw) != set(wanted):
         raise InputError(
             "the plan has missing or unknown keys",
@@ -155,21 +203,46 @@ def _read_fields(kind: type, raw: Mapping[str, Any], where: str) -> dict[str, An
 def quantize_tensor(checkpoint: Checkpoint, plan: BitPlan, name: str) -> PackedTensor:
     """The codes of a quantized row: the same ones every time, from the checkpoint and the row.
 
-    Raises `InputError` for a row that stores floats (those are `float_tensor`'s).
+    Raises `InputError` for a row that stores floats (those are `float_tensor`'s), and where fitted
+    codes are missing or not those that the row's digest names.
     """
     row = plan.row(name)
     number_format = parse_format(row.format)
     if not isinstance(number_format, Format):
         raise InputError(f"tensor '{name}' is stored as {row.format}, not as codes", where=name)
+    if row.digest is not None:
+        parts = _fitted_parts(plan, row)
+        return packed_of(parts, number_format, (row.shape[0], row.shape[1]))
     importance = _importance(checkpoint, row)
     return quantize(checkpoint.load(name).float(), number_format, importance, row.grid)
 
 
-def stored_error(checkpoint: Checkpoint, plan: BitPlan, name: str, stored: PackedTensor) -> float:
+def _fitted_parts(plan: BitPlan, row: PlanRow) -> Parts:
+    """The stored parts of a fitted row, after a look at their digest."""
+    if row.name not in plan.fitted:
+        raise InputError(f"the fitted values of tensor '{row.name}' are missing", where=row.name)
+    parts = plan.fitted[row.name]
+    found = digest(parts)
+    if found != row.digest:
+        raise InputError(
+            f"the fitted values of tensor '{row.name}' are not those of the plan",
+            where=row.name,
+            expected=f"SHA-256 {row.digest}",
+            got=found,
+            todo="make the plan again, or take the folder that was written with it",
+        )
+    return parts
+
+
+def stored_error(
+    checkpoint: Checkpoint, plan: BitPlan, name: str, stored: PackedTensor | None = None
+) -> float:
     """What a row's `error` predicts, measured: squared error of `stored` over the weights' energy.
 
-    Columns weigh what they weigh in the search for the codes.
+    Columns weigh what they weigh in the search for the codes. `stored` None: what the plan stores.
     """
+    if stored is None:
+        stored = quantize_tensor(checkpoint, plan, name)
     weight = checkpoint.load(name).float()
     columns = _importance(checkpoint, plan.row(name))
     cost = torch.ones(weight.shape[1]) if columns is None else columns
@@ -181,7 +254,7 @@ def stored_error(checkpoint: Checkpoint, plan: BitPlan, name: str, stored: Packe
 def _importance(checkpoint: Checkpoint, row: PlanRow) -> Tensor | None:
     """What an error in each column costs, `[K]`; None where all cost the same."""
     if row.grid == "minmax":
-        return None
+        return None  # nothing was searched
     if row.importance is not None:
         return decode(row.importance, row.name)
     return input_importance(checkpoint, row.name)
@@ -196,6 +269,8 @@ def float_tensor(checkpoint: Checkpoint, plan: BitPlan, name: str) -> Tensor:
     number_format = parse_format(row.format)
     if not isinstance(number_format, Floats):
         raise InputError(f"tensor '{name}' is stored as {row.format}, not as floats", where=name)
+    if row.digest is not None:
+        return _fitted_parts(plan, row)["values"]
     stored = checkpoint.load(name).to(getattr(torch, number_format.dtype))
     if not bool(torch.isfinite(stored).all()):
         raise InputError(

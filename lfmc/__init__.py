@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "export", "load", "open_checkpoint", "plan", "verify"]
+__all__ = ["Effort", "__version__", "export", "load", "open_checkpoint", "plan", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ from torch import Tensor
 from lfmc.errors import InputError, first_line
 from lfmc.model import Decoder, DecoderConfig, build_decoder, read_config
 from lfmc.model.config import read_token_ids
+from lfmc.model.experts import SparseMoe
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -116,8 +117,11 @@ class Checkpoint:
         return tensor
 
     def decoder(self, weights: Mapping[str, Tensor] | None = None) -> Decoder:
-        """The float32 decoder of this checkpoint; `weights` replace stored tensors by name."""
+        """The float32 decoder of this checkpoint, to run; `weights` replace tensors by name."""
         decoder = build_decoder(self.config)
+        for module in decoder.modules():
+            if isinstance(module, SparseMoe):
+                module.only_chosen = True
         constants = {k: v for k, v in decoder.state_dict().items() if k.startswith("rope.")}
         replaced = weights or {}
         loaded = {

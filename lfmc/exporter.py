@@ -10,7 +10,7 @@ from typing import Any
 
 import lfmc
 from lfmc.bundle import GOLDEN, MANIFEST, PLAN, Bundle, describe, open_bundle, write_json, writing
-from lfmc.calib_free.allocate import Budget, make_plan
+from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan
 from lfmc.chat import copy_tokenizer
@@ -45,6 +45,7 @@ class Options:
     max_kl: float | None = None
     min_top1: float | None = None
     seed: int = 0
+    effort: Effort = FAST
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,10 @@ def plan_for(
                 options.budget,
                 target=target.name,
                 seed=options.seed,
+                effort=options.effort,
                 progress=progress.step,
             )
-    try:
-        text = options.plan.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the plan can't be read", where=options.plan, got=error) from error
-    plan = BitPlan.from_json(text)
+    plan = BitPlan.load(options.plan)
     plan.check(checkpoint, capabilities)
     return plan
 
@@ -187,11 +185,12 @@ def _check_options(options: Options) -> None:
             raise InputError(f"{name} is out of range", expected=f"0 to {highest:g}", got=value)
         if options.check == "off":
             raise InputError(f"{name} needs a measurement, and --check off makes none")
-    if options.plan is not None and (options.budget is not None or options.bits is not None):
+    chosen = (options.budget, options.bits, None if options.effort == FAST else options.effort)
+    if options.plan is not None and any(option is not None for option in chosen):
         raise InputError(
             "a plan already says what every tensor takes",
             where=options.plan,
-            todo="leave out --bits, --bits-per-weight and --max-size",
+            todo="leave out --bits, --bits-per-weight, --max-size and --effort",
         )
 
 

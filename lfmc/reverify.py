@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lfmc.bundle import GOLDEN, PLAN, Bundle
@@ -13,7 +14,7 @@ from lfmc.exporter import build_program
 from lfmc.generate import check_golden
 from lfmc.memory import require_memory
 from lfmc.progress import Progress
-from lfmc.rungs import PARITY_BYTES_PER_PARAM, Verification, read_back, verify
+from lfmc.rungs import PARITY_BYTES_PER_PARAM, Verification, read_back, stored_parts, verify
 from lfmc.targets.base import Artifact, Probe, Request, StoredTensor, get_target
 from lfmc.weights import PlannedWeights
 
@@ -57,8 +58,10 @@ def _against(
     target = get_target(bundle.target)
     plan = BitPlan.from_json((bundle.path / PLAN).read_text(encoding="utf-8"))
     asked = Request(bundle.manifest["context"], bundle.manifest["layout"])
-    weights = PlannedWeights(checkpoint, plan)
     artifact = _artifact(bundle.manifest)
+    # What was fitted is in the artifact and nowhere else; the plan's digests say if it is right.
+    fitted = stored_parts(target, bundle.path, artifact, checkpoint, plan.fitted_names)
+    weights = PlannedWeights(checkpoint, replace(plan, fitted=fitted))
     program, _ = build_program(checkpoint, target, plan, asked, progress)
     with progress.stage("read the file back"):
         read_back(weights, target, bundle.path, artifact)

@@ -228,6 +228,24 @@ def read_back(
     }
 
 
+def stored_parts(
+    target: Target,
+    folder: Path,
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    names: frozenset[str],
+) -> dict[str, dict[str, Tensor]]:
+    """The parts of tensors `names` as they lie in the artifact, as `BitPlan.fitted` has them."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for stored in artifact.tensors:
+        if names.isdisjoint(stored.sources):
+            continue
+        for name, value in _parts(target.read_tensor(folder, stored), stored, checkpoint):
+            if name in names:
+                found.setdefault(name, {})[stored.part] = value
+    return found
+
+
 def _planned(weights: PlannedWeights, name: str, part: str) -> Tensor:
     if part == "values":
         return weights.floats((name,))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lfmc.calib_free.formats import Floats, Format, parse_format
-from lfmc.calib_free.pack import PackedTensor
+from lfmc.calib_free.pack import PackedTensor, stack_rows
 from lfmc.calib_free.plan import BitPlan, float_tensor, quantize_tensor
 from lfmc.checkpoint import Checkpoint
 from lfmc.model.rope import inverse_frequencies
@@ -72,17 +72,3 @@ class PlannedWeights:
         if value is None:
             raise ValueError(f"'{name}' asks for zero points of a symmetric format")
         return value
-
-
-def stack_rows(pieces: list[PackedTensor]) -> PackedTensor:
-    """One matrix out of several with the same columns and format, rows in order."""
-    if len(pieces) == 1:
-        return pieces[0]
-    zeros = [p.zeros for p in pieces if p.zeros is not None]
-    return PackedTensor(
-        format=pieces[0].format,
-        shape=(sum(p.shape[0] for p in pieces), pieces[0].shape[1]),
-        codes=torch.cat([p.codes for p in pieces]),
-        scales=torch.cat([p.scales for p in pieces]),
-        zeros=torch.cat(zeros) if zeros else None,
-    )

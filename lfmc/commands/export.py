@@ -35,6 +35,9 @@ def command(
     bits_per_weight: float | None,
     max_size: int | None,
     seed: int,
+    effort: str,
+    minutes: float | None,
+    device: str,
     plan_file: Path | None,
     context: int | None,
     layout: str | None,
@@ -54,6 +57,7 @@ def command(
     lfmc export ./LFM2-2.6B --max-size 1.4GB --max-kl 0.05 --layout genai
     """
     from lfmc.api import budget, default_output
+    from lfmc.calib_free.fit import Effort
     from lfmc.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, parity_table, plan_table, result_lines
     from lfmc.exporter import Options, export, plan_for, request
@@ -73,6 +77,7 @@ def command(
         max_kl=max_kl,
         min_top1=min_top1,
         seed=seed,
+        effort=Effort(effort, minutes, device),
     )
     progress = for_terminal()
     out = console()

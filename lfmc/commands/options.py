@@ -65,6 +65,17 @@ def plan_options(function: F) -> F:
                 help="Budget in bytes of the artifact's files (12MB, 700MiB).",
             ),
             click.option("--seed", default=0, show_default=True, help="Of what the model samples."),
+            click.option(
+                "--effort",
+                default="fast",
+                show_default=True,
+                help="fast: choose formats only. best: also fit codes, scales and norms to text "
+                "that the model writes, minutes on a CPU. max: the same at length, for a GPU.",
+            ),
+            click.option("--minutes", type=float, help="At most this long for fitting."),
+            click.option(
+                "--device", default="cpu", show_default=True, help="Where to fit: cpu or cuda."
+            ),
         ]
     ):
         function = option(function)

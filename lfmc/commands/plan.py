@@ -22,12 +22,16 @@ def command(
     bits_per_weight: float | None,
     max_size: int | None,
     seed: int,
+    effort: str,
+    minutes: float | None,
+    device: str,
     output: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Choose a format for every tensor of MODEL, for `lfmc export --plan` to obey."""
     from lfmc.api import budget
+    from lfmc.calib_free.fit import Effort
     from lfmc.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, plan_table
     from lfmc.errors import InputError
@@ -37,15 +41,19 @@ def command(
 
     if output is not None and output.exists() and not force:
         raise InputError("the output exists already", where=output, todo="--force replaces it")
+    spent = Effort(effort, minutes, device)
+    if spent.level != "fast" and output is None:
+        raise InputError(
+            f"effort '{effort}' fits tensors that have to be kept",
+            expected="--output plan.json",
+            todo="name a file, or let `lfmc export` make the plan",
+        )
     checkpoint = open_checkpoint(model)
     announce(checkpoint, model)
-    options = Options(bits=bits, budget=budget(bits_per_weight, max_size), seed=seed)
+    options = Options(bits=bits, budget=budget(bits_per_weight, max_size), seed=seed, effort=spent)
     plan = plan_for(checkpoint, get_target(target), options, for_terminal())
     if output is not None:
-        try:
-            output.write_text(plan.to_json(), encoding="utf-8")
-        except OSError as error:
-            raise InputError("the plan can't be written", where=output, got=error) from error
+        plan.save(output)
     if as_json:
         click.echo(plan.to_json(), nl=False)
         return

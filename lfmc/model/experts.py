@@ -21,12 +21,14 @@ class Router(nn.Module):
 class SparseMoe(nn.Module):
     """Every expert on every token, weighted 0 where not chosen: static shapes for any exporter.
 
-    Passes turn it into `lfm::moe`, which runs only the experts that were chosen.
+    Passes turn it into `lfm::moe`, which runs only the experts that were chosen. `only_chosen`
+    does so here as well, with shapes that depend on the data: for running, not for tracing.
     """
 
     def __init__(self, config: DecoderConfig, moe: Moe) -> None:
         super().__init__()
         self.moe = moe
+        self.only_chosen = False
         self.gate = Router(moe.num_experts, config.hidden_size)
         self.experts = nn.ModuleList(
             GatedMlp(config.hidden_size, moe.ffn_size) for _ in range(moe.num_experts)
@@ -51,8 +53,14 @@ class SparseMoe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, 1)  # (N, H)
         chosen, weights = self.route(flat)
-        shares = flat.new_zeros(flat.shape[0], self.moe.num_experts).scatter(1, chosen, weights)
         y = torch.zeros_like(flat)
+        if self.only_chosen:
+            for index, expert in enumerate(self.experts):
+                rows, slots = (chosen == index).nonzero(as_tuple=True)
+                own = expert(flat[rows]) * weights[rows, slots].unsqueeze(1)
+                y = y.index_add(0, rows, own)
+            return y.view_as(x)
+        shares = flat.new_zeros(flat.shape[0], self.moe.num_experts).scatter(1, chosen, weights)
         for index, expert in enumerate(self.experts):
             y = y + expert(flat) * shares[:, index : index + 1]
         return y.view_as(x)

@@ -43,6 +43,9 @@ def state_specs(config: DecoderConfig, batch: int, context: int) -> tuple[StateS
     return tuple(specs)
 
 
-def initial_state(config: DecoderConfig, batch: int, context: int) -> tuple[Tensor, ...]:
+def initial_state(
+    config: DecoderConfig, batch: int, context: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, ...]:
     """Fresh states: float32 zeros."""
-    return tuple(torch.zeros(spec.shape) for spec in state_specs(config, batch, context))
+    specs = state_specs(config, batch, context)
+    return tuple(torch.zeros(spec.shape, device=device) for spec in specs)

@@ -2,7 +2,8 @@
 
 `python tests/benchmarks/quality.py MODEL_DIR... --text FILE.jsonl --bits 2.5,3,3.5,4.5` prints one
 markdown table; without arguments, of the bundled checkpoint on the bundled passages. The text is
-only for measuring: no plan ever sees it.
+only for measuring: no plan ever sees it. A method is one of lfmc's, with an effort behind a colon
+(`auto:best`), or one of `rivals.py`, which have one size each.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import torch
+from rivals import rival_weights
 from torch import Tensor
 
-from lfmc.calib_free.allocate import Budget, make_plan
+from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
 from lfmc.calib_free.formats import GENERIC, Capabilities
 from lfmc.calib_free.plan import BitPlan, dequantized_weights
 from lfmc.calib_free.sample import logits_of
@@ -52,7 +54,14 @@ def measure(
     checkpoint: Checkpoint, reference: list[Tensor], tokens: Tensor, plan: BitPlan
 ) -> Quality:
     """Quality of the weights of a plan against the reference logits."""
-    decoder = checkpoint.decoder(dequantized_weights(checkpoint, plan))
+    return measure_weights(checkpoint, reference, tokens, dequantized_weights(checkpoint, plan))
+
+
+def measure_weights(
+    checkpoint: Checkpoint, reference: list[Tensor], tokens: Tensor, weights: Mapping[str, Tensor]
+) -> Quality:
+    """Quality of any weights against the reference logits."""
+    decoder = checkpoint.decoder(weights)
     meter = QualityMeter()
     with torch.inference_mode():
         parts = zip(reference, logits_of(decoder, tokens), tokens.split(8), strict=True)
@@ -72,9 +81,30 @@ def table(options: argparse.Namespace) -> Iterator[str]:
         tokens = windows(checkpoint.tokenizer(), text, options.length, options.count, bos)
         with torch.inference_mode():
             reference = list(logits_of(checkpoint.decoder(), tokens))
+        for method in options.rivals:
+            yield rival_row(checkpoint, reference, tokens, method)
         for budget in options.bits:
             for method in options.methods:
                 yield row(checkpoint, reference, tokens, method, budget, options)
+
+
+def rival_row(checkpoint: Checkpoint, reference: list[Tensor], tokens: Tensor, name: str) -> str:
+    """One line: a rival at the one size that it has."""
+    start = time.perf_counter()
+    bits, weights = rival_weights(checkpoint, name)
+    seconds = time.perf_counter() - start
+    found = measure_weights(checkpoint, reference, tokens, weights)
+    return _line(checkpoint, name, "-", bits, found, seconds)
+
+
+def _line(
+    checkpoint: Checkpoint, method: str, budget: str, bits: float, found: Quality, seconds: float
+) -> str:
+    return (
+        f"| {checkpoint.name} | {method} | {budget} | {bits:.4f} | {found.kl:.4f} "
+        f"| {found.top1:.3f} | {found.perplexity:.2f} (fp32 {found.reference_perplexity:.2f}) "
+        f"| {seconds:.0f} |"
+    )
 
 
 def row(
@@ -87,26 +117,24 @@ def row(
 ) -> str:
     """One line: a method at one budget, or why it refused."""
     start = time.perf_counter()
+    name, _, level = method.partition(":")
     try:
         capabilities = capabilities_of(options.target, checkpoint.config)
         plan = make_plan(
             checkpoint,
             capabilities,
-            method,
+            name,
             Budget(budget),
             target=options.target,
             gamma=options.gamma,
+            effort=Effort(level, options.minutes, options.device) if level else FAST,
         )
     except LfmcError as error:
         return f"| {checkpoint.name} | {method} | {budget} | refused: {error.what} | | | | |"
     seconds = time.perf_counter() - start
     plan.check(checkpoint, capabilities)
     found = measure(checkpoint, reference, tokens, plan)
-    return (
-        f"| {checkpoint.name} | {method} | {budget} | {plan.bits_per_weight:.4f} | {found.kl:.4f} "
-        f"| {found.top1:.3f} | {found.perplexity:.2f} (fp32 {found.reference_perplexity:.2f}) "
-        f"| {seconds:.0f} |"
-    )
+    return _line(checkpoint, method, str(budget), plan.bits_per_weight, found, seconds)
 
 
 def main() -> None:
@@ -121,6 +149,9 @@ def main() -> None:
     parser.add_argument(
         "--methods", default=["auto", "alphaq", "uniform"], type=lambda s: s.split(",")
     )
+    parser.add_argument("--rivals", default=[], type=lambda s: s.split(","))
+    parser.add_argument("--minutes", type=float, help="bound of each fitting")
+    parser.add_argument("--device", default="cpu", help="where to fit")
     parser.add_argument("--target", default="generic")
     parser.add_argument("--gamma", default=1.0, type=float)
     parser.add_argument("--length", default=256, type=int, help="tokens a window")
