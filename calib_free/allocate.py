@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from lfmc.calib_free.auto import allocate_auto
+from lfmc.calib_free.auto import Allocation, allocate_auto
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.curves import ROWS, curves, spread
 from lfmc.calib_free.decision import Decision, keep, kept_nbytes, unit_choice
@@ -35,13 +35,15 @@ def make_plan(
     seed: int = 0,
     gamma: float = 1.0,
     progress: Callable[[str], None] | None = None,
+    observe: Callable[[Allocation], None] = lambda made: None,
 ) -> BitPlan:
     """A plan for every stored tensor, made from the checkpoint alone.
 
     `budget` None means 4.5 bits per weight for "auto", "alphaq" and "uniform", and no limit for
     the others. `seed` drives the sampled text of "auto", `gamma` the sensitivity of "alphaq";
     `target` is only a name in the plan. `progress` is told each step. The same arguments on the
-    same machine give the same plan.
+    same machine give the same plan. `observe` is given what "auto" measured, and is not called by
+    the other methods, which measure no costs.
 
     Raises `InputError` for an unknown method or a budget below the smallest possible, which it
     names, and `UnsupportedError` for what the target or this machine can't do.
@@ -61,7 +63,7 @@ def make_plan(
     tell = progress or (lambda message: None)
     predicted = None
     if method == "auto":
-        more, predicted = _auto(checkpoint, capabilities, found, left or 0, seed, tell)
+        more, predicted = _auto(checkpoint, capabilities, found, left or 0, seed, tell, observe)
     elif method == "alphaq":
         more = allocate_paper(checkpoint, capabilities, found, left or 0, gamma, tell)
     elif method == "uniform":
@@ -135,9 +137,11 @@ def _auto(
     left: int,
     seed: int,
     progress: Callable[[str], None],
+    observe: Callable[[Allocation], None],
 ) -> tuple[dict[str, Decision], float]:
     """Decisions of `auto`, and the KL that it expects."""
     made = allocate_auto(checkpoint, capabilities, found, left, seed, progress)
+    observe(made)
     decisions = {}
     for unit, chosen in zip(found, made.formats, strict=True):
         for name in unit.names:
