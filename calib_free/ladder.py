@@ -61,7 +61,7 @@ def ladder(
     gap = 0.0
     for limit in limits:
         progress(f"the ladder: {8 * limit / checkpoint.num_params:.2f} bits per weight")
-        solution = solve(choices, limit - fixed, exact=False)
+        solution = solve(choices, limit - fixed)
         gap = max(gap, solution.gap)
         steps[solution.nbytes + fixed] = Step(solution.nbytes + fixed, solution.cost)
     same = _uniform(capabilities, found, choices, fixed)

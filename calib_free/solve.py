@@ -86,10 +86,9 @@ def smallest(choices: Sequence[Choice]) -> int:
     return sum(c.options[p].nbytes for c, p in zip(choices, picks, strict=True))
 
 
-def solve(choices: Sequence[Choice], limit: int, *, exact: bool = True) -> Solution:
+def solve(choices: Sequence[Choice], limit: int) -> Solution:
     """One option a choice, of least total cost within `limit` bytes.
 
-    Without `exact`, HiGHS is left out: faster, and `Solution.gap` says how much that may cost.
     Raises `InputError` where even the smallest options take more.
     """
     problem = _Problem(choices)
@@ -101,7 +100,7 @@ def solve(choices: Sequence[Choice], limit: int, *, exact: bool = True) -> Solut
             got=f"{limit} bytes",
         )
     best = _lagrangian(problem, picks, limit)
-    if exact and best.gap > GAP and problem.size <= MILP_BINARIES:
+    if best.gap > GAP and problem.size <= MILP_BINARIES:
         best = _exact(problem, best, limit)
     return best
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lfmc.report.places import GROUPS
 from lfmc.report.plan_facts import TensorFacts
 
 LOWEST, HIGHEST, STEP = 2.0, 9.0, 0.25  # bits per weight: one scale for every page
@@ -70,9 +71,12 @@ def colours(stops: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def layer_map(tensors: Sequence[TensorFacts], layer_types: Sequence[str]) -> HeatMap:
-    """Layers (and what is outside of them) by kind of matrix, in the order of the checkpoint."""
+    """Layers (and what is outside of them) by kind of matrix, kinds in the order of `GROUPS`."""
     matrices = [(i, t) for i, t in enumerate(tensors) if t.quantizable]
-    columns = list(dict.fromkeys(t.place.kind for _, t in matrices if t.place.layer is not None))
+    inside = sorted(
+        (t for _, t in matrices if t.place.layer is not None), key=lambda t: GROUPS.index(t.group)
+    )
+    columns = list(dict.fromkeys(t.place.kind for t in inside))
     outside = list(dict.fromkeys(t.place.kind for _, t in matrices if t.place.layer is None))
     rows = [*outside, *(f"{n} {_LAYERS[kind]}" for n, kind in enumerate(layer_types))]
     found: dict[tuple[int, int], list[tuple[int, TensorFacts]]] = {}

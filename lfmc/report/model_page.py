@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lfmc.report.model_facts import ModelFacts
 from lfmc.report.page import render
-from lfmc.report.plot import Line, Mark, Plot, axes
+from lfmc.report.plot import Line, Mark, Plot, axes, plain
 from lfmc.report.units import MIB, percent, short_length, size
 
 FRAME = (460, 300)
@@ -45,7 +45,8 @@ def memory_plot(facts: ModelFacts) -> Plot:
         ("context, tokens", "memory, MiB"),
         size=FRAME,
         log=(False, False),
-        texts=(short_length, lambda v: f"{v:g}"),
+        pad=(0.0, 0.0),
+        texts=(short_length, plain),
         base=(1024, 10),
     )
     marks = tuple(

@@ -20,8 +20,7 @@ from lfmc.report.spectrum_facts import Spectrum, shown, spectra_of
 class TensorFacts:
     """A stored tensor: its row of the plan, and where it stands in the model.
 
-    `cost` is its share of the predicted KL in nats per token, None where none was measured.
-    `quantizable`: it is a matrix for which the method had a choice.
+    `quantizable`: it is a matrix, for which a method has a choice.
     """
 
     row: PlanRow
@@ -30,7 +29,6 @@ class TensorFacts:
     format: Format | Floats
     numel: int
     quantizable: bool
-    cost: float | None
 
     @property
     def bits_per_weight(self) -> float:
@@ -108,7 +106,7 @@ def gather_plan(
     `measured` is what "auto" knew when it chose, None for methods that measure no costs. Reads
     every matrix once, for its spectrum, and measures no costs.
     """
-    tensors = tuple(_tensor(row, measured) for row in plan.rows)
+    tensors = tuple(_tensor(row) for row in plan.rows)
     matrices = [t.row.name for t in tensors if t.quantizable]
     spectra = spectra_of(checkpoint, matrices, progress)
     full, rule = shown(spectra)
@@ -133,19 +131,14 @@ def gather_plan(
     )
 
 
-def _tensor(row: PlanRow, measured: Mapping[str, Measured] | None) -> TensorFacts:
-    stored = parse_format(row.format)
-    cost = None
-    if measured is not None and isinstance(stored, Format):
-        cost = measured[row.name].costs[stored]
+def _tensor(row: PlanRow) -> TensorFacts:
     return TensorFacts(
         row,
         place(row.name),
         group(row.name, row.role),
-        stored,
+        parse_format(row.format),
         prod(row.shape),
         row.role in QUANTIZED,
-        cost,
     )
 
 
@@ -169,9 +162,9 @@ def _curve(shape: tuple[int, ...], known: Measured) -> tuple[CurvePoint, ...]:
 
 
 def _kinds(matrices: list[TensorFacts], measured: Mapping[str, Measured]) -> tuple[KindCurve, ...]:
-    """Curves of kinds, in the order of the checkpoint."""
+    """Curves of kinds, in the order of `GROUPS` and within it of the checkpoint."""
     found: dict[str, list[TensorFacts]] = {}
-    for tensor in matrices:
+    for tensor in sorted(matrices, key=lambda t: GROUPS.index(t.group)):
         found.setdefault(tensor.place.kind, []).append(tensor)
     kinds = []
     for kind, own in found.items():

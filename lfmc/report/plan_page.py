@@ -9,6 +9,7 @@ from lfmc.calib_free.plan import BitPlan
 from lfmc.report import heat
 from lfmc.report.page import render
 from lfmc.report.plan_facts import CurvePoint, PlanFacts, TensorFacts
+from lfmc.report.places import GROUPS
 from lfmc.report.plan_plots import curve_plot, kind_plots, ladder_plot, spectrum_plot
 from lfmc.report.plot import Axis
 from lfmc.report.units import percent, size, stored_as
@@ -58,15 +59,14 @@ def _head(facts: PlanFacts) -> list[tuple[str, str]]:
         budget = f"{size(plan.limit_nbytes)}, {bits:.2f} bits per weight"
     kl = plan.predicted_kl
     return [
-        ("model", facts.model),
+        ("model", f"{facts.model}, {plan.num_params:,} parameters"),
         ("target", plan.target),
         ("method", plan.method),
+        ("seed", str(plan.seed)),
         ("budget", budget),
         ("size", f"{size(plan.nbytes)} ({plan.nbytes:,} bytes)"),
-        ("bits per weight", f"{plan.bits_per_weight:.3f} bits, scales and graph included"),
-        ("parameters", f"{plan.num_params:,}"),
+        ("bits per weight", f"{plan.bits_per_weight:.3f}, everything counted"),
         ("predicted KL", "not predicted" if kl is None else f"{kl:.4f} nats per token"),
-        ("seed", str(plan.seed)),
         ("fingerprint", plan.fingerprint),
     ]
 
@@ -75,20 +75,21 @@ def _bars(facts: PlanFacts) -> list[dict[str, Any]]:
     """What the bytes are for: groups, the graph, and what is left; x and width in percent."""
     plan = facts.plan
     total = max(plan.nbytes, plan.limit_nbytes or 0)
-    rows: list[tuple[str, int | None, int, int | None]] = [
-        (g.name, g.tensors, g.nbytes, g.params) for g in facts.groups
+    rows: list[tuple[str, int, int | None, int, int | None]] = [
+        (g.name, GROUPS.index(g.name), g.tensors, g.nbytes, g.params) for g in facts.groups
     ]
-    rows.append(("graph (reserved)", None, plan.graph_nbytes, None))
+    rows.append(("graph (reserved)", len(GROUPS), None, plan.graph_nbytes, None))
     if facts.unused is not None:
-        rows.append(("unused", None, facts.unused, None))
+        rows.append(("unused", len(GROUPS) + 1, None, facts.unused, None))
     bars, before = [], 0
-    for name, tensors, nbytes, params in rows:
+    for name, colour, tensors, nbytes, params in rows:
         bars.append(
             {
                 "name": name,
+                "colour": f"var(--c{colour})",
                 "tensors": "" if tensors is None else f"{tensors:,}",
                 "nbytes": nbytes,
-                "share": percent(nbytes / total),
+                "share": f"{100 * nbytes / total:.1f} %",
                 "bits": "" if not params else f"{8 * nbytes / params:.2f}",
                 "x": round(100 * before / total, 3),
                 "width": round(100 * nbytes / total, 3),
@@ -143,8 +144,7 @@ def _texts(tensor: TensorFacts, alpha: float | None) -> list[str]:
         f"{size(row.nbytes)} ({row.nbytes:,} bytes), {tensor.bits_per_weight:.2f} bits per weight",
     ]
     if tensor.quantizable:
-        cost = "" if tensor.cost is None else f", {tensor.cost:.2e} nats of the predicted KL"
-        lines.append(f"predicted error {percent(row.error)} of its energy{cost}")
+        lines.append(f"predicted error {percent(row.error)} of its energy")
     if alpha is not None:
         lines.append(f"alpha {alpha:.3f}" if math.isfinite(alpha) else "no tail in its spectrum")
     return [*lines, row.reason]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lfmc.calib_free.ladder import Step
 from lfmc.report.plan_facts import CurvePoint, KindCurve, PlanFacts
-from lfmc.report.plot import Line, Mark, Plot, Point, axes, front
+from lfmc.report.plot import Line, Mark, Plot, Point, axes, front, plain, stairs
 from lfmc.report.spectrum_facts import Spectrum
 from lfmc.report.units import percent, size
 
@@ -49,7 +49,7 @@ def ladder_plot(facts: PlanFacts) -> Plot | None:
     if here[1] > 0:
         title = f"this plan: {size(plan.nbytes)}, {here[0]:.3f} bits per weight, KL {here[1]:.4g}"
         marks.append(Mark(here, 7, "here", title, "this plan"))
-    lines = (Line(uniform, "two", "uniform"), Line(auto, "one", "auto"))
+    lines = (Line(stairs(uniform), "two", "uniform"), Line(auto, "one", "auto"))
     lines = tuple(line for line in lines if len(line.points) > 1)
     title = "Predicted KL against bits per weight"
     return Plot(title, *WIDE, x, y, lines, tuple(marks), "ladder")
@@ -65,8 +65,7 @@ def kind_plots(kinds: Sequence[KindCurve] | None) -> list[Plot]:
         ("bits per weight", "mean error"),
         size=SMALL,
         log=(False, True),
-        margins=(50, 8, 34),
-        texts=(lambda v: f"{v:g}", percent),
+        texts=(plain, percent),
     )
     plots = []
     for kind in kinds:
@@ -93,7 +92,7 @@ def curve_plot(curves: Mapping[str, Sequence[CurvePoint]] | None) -> Plot | None
         (BITS, "error, share of the energy"),
         size=WIDE,
         log=(False, True),
-        texts=(lambda v: f"{v:g}", percent),
+        texts=(plain, percent),
     )
     return Plot("Error of the chosen tensor in every format", *WIDE, x, y, name="curve")
 
@@ -110,6 +109,7 @@ def spectrum_plot(spectra: Mapping[str, Spectrum]) -> Plot | None:
         ("rank of the eigenvalue", "eigenvalue, largest = 1"),
         size=WIDE,
         log=(True, True),
+        pad=(0.0, 0.04),
     )
     return Plot("Eigenvalues of the chosen tensor by rank", *WIDE, x, y, name="spectrum")
 

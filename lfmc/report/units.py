@@ -16,8 +16,9 @@ def size(nbytes: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent, of three significant digits."""
-    return f"{100 * share:.3g} %"
+    """A share in percent, of three significant digits: `0.0123 %`."""
+    value = 100 * share
+    return f"{value:.3g} %" if value >= 1e-4 or value == 0 else f"{value:.2e} %"
 
 
 def stored_as(stored: Format | Floats) -> str:

@@ -100,9 +100,11 @@ if (choice && data.first !== null) {
     tell(document.getElementById("about"), [tensor]);
     drawSpectrum(known);
     drawCurve(known, data.formats[tensor]);
-    document.querySelectorAll(".map .picked").forEach((node) => node.classList.remove("picked"));
+    document.querySelectorAll(".map .picked").forEach((node) => node.remove());
     document.querySelectorAll(".map [data-t]").forEach((node) => {
-      if (node.dataset.t.split(" ").includes(String(tensor))) node.classList.add("picked");
+      if (!node.dataset.t.split(" ").includes(String(tensor))) return;
+      const ring = draw(node.parentNode, "rect", "picked");
+      for (const name of ["x", "y", "width", "height"]) ring.setAttribute(name, node.getAttribute(name));
     });
   };
 
