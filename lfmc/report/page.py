@@ -19,5 +19,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    compact = {"separators": (",", ":"), "allow_nan": False}
+    environment.policies["json.dumps_kwargs"] = compact
     environment.filters |= {"size": units.size, "percent": units.percent}
     return environment.get_template(template).render(version=lfmc.__version__, **values)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lfmc.calib_free.formats import Format
 from lfmc.calib_free.plan import BitPlan
 from lfmc.report import heat
 from lfmc.report.page import render
-from lfmc.report.plan_facts import CurvePoint, PlanFacts, TensorFacts
 from lfmc.report.places import GROUPS
+from lfmc.report.plan_facts import PlanFacts, TensorFacts
 from lfmc.report.plan_plots import curve_plot, kind_plots, ladder_plot, spectrum_plot
 from lfmc.report.plot import Axis
 from lfmc.report.units import percent, size, stored_as
@@ -102,21 +103,29 @@ def _bars(facts: PlanFacts) -> list[dict[str, Any]]:
 def _data(facts: PlanFacts, plots: dict[str, Any]) -> dict[str, Any]:
     """What the script of the page needs: texts of every tensor, numbers of those shown in full."""
     index = {t.row.name: i for i, t in enumerate(facts.tensors)}
+    curves = (facts.curves or {}).values()
+    formats = list(dict.fromkeys(p.format.name for curve in curves for p in curve))
+    number = {name: i for i, name in enumerate(formats)}
     full = {}
     for name, s in facts.spectra.items():
         curve = facts.curves[name] if facts.curves is not None else ()
         full[index[name]] = {
-            "ranks": s.ranks,
             "shares": [_short(v) for v in s.shares],
             "tail": s.tail,
             "edge": _short(s.edge),
-            "alpha": _short(s.alpha) if math.isfinite(s.alpha) else None,
+            "alpha": float(f"{s.alpha:.6g}") if math.isfinite(s.alpha) else None,
             "count": s.count,
-            "curve": [_point(p) for p in curve],
+            "curve": [
+                [number[p.format.name], *map(_short, (p.bits_per_weight, p.error, p.cost))]
+                for p in curve
+            ],
         }
     return {
         "texts": [_texts(t, facts.alphas.get(t.row.name)) for t in facts.tensors],
-        "formats": [t.row.format for t in facts.tensors],
+        "nbytes": [t.row.nbytes for t in facts.tensors],
+        "formats": formats,
+        "chosen": [number.get(t.row.format) for t in facts.tensors],
+        "ranks": {s.count: s.ranks for s in facts.spectra.values()},
         "full": full,
         "first": _first(facts, index),
         "frames": {
@@ -143,20 +152,11 @@ def _texts(tensor: TensorFacts, alpha: float | None) -> list[str]:
         f"{stored_as(tensor.format)}; {shape}",
         f"{size(row.nbytes)} ({row.nbytes:,} bytes), {tensor.bits_per_weight:.2f} bits per weight",
     ]
-    if tensor.quantizable:
+    if isinstance(tensor.format, Format):
         lines.append(f"predicted error {percent(row.error)} of its energy")
     if alpha is not None:
         lines.append(f"alpha {alpha:.3f}" if math.isfinite(alpha) else "no tail in its spectrum")
     return [*lines, row.reason]
-
-
-def _point(point: CurvePoint) -> list[Any]:
-    return [
-        point.format.name,
-        _short(point.bits_per_weight),
-        _short(point.error),
-        _short(point.cost),
-    ]
 
 
 def _axis(axis: Axis) -> list[float]:
@@ -164,5 +164,5 @@ def _axis(axis: Axis) -> list[float]:
 
 
 def _short(value: float) -> float:
-    """Four significant digits: more can't be seen, and would make the page larger."""
-    return float(f"{value:.4g}")
+    """Three significant digits: more can't be seen, and would make the page larger."""
+    return float(f"{value:.3g}")

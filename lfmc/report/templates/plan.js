@@ -2,11 +2,13 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const tip = document.getElementById("tip");
 
-// Lines about tensors (indices), the first of each its name, as paragraphs of `box`.
+// Lines about tensors (indices), the first of each its name, as paragraphs of `box`. Many tensors
+// are told together: how many are stored as what.
 function tell(box, tensors) {
+  const texts = tensors.length > 3 ? [together(tensors)] : tensors.map((tensor) => data.texts[tensor]);
   box.replaceChildren();
-  for (const tensor of tensors) {
-    data.texts[tensor].forEach((line, index) => {
+  for (const lines of texts) {
+    lines.forEach((line, index) => {
       const p = document.createElement("p");
       p.textContent = line;
       if (index === 0) p.className = "name";
@@ -15,11 +17,25 @@ function tell(box, tensors) {
   }
 }
 
+function together(tensors) {
+  const counts = new Map();
+  let nbytes = 0;
+  for (const tensor of tensors) {
+    const stored = data.texts[tensor][1];
+    counts.set(stored, (counts.get(stored) || 0) + 1);
+    nbytes += data.nbytes[tensor];
+  }
+  const lines = [...counts].sort((a, b) => b[1] - a[1]).map(([stored, count]) => count + " x " + stored);
+  const name = data.texts[tensors[0]][0] + " and " + (tensors.length - 1) + " more";
+  return [name, nbytes.toLocaleString("en") + " bytes", ...lines];
+}
+
 function showTip(event) {
   const cell = event.target.closest("[data-t]");
   tip.hidden = !cell;
   if (!cell) return;
   tell(tip, cell.dataset.t.split(" "));
+  tip.style.left = "0"; // as wide as it wants to be, before it is measured
   const right = document.documentElement.clientWidth + window.scrollX - tip.offsetWidth - 8;
   const below = event.pageY + 16;
   const fits = below + tip.offsetHeight < window.scrollY + window.innerHeight;
@@ -64,7 +80,7 @@ if (choice && data.first !== null) {
 
   const drawSpectrum = (known) => {
     const frame = data.frames.spectrum, group = cleared("spectrum"), floor = frame.y[0];
-    const points = known.ranks.map((rank, i) => [rank, known.shares[i]]).filter((p) => p[1] >= floor);
+    const points = data.ranks[known.count].map((rank, i) => [rank, known.shares[i]]).filter((p) => p[1] >= floor);
     line(frame, group, "l-one", points);
     if (known.alpha === null) return;
     // rank = tail * (share / edge)^(1 - alpha), read for the share
@@ -80,17 +96,17 @@ if (choice && data.first !== null) {
     sub.textContent = "tail: " + known.tail + " of " + known.count + " eigenvalues";
   };
 
-  const drawCurve = (known, format) => {
+  const drawCurve = (known, chosen) => {
     if (!data.frames.curve) return;
     const frame = data.frames.curve, group = cleared("curve");
     const sorted = [...known.curve].sort((a, b) => a[1] - b[1] || a[2] - b[2]);
     let least = Infinity;
     line(frame, group, "l-one", sorted.filter((p) => p[2] < least && ((least = p[2]), true)).map((p) => [p[1], p[2]]));
-    for (const [name, bits, error, cost] of sorted) {
-      const title = name + "; " + bits.toFixed(2) + " bits per weight, error "
+    for (const [format, bits, error, cost] of sorted) {
+      const title = data.formats[format] + "; " + bits.toFixed(2) + " bits per weight, error "
         + (100 * error).toPrecision(3) + " %, " + cost.toExponential(2) + " nats per token";
       dot(frame, group, "m-other", 3, bits, error, title);
-      if (name === format) dot(frame, group, "m-here", 7, bits, error, "chosen: " + title);
+      if (format === chosen) dot(frame, group, "m-here", 7, bits, error, "chosen: " + title);
     }
   };
 
@@ -99,7 +115,7 @@ if (choice && data.first !== null) {
     choice.value = tensor;
     tell(document.getElementById("about"), [tensor]);
     drawSpectrum(known);
-    drawCurve(known, data.formats[tensor]);
+    drawCurve(known, data.chosen[tensor]);
     document.querySelectorAll(".map .picked").forEach((node) => node.remove());
     document.querySelectorAll(".map [data-t]").forEach((node) => {
       if (!node.dataset.t.split(" ").includes(String(tensor))) return;
