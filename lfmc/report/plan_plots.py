@@ -12,6 +12,7 @@ from lfmc.report.units import percent, size
 
 WIDE, SMALL = (460, 300), (230, 170)
 LEAST_SHARE = 1e-6  # of the largest eigenvalue: what is below is not drawn
+MOST_SHARE = 10.0  # where a fitted tail starts at most: it may miss the largest by far
 LEAST_ERROR = 1e-7
 BITS = "bits per weight, scales included"
 
@@ -49,8 +50,8 @@ def ladder_plot(facts: PlanFacts) -> Plot | None:
     if here[1] > 0:
         title = f"this plan: {size(plan.nbytes)}, {here[0]:.3f} bits per weight, KL {here[1]:.4g}"
         marks.append(Mark(here, 7, "here", title, "this plan"))
-    lines = (Line(stairs(uniform), "two", "uniform"), Line(auto, "one", "auto"))
-    lines = tuple(line for line in lines if len(line.points) > 1)
+    both = (Line(stairs(uniform), "two", "uniform"), Line(auto, "one", "auto"))
+    lines = tuple(line for line in both if len(line.points) > 1)
     title = "Predicted KL against bits per weight"
     return Plot(title, *WIDE, x, y, lines, tuple(marks), "ladder")
 
@@ -103,7 +104,7 @@ def spectrum_plot(spectra: Mapping[str, Spectrum]) -> Plot | None:
         return None
     shares = [v for s in spectra.values() for v in s.shares]
     counts = [s.count for s in spectra.values()]
-    fitted = [s.fitted for s in spectra.values()]
+    fitted = [min(s.fitted, MOST_SHARE) for s in spectra.values()]
     x, y = axes(
         ([1.0, *counts], [1.0, max(min(shares), LEAST_SHARE), *fitted]),
         ("rank of the eigenvalue", "eigenvalue, largest = 1"),

@@ -35,7 +35,7 @@ class Spectrum:
     @property
     def fitted(self) -> float:
         """The largest eigenvalue, as the tail has it: `edge * tail^(1 / (alpha - 1))`."""
-        return self.edge * self.tail ** (1 / (self.alpha - 1))
+        return float(self.edge * self.tail ** (1 / (self.alpha - 1)))
 
 
 def spectrum_of(weight: Tensor) -> Spectrum:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
+from lfmc.calib_free.ladder import Ladder, Step
 from lfmc.checkpoint import Checkpoint
 from lfmc.memory import footprint, footprints
 from lfmc.report import heat
@@ -17,6 +19,7 @@ from lfmc.report.model_facts import gather_model
 from lfmc.report.model_page import model_page
 from lfmc.report.plan_facts import PlanFacts
 from lfmc.report.plan_page import plan_page
+from lfmc.report.spectrum_facts import spectrum_of
 
 VOID = ("meta", "input", "br")
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}"
@@ -119,6 +122,18 @@ def test_sections_without_numbers_say_why(
             "What other budgets would buy",
         ]
     )
+
+
+def test_a_model_that_costs_nothing_has_no_ladder_to_draw(facts: PlanFacts) -> None:
+    step = Step(facts.plan.nbytes, 0.0)
+    free = replace(
+        facts,
+        plan=replace(facts.plan, predicted_kl=0.0),
+        ladder=Ladder((step,), (step,), 0.0),
+        spectra={name: spectrum_of(torch.zeros(4, 4)) for name in facts.spectra},
+    )
+    page = checked(plan_page(free))
+    assert "No format costs anything: every measured cost is zero." in page.texts["p"]
 
 
 def test_hostile_names_are_only_text(facts: PlanFacts) -> None:

@@ -62,6 +62,7 @@ if (choice && data.first !== null) {
     return node;
   };
   const line = (frame, group, look, points) => {
+    if (!points.length) return;
     const at = points.map(([x, y]) => pixel(frame.x, x).toFixed(1) + " " + pixel(frame.y, y).toFixed(1));
     draw(group, "path", look).setAttribute("d", "M" + at.join("L"));
   };
@@ -85,7 +86,9 @@ if (choice && data.first !== null) {
     if (known.alpha === null) return;
     // rank = tail * (share / edge)^(1 - alpha), read for the share
     const share = (rank) => known.edge * Math.pow(rank / known.tail, -1 / (known.alpha - 1));
-    line(frame, group, "l-two", [[1, share(1)], [known.tail, known.edge]]);
+    const rank = (value) => known.tail * Math.pow(value / known.edge, 1 - known.alpha);
+    const first = Math.max(1, rank(frame.y[1])), last = Math.min(known.tail, rank(floor));
+    if (first < last) line(frame, group, "l-two", [[first, share(first)], [last, share(last)]]);
     const label = draw(group, "text", "");
     label.setAttribute("x", frame.x[2] + 10);
     label.setAttribute("y", frame.y[2] - 26);
