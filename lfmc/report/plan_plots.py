@@ -104,7 +104,7 @@ def spectrum_plot(spectra: Mapping[str, Spectrum]) -> Plot | None:
         return None
     shares = [v for s in spectra.values() for v in s.shares]
     counts = [s.count for s in spectra.values()]
-    fitted = [min(s.fitted, MOST_SHARE) for s in spectra.values()]
+    fitted = [min(max(s.fitted, LEAST_SHARE), MOST_SHARE) for s in spectra.values()]
     x, y = axes(
         ([1.0, *counts], [1.0, max(min(shares), LEAST_SHARE), *fitted]),
         ("rank of the eigenvalue", "eigenvalue, largest = 1"),
