@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from lfmc.calib_free.auto import allocate_auto
+from lfmc.calib_free.auto import Allocation, allocate_auto
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.curves import ROWS, curves, spread
 from lfmc.calib_free.decision import Decision, keep, kept_nbytes, unit_choice
@@ -38,6 +38,7 @@ def make_plan(
     effort: Effort = FAST,
     gamma: float = 1.0,
     progress: Callable[[str], None] | None = None,
+    observe: Callable[[Allocation], None] = lambda made: None,
 ) -> BitPlan:
     """A plan for every stored tensor, made from the checkpoint alone.
 
@@ -45,7 +46,8 @@ def make_plan(
     the others. `seed` drives the sampled text of "auto" and of the fitting that `effort` may ask
     for, with any method that quantizes; `gamma` is the sensitivity's of "alphaq"; `target` is only
     a name in the plan. `progress` is told each step. The same arguments on the same machine give
-    the same plan, where no minutes bound the effort.
+    the same plan, where no minutes bound the effort. `observe` is given what "auto" measured, and
+    is not called by the other methods, which measure no costs.
 
     Raises `InputError` for an unknown method or a budget below the smallest possible, which it
     names, and `UnsupportedError` for what the target or this machine can't do.
@@ -67,7 +69,7 @@ def make_plan(
     tell = progress or (lambda message: None)
     predicted = None
     if method == "auto":
-        more, predicted = _auto(checkpoint, capabilities, found, left or 0, seed, tell)
+        more, predicted = _auto(checkpoint, capabilities, found, left or 0, seed, tell, observe)
     elif method == "alphaq":
         more = allocate_paper(checkpoint, capabilities, found, left or 0, gamma, tell)
     elif method == "uniform":
@@ -145,9 +147,11 @@ def _auto(
     left: int,
     seed: int,
     progress: Callable[[str], None],
+    observe: Callable[[Allocation], None],
 ) -> tuple[dict[str, Decision], float]:
     """Decisions of `auto`, and the KL that it expects."""
     made = allocate_auto(checkpoint, capabilities, found, left, seed, progress)
+    observe(made)
     decisions = {}
     for unit, chosen in zip(found, made.formats, strict=True):
         for name in unit.names:

@@ -7,6 +7,7 @@ its squared singular values and the smaller the exponent alpha that a Hill estim
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,18 @@ MAX_BLOCKS = 256  # more are sampled: the spectrum of that many blocks is settle
 SAMPLE_SEED = 0
 TAIL_SHARE, MIN_TAIL = 0.1, 10
 FLOOR = 1e-12  # eigenvalues below this share of the largest are rounding noise of the Gram matrix
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A power law `p(x) ~ x^-alpha` above `edge`: what `length` eigenvalues are larger than.
+
+    `alpha` is infinite where there is no tail: all eigenvalues of it are alike, or zero.
+    """
+
+    alpha: float
+    length: int
+    edge: float
 
 
 def pl_alpha_hill(weight: Tensor, block: int = 128) -> float:
@@ -32,14 +45,19 @@ def pl_alpha_hill(weight: Tensor, block: int = 128) -> float:
         raise InputError(
             "a spectrum needs a matrix", expected="2 rows and columns", got=list(weight.shape)
         )
-    spectrum = eigenvalues(weight, block)
+    return hill(eigenvalues(weight, block)).alpha
+
+
+def hill(spectrum: Tensor) -> Tail:
+    """The tail of eigenvalues `[n]`, n of 2 or more, largest first, by the Hill estimator."""
     count = spectrum.numel()
-    tail = min(max(MIN_TAIL, int(TAIL_SHARE * count)), count - 1)
+    length = min(max(MIN_TAIL, int(TAIL_SHARE * count)), count - 1)
     floored = spectrum.clamp(min=float(spectrum[0]) * FLOOR)
+    edge = float(floored[length])
     if float(spectrum[0]) == 0.0:
-        return math.inf
-    logs = float((floored[:tail] / floored[tail]).log().sum())
-    return math.inf if logs <= 0 else 1.0 + tail / logs
+        return Tail(math.inf, length, edge)
+    logs = float((floored[:length] / floored[length]).log().sum())
+    return Tail(math.inf if logs <= 0 else 1.0 + length / logs, length, edge)
 
 
 def eigenvalues(weight: Tensor, block: int) -> Tensor:

@@ -21,7 +21,7 @@ def allocate_uniform(
 
     A role that lacks it takes the nearest it has. Raises `InputError` where none fits.
     """
-    formats = sorted(_formats(capabilities, found), key=_preference)
+    formats = formats_by_preference(capabilities, found)
     return _first_that_fits(checkpoint, capabilities, found, formats, limit, "uniform")
 
 
@@ -54,6 +54,16 @@ def allocate_width(
     return _first_that_fits(checkpoint, capabilities, found, formats, limit, f"{bits} bits")
 
 
+def formats_by_preference(capabilities: Capabilities, found: Sequence[Unit]) -> list[Format]:
+    """What `uniform` tries, in order: the widest first, of one width the finest groups."""
+    return sorted(_formats(capabilities, found), key=_preference)
+
+
+def alike(capabilities: Capabilities, found: Sequence[Unit], wanted: Format) -> list[Format]:
+    """The format of each unit where all are to have `wanted`: it, or the nearest its role has."""
+    return [nearest(wanted, capabilities.formats(unit.role)) for unit in found]
+
+
 def _formats(capabilities: Capabilities, found: Sequence[Unit]) -> set[Format]:
     """Formats of every role but the embedding, which follows them by `nearest`."""
     body = [unit.role for unit in found if unit.role != "embedding"] or ["embedding"]
@@ -74,7 +84,7 @@ def _first_that_fits(
 ) -> dict[str, Decision]:
     sizes = []
     for number_format in formats:
-        chosen = [(u, nearest(number_format, capabilities.formats(u.role))) for u in found]
+        chosen = zip(found, alike(capabilities, found, number_format), strict=True)
         size = sum(unit_nbytes(checkpoint, unit, own) for unit, own in chosen)
         if size <= limit:
             reason = f"{what}: the finest that fits the budget"
@@ -92,8 +102,7 @@ def _everywhere(
     capabilities: Capabilities, found: Sequence[Unit], wanted: Format, reason: str
 ) -> dict[str, Decision]:
     decisions = {}
-    for unit in found:
-        own = nearest(wanted, capabilities.formats(unit.role))
+    for unit, own in zip(found, alike(capabilities, found, wanted), strict=True):
         why = reason if own == wanted else f"{reason}; nearest to {wanted.name} here"
         for name in unit.names:
             decisions[name] = Decision(own, grid_for(own, capabilities), why)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import lfmc
 from lfmc.bundle import GOLDEN, MANIFEST, PLAN, Bundle, describe, open_bundle, write_json, writing
 from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
+from lfmc.calib_free.auto import Allocation
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan
 from lfmc.chat import copy_tokenizer
@@ -96,9 +97,16 @@ def request(checkpoint: Checkpoint, target: Target, options: Options) -> Request
 
 
 def plan_for(
-    checkpoint: Checkpoint, target: Target, options: Options, progress: Progress
+    checkpoint: Checkpoint,
+    target: Target,
+    options: Options,
+    progress: Progress,
+    observe: Callable[[Allocation], None] = lambda made: None,
 ) -> BitPlan:
-    """The plan of a file, checked, or a new one made for the target's capabilities."""
+    """The plan of a file, checked, or a new one made for the target's capabilities.
+
+    `observe` is given what a new plan by "auto" measured.
+    """
     capabilities = target.capabilities(checkpoint.config)
     if options.plan is None:
         with progress.stage("plan"):
@@ -111,6 +119,7 @@ def plan_for(
                 seed=options.seed,
                 effort=options.effort,
                 progress=progress.step,
+                observe=observe,
             )
     plan = BitPlan.load(options.plan)
     plan.check(checkpoint, capabilities)

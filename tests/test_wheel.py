@@ -29,6 +29,9 @@ def test_wheel_exports_the_demo(tmp_path: Path) -> None:
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "lfm2-moe-8m-onnx" / "manifest.json").is_file()
+    page = [python, "-m", "lfmc", "inspect", "--report", "page.html"]
+    subprocess.run(page, cwd=tmp_path, capture_output=True, check=True)
+    assert "lfm2-moe-8m" in (tmp_path / "page.html").read_text(encoding="utf-8")
     where = "import lfmc.passes, lfmc.targets, lfmc.calib_free; print(lfmc.passes.__file__)"
     found = subprocess.run(
         [python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -4,64 +4,83 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
 
 import click
 
-from lfmc.commands.options import announce, json_option, model_argument
+from lfmc.commands.options import (
+    announce,
+    force_option,
+    json_option,
+    model_argument,
+    report_option,
+    require_absent,
+    write_text,
+)
 
 
 @click.command("inspect")
 @model_argument
+@report_option
+@force_option
 @json_option
-def command(model: str | None, as_json: bool) -> None:
-    """Show layers, parameters by role, and memory of states by context length."""
+def command(model: str | None, report: Path | None, force: bool, as_json: bool) -> None:
+    """Show layers, parameters by role, and memory by context length.
+
+    Memory is that of weights as stored and of one conversation's states, beside an estimate for
+    the same depth with attention in every layer.
+    """
     from rich.table import Table
 
-    from lfmc.calib_free.roles import role
     from lfmc.checkpoint import open_checkpoint
-    from lfmc.commands.tables import MIB, console
-    from lfmc.memory import state_nbytes
+    from lfmc.commands.tables import console, memory_table
+    from lfmc.report.model_facts import gather_model
+    from lfmc.report.model_page import model_page
 
+    require_absent(report, force)
     checkpoint = open_checkpoint(model)
     announce(checkpoint, model)
     config = checkpoint.config
-    roles: Counter[str] = Counter()
-    for info in checkpoint.tensors.values():
-        roles[role(info.name, info.shape)] += info.numel
-    lengths = [n for n in (512, 2048, 8192, 32768, 131072) if n <= config.max_context]
-    lengths = lengths or [config.max_context]
-    memory = {n: state_nbytes(config, n) for n in lengths}
-    layers = Counter(config.layer_types)
+    facts = gather_model(checkpoint)
+    if report is not None:
+        write_text(report, model_page(facts))
     if as_json:
         click.echo(
             json.dumps(
                 {
-                    "name": checkpoint.name,
+                    "name": facts.name,
                     "type": config.model_type,
-                    "parameters": checkpoint.num_params,
+                    "parameters": facts.parameters,
                     "tensors": len(checkpoint.tensors),
-                    "layers": dict(layers),
-                    "roles": dict(roles),
+                    "layers": facts.layers,
+                    "roles": facts.roles,
                     "max_context": config.max_context,
                     "stop_ids": checkpoint.stop_ids,
-                    "state_nbytes": {str(n): vars(m) for n, m in memory.items()},
+                    "memory": [
+                        {
+                            **asdict(f),
+                            "total": f.total,
+                            "all_attention_total": f.all_attention_total,
+                        }
+                        for f in facts.memory
+                    ],
                 }
             )
         )
         return
     out = console()
-    out.print(f"{checkpoint.name}: {config.model_type}, {checkpoint.num_params:,} parameters")
-    out.print("layers: " + ", ".join(f"{count} {kind}" for kind, count in layers.items()))
+    out.print(f"{facts.name}: {config.model_type}, {facts.parameters:,} parameters")
+    out.print("layers: " + ", ".join(f"{count} {kind}" for kind, count in facts.layers.items()))
     if config.moe:
         out.print(
             f"experts: {config.moe.num_experts}, {config.moe.top_k} a token, "
             f"dense below layer {config.moe.num_dense_layers}"
         )
     table = Table("role", "parameters", "share")
-    for name, count in roles.most_common():
-        table.add_row(name, f"{count:,}", f"{100 * count / checkpoint.num_params:.1f} %")
+    for name, count in Counter(facts.roles).most_common():
+        table.add_row(name, f"{count:,}", f"{100 * count / facts.parameters:.1f} %")
     out.print(table)
-    table = Table("context", "keys and values, MiB", "conv states, MiB")
-    for length, used in memory.items():
-        table.add_row(f"{length:,}", f"{used.attention / MIB:.2f}", f"{used.conv / MIB:.3f}")
-    out.print(table)
+    out.print(memory_table(facts.memory))
+    if report is not None:
+        click.echo(f"report: {report}")

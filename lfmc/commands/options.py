@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -80,6 +81,30 @@ def plan_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def report_option(function: F) -> F:
+    path = click.Path(path_type=Path)
+    text = "Also write a page to look at: one HTML file that loads nothing."
+    return click.option("--report", type=path, help=text)(function)
+
+
+def force_option(function: F) -> F:
+    return click.option("--force", is_flag=True, help="Replace files that exist.")(function)
+
+
+def require_absent(path: Path | None, force: bool) -> None:
+    """Raise `InputError` where a file is in the way and `--force` was not given."""
+    if path is not None and path.exists() and not force:
+        raise InputError("the output exists already", where=path, todo="--force replaces it")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8; raises `InputError` where that can't be done."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError("the output can't be written", where=path, got=error) from error
 
 
 def announce(checkpoint: Any, given: str | None) -> None:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from lfmc.commands.options import announce, json_option, model_argument, plan_options
+from lfmc.commands.options import (
+    announce,
+    force_option,
+    json_option,
+    model_argument,
+    plan_options,
+    report_option,
+    require_absent,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from lfmc.calib_free.auto import Allocation
 
 
 @click.command("plan")
 @model_argument
 @plan_options
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write plan.json.")
-@click.option("--force", is_flag=True, help="Replace a plan that exists.")
+@report_option
+@force_option
 @json_option
 def command(
     model: str | None,
@@ -26,10 +40,16 @@ def command(
     minutes: float | None,
     device: str,
     output: Path | None,
+    report: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Choose a format for every tensor of MODEL, for `lfmc export --plan` to obey."""
+    """Choose a format for every tensor of MODEL, for `lfmc export --plan` to obey.
+
+    --report shows the plan: where the bytes go, bits by layer and by expert, spectra, error
+    curves, and what other budgets would buy. It takes the spectrum of every matrix, so it takes
+    longer.
+    """
     from lfmc.api import budget
     from lfmc.calib_free.fit import Effort
     from lfmc.checkpoint import open_checkpoint
@@ -37,10 +57,14 @@ def command(
     from lfmc.errors import InputError
     from lfmc.exporter import Options, plan_for
     from lfmc.progress import for_terminal
+    from lfmc.report.plan_facts import gather_plan
+    from lfmc.report.plan_page import plan_page
     from lfmc.targets.base import get_target
 
-    if output is not None and output.exists() and not force:
-        raise InputError("the output exists already", where=output, todo="--force replaces it")
+    require_absent(output, force)
+    require_absent(report, force)
+    if report is not None and report == output:
+        raise InputError("--output and --report name the same file", where=report)
     spent = Effort(effort, minutes, device)
     if spent.level != "fast" and output is None:
         raise InputError(
@@ -48,12 +72,19 @@ def command(
             expected="--output plan.json",
             todo="name a file, or let `lfmc export` make the plan",
         )
-    checkpoint = open_checkpoint(model)
+    checkpoint, runs_on, progress = open_checkpoint(model), get_target(target), for_terminal()
     announce(checkpoint, model)
     options = Options(bits=bits, budget=budget(bits_per_weight, max_size), seed=seed, effort=spent)
-    plan = plan_for(checkpoint, get_target(target), options, for_terminal())
+    seen: list[Allocation] = []
+    plan = plan_for(checkpoint, runs_on, options, progress, seen.append)
     if output is not None:
         plan.save(output)
+    if report is not None:
+        capabilities = runs_on.capabilities(checkpoint.config)
+        measured = seen[0].measured if seen else None
+        with progress.stage("report"):
+            facts = gather_plan(checkpoint, capabilities, plan, measured, progress.step)
+        write_text(report, plan_page(facts))
     if as_json:
         click.echo(plan.to_json(), nl=False)
         return
@@ -62,3 +93,5 @@ def command(
         click.echo(f"predicted KL on text that the model wrote itself: {plan.predicted_kl:.4f}")
     if output is not None:
         click.echo(f"plan: {output}")
+    if report is not None:
+        click.echo(f"report: {report}")

@@ -10,40 +10,19 @@ from rich.table import Table
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan, PlanRow
 from lfmc.exporter import Report
+from lfmc.memory import Footprint
 from lfmc.parity import Rung
 from lfmc.quality import Quality
+from lfmc.report.places import group
+from lfmc.report.units import MIB
 
-MIB = 1 << 20
-_GROUPS = {
-    "conv.in_proj": "short conv projections",
-    "conv.out_proj": "short conv projections",
-    "q_proj": "attention projections",
-    "k_proj": "attention projections",
-    "v_proj": "attention projections",
-    "o_proj": "attention projections",
-    "self_attn.out_proj": "attention projections",
-}
+BAR = 24  # characters of the longest bar
 
 
 def console() -> Console:
     """Stdout, as wide as the terminal, or 100 columns in a pipe."""
     out = Console(highlight=False, markup=False)
     return out if out.is_terminal else Console(highlight=False, markup=False, width=100)
-
-
-def group(row: PlanRow) -> str:
-    """The line of the table that a tensor belongs to."""
-    if row.role in ("embedding", "head"):
-        return "embedding and head"
-    if row.role == "expert":
-        return "experts"
-    if row.role != "linear":
-        return "norms, convs, routers (float)"
-    module = row.name.removesuffix(".weight")
-    for ending, name in _GROUPS.items():
-        if module.endswith(ending):
-            return name
-    return "feed-forward"
 
 
 def plan_table(plan: BitPlan, measured: Mapping[str, float], results: str = "") -> Table:
@@ -65,7 +44,7 @@ def plan_table(plan: BitPlan, measured: Mapping[str, float], results: str = "") 
         )
     groups: dict[str, list[PlanRow]] = {}
     for row in plan.rows:
-        groups.setdefault(group(row), []).append(row)
+        groups.setdefault(group(row.name, row.role), []).append(row)
     for name, rows in groups.items():
         known = [measured[r.name] for r in rows if r.name in measured]
         quantized = [r for r in rows if isinstance(parse_format(r.format), Format)]
@@ -117,6 +96,26 @@ def result_lines(report: Report, quality: Quality | None) -> str:
         f"{8 * report.nbytes / plan.num_params:.3f} bits per weight"
     )
     return "\n".join(lines)
+
+
+def memory_table(found: Sequence[Footprint]) -> Table:
+    """Memory by context, with a bar of it against attention in every layer."""
+    table = Table(
+        title="memory by context, MiB (weights as stored, states in float32)",
+        title_justify="left",
+        caption="estimate: the same depth, weights and heads, with full attention in every layer",
+        caption_justify="left",
+    )
+    for name in ("context", "weights", "keys, values", "conv states", "total", "estimate"):
+        table.add_column(name, justify="right")
+    table.add_column("# total  . estimate", no_wrap=True)
+    largest = max(max(f.total, f.all_attention_total) for f in found)
+    for f in found:
+        sizes = (f.weights, f.attention, f.conv, f.total, f.all_attention_total)
+        filled, estimated = (round(BAR * n / largest) for n in (f.total, f.all_attention_total))
+        bar = "#" * filled + "." * (estimated - filled)
+        table.add_row(f"{f.context:,}", *(f"{n / MIB:.2f}" for n in sizes), bar)
+    return table
 
 
 def _widths(rows: Sequence[PlanRow]) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lfmc.calib_free import spectra
-from lfmc.calib_free.spectra import pl_alpha_hill
+from lfmc.calib_free.spectra import hill, pl_alpha_hill
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
 
@@ -74,3 +74,13 @@ def test_degenerate_matrices_have_an_answer() -> None:
 def test_a_spectrum_needs_a_matrix(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="needs a matrix"):
         pl_alpha_hill(torch.ones(shape))
+
+
+def test_a_power_law_gives_its_own_tail() -> None:
+    ranks = torch.arange(1, 1001, dtype=torch.float64)
+    tail = hill(ranks ** (-1 / 1.5))  # rank ~ x^(1 - alpha) with alpha 2.5
+    assert tail.length == 100
+    assert tail.edge == pytest.approx(101 ** (-1 / 1.5))
+    assert tail.alpha == pytest.approx(2.5, rel=0.05)
+    assert hill(torch.ones(50, dtype=torch.float64)).alpha == math.inf
+    assert hill(torch.zeros(50, dtype=torch.float64)).alpha == math.inf

@@ -1,15 +1,19 @@
-"""One verified export of the bundled checkpoint, shared by the tests of export and commands."""
+"""What several tests of this folder share: a verified export, and facts about plans."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from lfmc.bundle import Bundle
-from lfmc.checkpoint import open_checkpoint
-from lfmc.exporter import Options, Report, export
+from lfmc.calib_free.auto import Allocation
+from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.exporter import Options, Report, export, plan_for
 from lfmc.progress import Silent
+from lfmc.report.plan_facts import PlanFacts, gather_plan
 from lfmc.targets.base import get_target
 
 
@@ -25,3 +29,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Report]:
 @pytest.fixture
 def bundle_path(exported: tuple[Bundle, Report]) -> Path:
     return exported[0].path
+
+
+@pytest.fixture(scope="session")
+def plan_facts(any_checkpoint: Callable[[str], Checkpoint]) -> Callable[[str, str], PlanFacts]:
+    """`plan_facts(name, bits)`: facts about the ONNX plan of a checkpoint, gathered once."""
+
+    @cache
+    def gather(name: str, bits: str) -> PlanFacts:
+        checkpoint, target, seen = any_checkpoint(name), get_target("onnx"), list[Allocation]()
+        plan = plan_for(checkpoint, target, Options(bits=bits), Silent(), seen.append)
+        capabilities = target.capabilities(checkpoint.config)
+        measured = seen[0].measured if seen else None
+        return gather_plan(checkpoint, capabilities, plan, measured, lambda message: None)
+
+    return gather

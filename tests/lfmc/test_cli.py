@@ -45,8 +45,26 @@ def test_doctor_and_inspect(tmp_path: Path) -> None:
     assert facts["targets"]["onnx"] == {"ready": True, "missing": []}
     shown = json.loads(lfmc("inspect", "--json", cwd=tmp_path).stdout)
     assert shown["parameters"] == 7_881_256
-    assert shown["state_nbytes"]["512"] == {"attention": 2**20, "conv": 4 * 256 * 2 * 4}
-    assert "7,881,256" in lfmc("inspect", cwd=tmp_path).stdout
+    first = shown["memory"][0]
+    assert (first["context"], first["attention"], first["conv"]) == (512, 2**20, 4 * 256 * 2 * 4)
+    assert first["total"] == first["weights"] + first["attention"] + first["conv"]
+    assert first["all_attention_total"] == first["weights"] + 3 * 2**20
+    table = lfmc("inspect", cwd=tmp_path).stdout
+    assert "7,881,256" in table
+    assert "estimate" in table
+
+
+def test_pages_are_written_once(tmp_path: Path) -> None:
+    for command in (["inspect"], ["plan", "--bits", "uniform"]):
+        page = tmp_path / f"{command[0]}.html"
+        done = lfmc(*command, "--report", page)
+        assert done.returncode == 0, done.stderr
+        assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        assert f"report: {page}" in done.stdout
+        again = lfmc(*command, "--report", page)
+        assert again.returncode == 2
+        assert "--force" in again.stderr
+        assert lfmc(*command, "--report", page, "--force").returncode == 0
 
 
 def test_plan_prints_a_table_and_writes_a_file(tmp_path: Path) -> None:
@@ -127,6 +145,8 @@ def test_verify_notices_a_changed_bundle(bundle_path: Path, tmp_path: Path) -> N
         (["export", "--max-size", "10kB", "--bits", "uniform"], 2, "smallest possible"),
         (["export", "--frobnicate"], 2, "No such option"),
         (["plan", "--bits-per-weight", "-1"], 2, "positive"),
+        (["plan", "--output", "a", "--report", "a"], 2, "same file"),
+        (["inspect", "--report", "nowhere/a.html"], 2, "can't be written"),
         (["generate", "nowhere", "hi"], 2, "no such bundle"),
         (["bench", "nowhere"], 2, "no such bundle"),
         (["verify", "nowhere"], 2, "no such bundle"),

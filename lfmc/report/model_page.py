@@ -1,0 +1,80 @@
+"""The page about a checkpoint: what it holds, and its memory by context."""
+
+from __future__ import annotations
+
+from lfmc.report.model_facts import ModelFacts
+from lfmc.report.page import render
+from lfmc.report.plot import Line, Mark, Plot, axes, plain
+from lfmc.report.units import MIB, percent, short_length, size
+
+FRAME = (460, 300)
+
+
+def model_page(facts: ModelFacts) -> str:
+    """A self-contained HTML page."""
+    last = facts.curve[-1]
+    states, estimate = last.attention + last.conv, last.all_attention
+    roles = sorted(facts.roles.items(), key=lambda item: -item[1])
+    return render(
+        "model.html",
+        facts=facts,
+        config=facts.config,
+        head=_head(facts),
+        plot_of_memory=memory_plot(facts),
+        roles=[(name, f"{n:,}", percent(n / facts.parameters)) for name, n in roles],
+        last=last,
+        states=states,
+        share=percent(states / estimate),
+    )
+
+
+def memory_plot(facts: ModelFacts) -> Plot:
+    """MiB by context: weights, the whole model, and the estimate with attention everywhere."""
+    lines = (
+        Line(
+            tuple((f.context, f.all_attention_total / MIB) for f in facts.curve),
+            "two",
+            "attention in every layer (estimate)",
+        ),
+        Line(tuple((f.context, f.weights / MIB) for f in facts.curve), "other", "weights"),
+        Line(tuple((f.context, f.total / MIB) for f in facts.curve), "one", "weights and states"),
+    )
+    values = [y for line in lines for _, y in line.points]
+    x, y = axes(
+        ([0.0, float(facts.curve[-1].context)], [0.0, *values]),
+        ("context, tokens", "memory, MiB"),
+        size=FRAME,
+        log=(False, False),
+        pad=(0.0, 0.0),
+        texts=(short_length, plain),
+        base=(1024, 10),
+    )
+    marks = tuple(
+        Mark(
+            (f.context, f.total / MIB),
+            4,
+            "one",
+            f"{f.context:,} tokens: {size(f.total)}; with attention in every layer, an estimate, "
+            f"{size(f.all_attention_total)}",
+        )
+        for f in facts.memory
+    )
+    return Plot("Memory against context length", *FRAME, x, y, lines, marks, "memory")
+
+
+def _head(facts: ModelFacts) -> list[tuple[str, str]]:
+    config = facts.config
+    rows = [
+        ("model", facts.name),
+        ("type", config.model_type),
+        ("parameters", f"{facts.parameters:,}"),
+        ("weights as stored", size(facts.curve[0].weights)),
+        ("layers", ", ".join(f"{n} {kind}" for kind, n in facts.layers.items())),
+        ("longest context", f"{config.max_context:,} tokens"),
+    ]
+    if config.sliding_window:
+        rows.append(("sliding window", f"{config.sliding_window:,} tokens"))
+    if config.moe:
+        moe = config.moe
+        rows.append(("experts", f"{moe.num_experts} a sparse layer, {moe.top_k} for each token"))
+    return rows

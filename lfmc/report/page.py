@@ -1,0 +1,25 @@
+"""One self-contained HTML file from a template of this package; everything in it is escaped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import lfmc
+from lfmc.report import units
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of `templates/TEMPLATE`, with `values` in it; no page loads anything else."""
+    environment = Environment(
+        loader=PackageLoader("lfmc.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    compact = {"separators": (",", ":"), "allow_nan": False}
+    environment.policies["json.dumps_kwargs"] = compact
+    environment.filters |= {"size": units.size, "percent": units.percent}
+    return environment.get_template(template).render(version=lfmc.__version__, **values)
