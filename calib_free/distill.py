@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -82,9 +83,10 @@ def distill(
         rate = schedule(step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["highest"]
-        loss = _loss(teacher, student, texts[_batch(course, seed, step).to(texts.device)])
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        with fast_products(device):
+            loss = _loss(teacher, student, texts[_batch(course, seed, step).to(texts.device)])
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
         optimizer.step()
         step += 1
         progress(f"learning: step {step} of {steps}, KL {float(loss.detach()):.4f}")
@@ -95,6 +97,21 @@ def distill(
                 steps = min(steps, step + max(0, int(left / slowest)))
     after = held_out_kl(teacher, student, held_out)
     return Distilled(student.parts(), before, after, steps)
+
+
+@contextmanager
+def fast_products(device: str) -> Iterator[None]:
+    """Matrix products of bfloat16 (CPU) or TF32 (CUDA) inputs with float32 sums, meanwhile.
+
+    Twice as fast where the CPU has such instructions; teacher and student round alike, and what
+    is left is far below what 4 bits do. Whatever is measured is measured outside of this.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if device == "cpu" else "high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def schedule(step: int, steps: int) -> float:

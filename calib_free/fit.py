@@ -18,7 +18,7 @@ from lfmc.memory import require_memory
 
 COURSES = {
     "best": Course(steps=400, batch=8, texts=640, length=128),
-    "max": Course(steps=1500, batch=32, texts=8192, length=256),
+    "max": Course(steps=1500, batch=32, texts=4096, length=256),
 }
 
 

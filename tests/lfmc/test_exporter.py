@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 import lfmc
-from lfmc.bundle import GOLDEN, PLAN, Bundle
-from lfmc.calib_free.allocate import Budget
+from lfmc.bundle import GOLDEN, PLAN, Bundle, describe
+from lfmc.calib_free.allocate import Budget, Effort
+from lfmc.calib_free.distill import Course
+from lfmc.calib_free.fit import COURSES
 from lfmc.calib_free.plan import BitPlan
 from lfmc.checkpoint import demo_path, open_checkpoint
 from lfmc.errors import GateError, InputError, LfmcError
 from lfmc.exporter import Options, Report, export
 from lfmc.generate import check_golden
 from lfmc.progress import Silent
+from lfmc.reverify import reverify
 from lfmc.targets.base import get_target
 from lfmc.targets.onnx.target import OnnxTarget
 
@@ -81,6 +84,32 @@ def test_golden_prompts_continue_the_same(exported: Exported) -> None:
     golden[0]["tokens"][-1] ^= 1
     with pytest.raises(GateError, match="golden prompt"):
         check_golden(stepper, golden)
+
+
+def test_fitted_tensors_are_exported_and_proven_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COURSES, "best", Course(steps=4, batch=4, texts=8, length=32))
+    asked = Options(bits="2", effort=Effort("best"), check="fast", context=256)
+    checkpoint, target = open_checkpoint(), get_target("onnx")
+    bundle, report = export(
+        checkpoint, target, tmp_path / "bundle", asked, force=False, progress=Silent()
+    )
+    assert len(report.plan.fitted_names) > 150
+    assert report.verification is not None
+    assert all(rung.passed for rung in report.verification.rungs)
+    stored = BitPlan.from_json((bundle.path / PLAN).read_text())
+    assert stored.fitted_names == report.plan.fitted_names
+    assert not (bundle.path / "plan.fitted").exists()  # they are in the model file, once
+    found = reverify(bundle, checkpoint, Silent(), check="fast")
+    assert found["parity"][1]["number"] == 2
+    name = sorted(stored.fitted_names)[0]
+    rows = [replace(r, digest="0" * 64) if r.name == name else r for r in stored.rows]
+    (bundle.path / PLAN).write_text(replace(stored, rows=tuple(rows)).to_json())
+    known = bundle.manifest["files"][PLAN]
+    known.update(describe(bundle.path / PLAN))
+    with pytest.raises(InputError, match="not those of the plan"):
+        reverify(bundle, checkpoint, Silent(), check="fast")
 
 
 def test_load_steps_and_resets(exported: Exported) -> None:

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lfmc.calib_free import fit
+from lfmc.calib_free.allocate import Budget, make_plan
+from lfmc.calib_free.distill import Course, Distilled
+from lfmc.calib_free.fit import Effort, fit_plan
+from lfmc.calib_free.formats import GENERIC
+from lfmc.calib_free.plan import quantize_tensor, stored_error
+from lfmc.errors import InputError, UnsupportedError
+from tests.calib_free.conftest import MakeCheckpoint
+
+SHORT = Course(steps=20, batch=4, texts=16, length=24)
+BEST = Effort("best")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("most",), "no such effort"),
+        (("best", 0.0), "positive"),
+        (("best", float("nan")), "positive"),
+        (("fast", 3.0), "no fitting"),
+        (("best", None, "tpu"), "no such device"),
+    ],
+)
+def test_efforts_that_make_no_sense(arguments: tuple[object, ...], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        Effort(*arguments)  # type: ignore[arg-type]
+
+
+def test_fitting_keeps_formats_and_bytes(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fit.COURSES, "best", SHORT)
+    checkpoint, budget = make_checkpoint("lfm2_moe"), Budget(5.0)
+    plain = make_plan(checkpoint, GENERIC, "auto", budget)
+    fitted = make_plan(checkpoint, GENERIC, "auto", budget, effort=BEST)
+    fitted.check(checkpoint, GENERIC)
+    assert fitted.effort == "best"
+    assert fitted.nbytes == plain.nbytes
+    assert [(r.name, r.format, r.nbytes) for r in fitted.rows] == [
+        (r.name, r.format, r.nbytes) for r in plain.rows
+    ]
+    for row in fitted.rows:
+        assert (row.digest is not None) == (row.name in fitted.fitted) == (row.grid == "fitted")
+        if row.format.startswith("int"):
+            assert row.digest is not None
+            packed = quantize_tensor(checkpoint, fitted, row.name)
+            error = stored_error(checkpoint, fitted, row.name, packed)
+            assert row.error == pytest.approx(error, rel=1e-4)
+
+
+def test_a_fit_that_does_not_help_is_not_kept(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make_checkpoint("lfm2")
+    plan = make_plan(checkpoint, GENERIC, "4", None)
+    monkeypatch.setattr(fit, "distill", lambda *a, **k: Distilled({}, 0.1, 0.2, 3))
+    told: list[str] = []
+    kept = fit_plan(checkpoint, plan, BEST, SHORT, told.append)
+    assert kept == replace(plan, predicted_kl=0.1)
+    assert any("did not help" in line for line in told)
+
+
+def test_what_can_not_be_fitted_is_said_first(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make_checkpoint("lfm2")
+    with pytest.raises(InputError, match="nothing to fit"):
+        make_plan(checkpoint, GENERIC, "none", None, effort=BEST)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedError, match="CUDA"):
+        make_plan(checkpoint, GENERIC, "4", None, effort=Effort("max", device="cuda"))
