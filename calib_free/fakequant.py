@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from lfmc.calib_free.grids import round_scale
 from lfmc.calib_free.pack import PackedTensor
 
+MARGIN = 0.45  # steps from a code at which a weight is put that was rounded further away
+
 
 class FakeQuant(nn.Module):
     """`(code - zero) * scale` of a weight `[N, K]`, with gradients (Bengio et al. 2013; Esser et
@@ -21,7 +23,8 @@ class FakeQuant(nn.Module):
     Parameters are in units that mean the same for every matrix: `latent` `[N, G, group]` is the
     weight in steps of its first scale, `log_scale` `[N, G, 1]` the logarithm of the scale over its
     first value, `zero` `[N, G, 1]` the zero point (trained where the format stores one). Starts
-    from `packed`, the codes of the same weight; both on the CPU.
+    from `packed`: a weight lies where it is, unless that would round to another code; then it lies
+    just inside of its code, on the side of the weight. Both are on the CPU.
     """
 
     def __init__(self, weight: Tensor, packed: PackedTensor) -> None:
@@ -32,14 +35,16 @@ class FakeQuant(nn.Module):
         self.register_buffer("first_scale", first)
         padding = packed.codes.shape[1] - self.columns
         grouped = nn.functional.pad(weight.float(), (0, padding)).view(*first.shape[:2], -1)
-        self.latent = nn.Parameter(grouped / first)
-        self.log_scale = nn.Parameter(torch.zeros_like(first))
-        stored = packed.zeros
+        codes = packed.codes.view(grouped.shape).float()
         zero = torch.full_like(first, self.format.zero_point)
-        self.zero = nn.Parameter(
-            zero if stored is None else stored.float().unsqueeze(-1),
-            requires_grad=stored is not None,
-        )
+        if packed.zeros is not None:
+            zero = packed.zeros.float().unsqueeze(-1)
+        steps = grouped / first + zero
+        moved = steps.round().clamp(0, 2**self.format.bits - 1) != codes
+        steps = torch.where(moved, codes + MARGIN * (steps - codes).sign(), steps)
+        self.latent = nn.Parameter(torch.where(moved, steps - zero, grouped / first))
+        self.log_scale = nn.Parameter(torch.zeros_like(first))
+        self.zero = nn.Parameter(zero, requires_grad=packed.zeros is not None)
 
     def _grid(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point as the format holds them, `[N, G, 1]` each, straight-through."""

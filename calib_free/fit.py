@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
-from lfmc.calib_free.distill import BYTES_PER_PARAM, Course, distill
+from lfmc.calib_free.distill import BYTES_PER_PARAM, distill
 from lfmc.calib_free.fitted import Parts, digest
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import FITTED, BitPlan, PlanRow, stored_error
+from lfmc.calib_free.training import Course, Terms
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.memory import require_memory
@@ -77,15 +79,8 @@ def fit_plan(
     plan comes back as it was, and says so in `progress`. `require_fitting` tells beforehand
     whether it can be done.
     """
-    made = distill(
-        checkpoint,
-        plan,
-        course,
-        seed=plan.seed,
-        device=effort.device,
-        seconds=None if effort.minutes is None else 60 * effort.minutes,
-        progress=progress,
-    )
+    ends = None if effort.minutes is None else time.monotonic() + 60 * effort.minutes
+    made = distill(checkpoint, plan, course, effort.device, Terms(plan.seed, progress, ends))
     if made.kl_after >= made.kl_before:
         progress(f"fitting did not help (KL {made.kl_before:.4f}): the plan stays as it was")
         return replace(plan, predicted_kl=made.kl_before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -91,14 +91,8 @@ class Decoder(nn.Module):
         self, tokens: Tensor, positions: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """The input of the head, `[B, T, H]`, and the new states."""
-        attention = {
-            kind: (
-                *rotation(positions, self.rope.get_buffer(kind)),
-                visible(positions, self._context(states), self._window(kind)),
-                positions,
-            )
-            for kind in self.config.rope
-        }
+        context = next((s.shape[2] for s in states if s.dim() == 4), 0)
+        attention = attention_inputs(self.config, positions, context, self.rope.get_buffer)
         x = self.model.embed_tokens(tokens)
         new: list[Tensor] = []
         for layer, kind in zip(self.model.layers, self.config.layer_types, strict=True):
@@ -114,12 +108,22 @@ class Decoder(nn.Module):
             return F.linear(hidden, self.model.embed_tokens.weight)
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
-    def _context(self, states: Sequence[Tensor]) -> int:
-        return next((s.shape[2] for s in states if s.dim() == 4), 0)
 
-    def _window(self, kind: str) -> int | None:
-        layers = self.config.layer_types
-        return self.config.window(layers.index(kind)) if kind in layers else None
+def attention_inputs(
+    config: DecoderConfig,
+    positions: Tensor,
+    context: int,
+    frequencies: Callable[[str], Tensor],
+) -> dict[str, tuple[Tensor, ...]]:
+    """What layers of each kind of attention share: cos, sin, mask `[T, C]` and positions `[T]`."""
+    return {
+        kind: (
+            *rotation(positions, frequencies(kind)),
+            visible(positions, context, config.window(config.layer_types.index(kind))),
+            positions,
+        )
+        for kind in config.rope
+    }
 
 
 def build_decoder(config: DecoderConfig, cache_write: str = "index_copy") -> Decoder:

@@ -44,8 +44,14 @@ def state_specs(config: DecoderConfig, batch: int, context: int) -> tuple[StateS
 
 
 def initial_state(
-    config: DecoderConfig, batch: int, context: int, device: torch.device | str = "cpu"
+    config: DecoderConfig,
+    batch: int,
+    context: int,
+    device: torch.device | str = "cpu",
+    layer: int | None = None,
 ) -> tuple[Tensor, ...]:
-    """Fresh states: float32 zeros."""
+    """Fresh states, float32 zeros: of all layers, or of one."""
     specs = state_specs(config, batch, context)
-    return tuple(torch.zeros(spec.shape, device=device) for spec in specs)
+    return tuple(
+        torch.zeros(spec.shape, device=device) for spec in specs if layer in (None, spec.layer)
+    )

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from lfmc.calib_free.allocate import make_plan
-from lfmc.calib_free.distill import Course, Distilled, distill, kl, schedule
+from lfmc.calib_free.distill import Distilled, distill, kl
 from lfmc.calib_free.formats import GENERIC
 from lfmc.calib_free.plan import BitPlan
 from lfmc.calib_free.student import Student
+from lfmc.calib_free.training import Course, Terms, schedule
 from lfmc.checkpoint import Checkpoint
 from tests.calib_free.conftest import MakeCheckpoint
 
@@ -15,9 +18,8 @@ SHORT = Course(steps=30, batch=4, texts=16, length=24)
 
 
 def learn(checkpoint: Checkpoint, plan: BitPlan, seconds: float | None = None) -> Distilled:
-    return distill(
-        checkpoint, plan, SHORT, seed=0, device="cpu", seconds=seconds, progress=lambda m: None
-    )
+    ends = None if seconds is None else time.monotonic() + seconds
+    return distill(checkpoint, plan, SHORT, "cpu", Terms(0, lambda message: None, ends))
 
 
 @pytest.mark.parametrize("kind", ["lfm2", "lfm2_moe", "lfm3"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,6 +83,18 @@ def test_a_symmetric_format_has_no_zero_to_learn() -> None:
     assert not module.zero.requires_grad
     assert module.zero.grad is None
     assert module.packed().zeros is None
+
+
+def test_a_code_that_was_fitted_is_where_it_starts() -> None:
+    number_format = Format(4, 32, False, "float16")
+    packed = quantize(weight(), number_format, None, "clip")
+    generator = torch.Generator().manual_seed(1)
+    shift = torch.randint(-2, 3, packed.codes.shape, generator=generator)
+    codes = (packed.codes.int() + shift).clamp(0, 15).to(torch.uint8)
+    fitted = replace(packed, codes=codes)
+    module = FakeQuant(weight(), fitted)
+    assert torch.equal(module.packed().codes, codes)
+    assert torch.equal(module().detach(), fitted.dequantize())
 
 
 def test_straight_through_is_exact_and_passes_gradients() -> None:

@@ -7,10 +7,11 @@ import torch
 
 from lfmc.calib_free import fit
 from lfmc.calib_free.allocate import Budget, make_plan
-from lfmc.calib_free.distill import Course, Distilled
+from lfmc.calib_free.distill import Distilled
 from lfmc.calib_free.fit import Effort, fit_plan
 from lfmc.calib_free.formats import GENERIC
 from lfmc.calib_free.plan import quantize_tensor, stored_error
+from lfmc.calib_free.training import Course
 from lfmc.errors import InputError, UnsupportedError
 from tests.calib_free.conftest import MakeCheckpoint
 

@@ -11,9 +11,9 @@ import pytest
 import lfmc
 from lfmc.bundle import GOLDEN, PLAN, Bundle, describe
 from lfmc.calib_free.allocate import Budget, Effort
-from lfmc.calib_free.distill import Course
 from lfmc.calib_free.fit import COURSES
 from lfmc.calib_free.plan import BitPlan
+from lfmc.calib_free.training import Course
 from lfmc.checkpoint import demo_path, open_checkpoint
 from lfmc.errors import GateError, InputError, LfmcError
 from lfmc.exporter import Options, Report, export
