@@ -8,7 +8,7 @@ from lfmc.calib_free.auto import Allocation, allocate_auto
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.curves import ROWS, curves, spread
 from lfmc.calib_free.decision import Decision, keep, kept_nbytes, unit_choice
-from lfmc.calib_free.fit import COURSES, Effort, fit_plan, require_fitting
+from lfmc.calib_free.fit import Effort, fit_plan, require_fitting
 from lfmc.calib_free.formats import Capabilities, Floats
 from lfmc.calib_free.gains import input_importance
 from lfmc.calib_free.paper import allocate_paper
@@ -95,7 +95,7 @@ def make_plan(
     )
     if effort.level == "fast":
         return plan
-    return fit_plan(checkpoint, plan, effort, COURSES[effort.level], tell)
+    return fit_plan(checkpoint, plan, effort, tell)
 
 
 def _require_formats(capabilities: Capabilities, found: Sequence[Unit]) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lfmc.calib_free.distill import kl
+from lfmc.calib_free.plan import BitPlan, dequantized_weights
+from lfmc.calib_free.roles import EMBEDDING, HEAD
 from lfmc.checkpoint import Checkpoint
-from lfmc.model import initial_state
+from lfmc.model import DecoderConfig, initial_state
 from lfmc.model.decoder import Layer, attention_inputs
 from lfmc.model.experts import SparseMoe
+from lfmc.model.norm import RmsNorm
 from lfmc.model.rope import inverse_frequencies
+
+NORM = "model.embedding_norm.weight"
+BATCH = 16  # texts pushed through a block at a time
 
 
 class Block(nn.Module):
@@ -50,3 +58,56 @@ class Block(nn.Module):
         replaced = {} if weights is None else self._own(weights)
         result: Tensor = functional_call(self.layer, replaced, (hidden, own, states))[0]
         return result
+
+
+def embed(texts: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """What goes into the first block, float32 `[N, T, H]`, for `texts` `[N, T]`."""
+    return F.embedding(texts, weights[EMBEDDING].float().to(texts.device))
+
+
+def head(config: DecoderConfig, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """Logits `[..., V]` of what comes out of the last block, `[..., H]`."""
+    norm = RmsNorm(hidden.shape[-1], config.norm_eps)
+    norm.weight = nn.Parameter(weights[NORM].float().to(hidden.device), requires_grad=False)
+    name = EMBEDDING if config.tied_embedding else HEAD
+    return F.linear(norm(hidden), weights[name].float().to(hidden.device))
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a checkpoint, read when asked for."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._checkpoint.load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checkpoint.tensors)
+
+    def __len__(self) -> int:
+        return len(self._checkpoint.tensors)
+
+
+@torch.no_grad()
+def push(block: Block, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """All hidden states `[N, T, H]` through a block, a few texts at a time."""
+    return torch.cat([block(part, weights) for part in hidden.split(BATCH)])
+
+
+@torch.no_grad()
+def planned_kl(checkpoint: Checkpoint, plan: BitPlan, texts: Tensor) -> float:
+    """Mean KL(checkpoint || plan) over the tokens of `texts` `[N, T]`, in nats, block by block."""
+    stored, planned = Stored(checkpoint), dequantized_weights(checkpoint, plan)
+    wanted, given = embed(texts, stored), embed(texts, planned)
+    for index in range(checkpoint.config.num_layers):
+        block = Block(checkpoint, index, texts.device)
+        wanted = push(block, wanted)
+        own = {name: planned[name].to(texts.device) for name in block.names}
+        given = push(block, given, own)
+    pairs = zip(wanted.split(BATCH), given.split(BATCH), strict=True)
+    config = checkpoint.config
+    found = [
+        float(kl(head(config, w, stored), head(config, g, planned))) * len(w) for w, g in pairs
+    ]
+    return sum(found) / len(texts)

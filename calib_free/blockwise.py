@@ -18,26 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfmc.calib_free.blocks import Block
+from lfmc.calib_free.blocks import BATCH, Block, Stored, embed, head, push
 from lfmc.calib_free.fitted import Parts
 from lfmc.calib_free.plan import BitPlan, dequantized_weights
-from lfmc.calib_free.roles import EMBEDDING, HEAD
 from lfmc.calib_free.student import Student
 from lfmc.calib_free.training import Course, Terms, fast_products, follow
 from lfmc.checkpoint import Checkpoint
-from lfmc.model.norm import RmsNorm
 
-NORM = "model.embedding_norm.weight"
-BATCH = 16  # texts pushed through a block at a time
 MOMENTS = 32  # texts whose gradients say what a channel is worth
 
 
 def fit_blocks(
     checkpoint: Checkpoint,
     plan: BitPlan,
-    course: Course,
     texts: Tensor,
     terms: Terms,
+    course: Course,
 ) -> dict[str, Parts]:
     """Fitted tensors of every layer; `texts` `[N, T]` int64 say where (on which device) to learn.
 
@@ -47,8 +43,8 @@ def fit_blocks(
     started = time.monotonic()
     layers = checkpoint.config.num_layers
     worth = channel_worth(checkpoint, texts[:MOMENTS], terms.seed, terms.progress)
-    wanted = F.embedding(texts, checkpoint.load(EMBEDDING).float().to(texts.device))
-    given = F.embedding(texts, dequantized_weights(checkpoint, plan)[EMBEDDING].to(texts.device))
+    wanted = embed(texts, Stored(checkpoint))
+    given = embed(texts, dequantized_weights(checkpoint, plan))
     fitted: dict[str, Parts] = {}
     for index in range(layers):
         block = Block(checkpoint, index, texts.device)
@@ -80,15 +76,13 @@ def _learn(
         wrong = block(given[numbers], student()) - wanted[numbers]
         return 0.5 * (wrong.square() * worth).sum(-1).mean()
 
-    follow(student, course, loss, terms, f"block {block.index + 1}")
+    follow(student, course, len(given), loss, terms, f"block {block.index + 1}")
 
 
-@torch.no_grad()
 def _push(block: Block, hidden: Tensor, student: Student | None = None) -> Tensor:
     """All hidden states `[N, T, H]` through a block, as it is or as a student has it."""
-    weights = None if student is None else student()
-    with fast_products(hidden.device):
-        return torch.cat([block(part, weights) for part in hidden.split(BATCH)])
+    with torch.no_grad(), fast_products(hidden.device):
+        return push(block, hidden, None if student is None else student())
 
 
 def channel_worth(
@@ -100,7 +94,7 @@ def channel_worth(
     draws itself: the diagonal of the Fisher information of the hidden state. One pass up, which
     keeps what goes into every block, and one pass down.
     """
-    inputs = [F.embedding(texts, checkpoint.load(EMBEDDING).float().to(texts.device))]
+    inputs = [embed(texts, Stored(checkpoint))]
     for index in range(checkpoint.config.num_layers):
         progress(f"what channels are worth: up, block {index + 1}")
         inputs.append(_push(Block(checkpoint, index, texts.device), inputs[-1]))
@@ -128,10 +122,7 @@ def _down(block: Block, hidden: Tensor, grad: Tensor) -> Tensor:
 def _head_gradient(checkpoint: Checkpoint, hidden: Tensor, generator: torch.Generator) -> Tensor:
     """The gradient `[B, T, H]` of each token's own loss at a label drawn from the model."""
     hidden = hidden.detach().requires_grad_(True)
-    norm = RmsNorm(hidden.shape[-1], checkpoint.config.norm_eps)
-    norm.weight = torch.nn.Parameter(checkpoint.load(NORM).float().to(hidden.device))
-    name = EMBEDDING if checkpoint.config.tied_embedding else HEAD
-    logits = F.linear(norm(hidden), checkpoint.load(name).float().to(hidden.device)).flatten(0, 1)
+    logits = head(checkpoint.config, hidden, Stored(checkpoint)).flatten(0, 1)
     labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
     loss = F.cross_entropy(logits, labels, reduction="sum")
     (found,) = torch.autograd.grad(loss, hidden)

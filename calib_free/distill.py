@@ -8,8 +8,6 @@ groups and bytes stay as planned.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +15,7 @@ from torch.func import functional_call
 
 from lfmc.calib_free.fitted import Parts
 from lfmc.calib_free.plan import BitPlan
-from lfmc.calib_free.sample import logits_of, sample
+from lfmc.calib_free.sample import logits_of
 from lfmc.calib_free.student import Student
 from lfmc.calib_free.training import Course, Terms, follow
 from lfmc.checkpoint import Checkpoint
@@ -26,39 +24,23 @@ from lfmc.model import Decoder, initial_state
 # float32: teacher; latent weight, its gradient and Adam's two moments; the weight that is stored,
 # and its gradient.
 BYTES_PER_PARAM = 28
-HELD_OUT = 16  # texts that nothing learns from
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """Fitted tensors, and the KL on held-out text of the model's own before and after, in nats."""
-
-    fitted: dict[str, Parts]
-    kl_before: float
-    kl_after: float
-    steps: int
 
 
 def distill(
-    checkpoint: Checkpoint, plan: BitPlan, course: Course, device: str, terms: Terms
-) -> Distilled:
-    """Fit what a plan stores to the checkpoint, end to end, on `device`.
+    checkpoint: Checkpoint, plan: BitPlan, texts: Tensor, terms: Terms, course: Course
+) -> dict[str, Parts]:
+    """Fitted tensors of a plan, learned end to end on `texts` `[N, T]` int64, where those are.
 
     Where nothing ends it early, the same arguments give the same result on the same machine.
     """
-    teacher = checkpoint.decoder().to(device)
-    terms.progress(f"sampling {course.texts} texts from the model")
-    texts = sample(teacher, course.texts + HELD_OUT, course.length, terms.seed, course.texts // 2)
-    held_out = texts[course.texts :]
-    student = Student(checkpoint, plan).to(device)
-    before = held_out_kl(teacher, student, held_out)
+    teacher = checkpoint.decoder().to(texts.device)
+    student = Student(checkpoint, plan).to(texts.device)
 
     def loss(numbers: Tensor) -> Tensor:
         return _loss(teacher, student, texts[numbers.to(texts.device)])
 
-    steps = follow(student, course, loss, terms, "end to end")
-    after = held_out_kl(teacher, student, held_out)
-    return Distilled(student.parts(), before, after, steps)
+    follow(student, course, len(texts), loss, terms, "end to end")
+    return student.parts()
 
 
 def _loss(teacher: Decoder, student: Student, tokens: Tensor) -> Tensor:
@@ -75,10 +57,3 @@ def kl(wanted: Tensor, logits: Tensor) -> Tensor:
     """Mean KL of logits `[..., V]` from `wanted` `[..., V]`, in nats."""
     ours, theirs = logits.float().log_softmax(-1), wanted.float().log_softmax(-1)
     return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).mean()
-
-
-@torch.no_grad()
-def held_out_kl(teacher: Decoder, student: Student, texts: Tensor) -> float:
-    """KL of the student as it would be stored, on texts `[N, T]`, in nats per token."""
-    parts = [float(_loss(teacher, student, text)) * len(text) for text in texts.split(8)]
-    return sum(parts) / len(texts)

@@ -5,23 +5,43 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
+from lfmc.calib_free.blocks import planned_kl
+from lfmc.calib_free.blockwise import fit_blocks
 from lfmc.calib_free.distill import BYTES_PER_PARAM, distill
 from lfmc.calib_free.fitted import Parts, digest
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import FITTED, BitPlan, PlanRow, stored_error
+from lfmc.calib_free.sample import sample
 from lfmc.calib_free.training import Course, Terms
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
-from lfmc.memory import require_memory
+from lfmc.memory import fits_in_memory, require_memory
 
-COURSES = {
-    "best": Course(steps=400, batch=8, texts=640, length=128),
-    "max": Course(steps=1500, batch=32, texts=4096, length=256),
+HELD_OUT = 16  # texts that nothing learns from
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an effort does: on how many texts of its own of which length, what courses, in order."""
+
+    texts: int
+    length: int
+    blocks: Course | None
+    whole: Course
+
+
+WORK = {
+    "best": Work(512, 128, Course(steps=120, batch=16), Course(steps=120, batch=8, rate=0.5)),
+    "max": Work(4096, 256, None, Course(steps=1500, batch=32)),
 }
+SAMPLING_BYTES_PER_PARAM = 5  # the float32 model, and a tensor on its way into it
+BLOCKS_SHARE = 0.6  # of the minutes, where both are to be done
 
 
 @dataclass(frozen=True)
@@ -61,46 +81,75 @@ def require_fitting(checkpoint: Checkpoint, method: str, effort: Effort) -> None
             where=f"torch {torch.__version__}",
             todo="use --device cpu, or install a CUDA build of torch",
         )
-    require_memory(
-        checkpoint, BYTES_PER_PARAM, f"effort '{effort.level}'", "use --effort fast here"
-    )
+    needed = BYTES_PER_PARAM if WORK[effort.level].blocks is None else SAMPLING_BYTES_PER_PARAM
+    require_memory(checkpoint, needed, f"effort '{effort.level}'", "use --effort fast here")
 
 
 def fit_plan(
-    checkpoint: Checkpoint,
-    plan: BitPlan,
-    effort: Effort,
-    course: Course,
-    progress: Callable[[str], None],
+    checkpoint: Checkpoint, plan: BitPlan, effort: Effort, progress: Callable[[str], None]
 ) -> BitPlan:
     """The plan with codes, scales, zero points, norms and filters fitted to the checkpoint.
 
-    Formats and bytes stay. Where fitting did not lower the KL on text that it had not seen, the
-    plan comes back as it was, and says so in `progress`. `require_fitting` tells beforehand
-    whether it can be done.
+    "best" fits block by block, then, where the model has the room to learn as a whole, for a while
+    end to end; "max" does only that, for long. Formats and bytes stay. Of the plan as it was and
+    what each of these made of it, the one of least KL on text that none has seen comes back;
+    `progress` is told all of them. `require_fitting` tells beforehand what can't be done.
     """
-    ends = None if effort.minutes is None else time.monotonic() + 60 * effort.minutes
-    made = distill(checkpoint, plan, course, effort.device, Terms(plan.seed, progress, ends))
-    if made.kl_after >= made.kl_before:
-        progress(f"fitting did not help (KL {made.kl_before:.4f}): the plan stays as it was")
-        return replace(plan, predicted_kl=made.kl_before)
-    fitted = replace(plan, fitted=made.fitted, rows=tuple(_rows(plan, made.fitted)))
-    errors = {
-        row.name: stored_error(checkpoint, fitted, row.name)
-        for row in fitted.rows
-        if isinstance(parse_format(row.format), Format)
-    }
-    rows = (replace(r, error=float(f"{errors.get(r.name, r.error):.6g}")) for r in fitted.rows)
-    return replace(fitted, rows=tuple(rows), predicted_kl=made.kl_after)
+    started, work = time.monotonic(), WORK[effort.level]
+    progress(f"sampling {work.texts} texts from the model")
+    decoder = checkpoint.decoder().to(effort.device)
+    written = sample(decoder, work.texts + HELD_OUT, work.length, plan.seed, work.texts // 2)
+    del decoder
+    texts, held_out = written[: work.texts], written[work.texts :]
+    best, least = plan, planned_kl(checkpoint, plan, held_out)
+    progress(f"KL on unseen text of its own, before fitting: {least:.4f}")
+    made = plan
+    for name, stage, share in _stages(checkpoint, work):
+        ends = None if effort.minutes is None else started + 60 * effort.minutes * share
+        made = with_fitted(made, stage(checkpoint, made, texts, Terms(plan.seed, progress, ends)))
+        found = planned_kl(checkpoint, made, held_out)
+        progress(f"KL on unseen text of its own, {name}: {found:.4f}")
+        if found < least:
+            best, least = made, found
+    return replace(_with_errors(checkpoint, best), predicted_kl=least)
 
 
-def _rows(plan: BitPlan, fitted: dict[str, Parts]) -> list[PlanRow]:
-    """Rows that name the parts of what was fitted."""
-    return [
-        replace(
-            row, grid=FITTED, digest=digest(fitted[row.name]), reason=f"{row.reason}; then fitted"
-        )
+Stage = Callable[[Checkpoint, BitPlan, Tensor, Terms], dict[str, Parts]]
+
+
+def _stages(checkpoint: Checkpoint, work: Work) -> list[tuple[str, Stage, float]]:
+    """Name, function, and the share of the time that has passed at its end, of each stage."""
+    stages: list[tuple[str, Stage, float]] = []
+    whole = fits_in_memory(checkpoint, BYTES_PER_PARAM)
+    blocks = work.blocks
+    if blocks is not None:
+        share = BLOCKS_SHARE if whole else 1.0
+        stages.append(("block by block", partial(fit_blocks, course=blocks), share))
+    if whole:
+        stages.append(("end to end", partial(distill, course=work.whole), 1.0))
+    return stages
+
+
+def with_fitted(plan: BitPlan, fitted: dict[str, Parts]) -> BitPlan:
+    """The plan with these tensors in place of what its rows would make."""
+    rows = [
+        replace(row, grid=FITTED, digest=digest(fitted[row.name]), reason=_reason(row))
         if row.name in fitted
         else row
         for row in plan.rows
     ]
+    return replace(plan, rows=tuple(rows), fitted={**plan.fitted, **fitted})
+
+
+def _reason(row: PlanRow) -> str:
+    return row.reason if row.digest is not None else f"{row.reason}; then fitted"
+
+
+def _with_errors(checkpoint: Checkpoint, plan: BitPlan) -> BitPlan:
+    """The plan with the errors of its fitted codes."""
+    rows = []
+    for row in plan.rows:
+        if row.digest is not None and isinstance(parse_format(row.format), Format):
+            row = replace(row, error=float(f"{stored_error(checkpoint, plan, row.name):.6g}"))
+        rows.append(row)
+    return replace(plan, rows=tuple(rows))

@@ -22,12 +22,11 @@ SAVE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Course:
-    """How much is learned: `steps` of `batch` texts of `length` tokens, out of `texts` texts."""
+    """How much is learned: `steps` of `batch` texts each, at a share `rate` of the usual rates."""
 
     steps: int
     batch: int
-    texts: int
-    length: int
+    rate: float = 1.0
 
 
 class Alone:
@@ -59,9 +58,14 @@ class Terms:
 
 
 def follow(
-    student: Student, course: Course, loss: Callable[[Tensor], Tensor], terms: Terms, title: str
+    student: Student,
+    course: Course,
+    count: int,
+    loss: Callable[[Tensor], Tensor],
+    terms: Terms,
+    title: str,
 ) -> int:
-    """Train a student: `loss` is given the numbers of a step's texts, int64 `[batch / processes]`.
+    """Train a student on `count` texts: `loss` is given numbers of them, int64 `[n]`, at each step.
 
     Takes the course's steps, or so many as end in time, which the first few tell. Returns how many
     were taken. With `terms.resume` it goes on from there, where that is of the same training.
@@ -73,10 +77,10 @@ def follow(
     first, slowest, saved = step, 0.0, time.monotonic()
     while step < steps:
         tick = time.monotonic()
-        rate = schedule(step, steps)
+        rate = course.rate * schedule(step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["highest"]
-        own = numbers(course, terms.seed, step)[terms.crew.rank :: terms.crew.count]
+        own = numbers(count, course.batch, terms.seed, step)[terms.crew.rank :: terms.crew.count]
         with fast_products(device):
             wrong = loss(own)
             optimizer.zero_grad()
@@ -140,10 +144,10 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def numbers(course: Course, seed: int, step: int) -> Tensor:
-    """Numbers of the texts of a step, int64 `[batch]`: every text once, then again."""
-    per_round = max(1, course.texts // course.batch)
+def numbers(count: int, batch: int, seed: int, step: int) -> Tensor:
+    """Which of `count` texts a step learns from, int64 `[batch]`: every one once, then again."""
+    per_round = max(1, count // batch)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step // per_round)
-    order = torch.randperm(course.texts, generator=generator)
-    start = step % per_round * course.batch
-    return order[start : start + course.batch]
+    order = torch.randperm(count, generator=generator)
+    start = step % per_round * batch
+    return order[start : start + batch]

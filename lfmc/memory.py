@@ -84,6 +84,11 @@ def installed_nbytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def fits_in_memory(checkpoint: Checkpoint, bytes_per_param: int) -> bool:
+    """Whether this machine has so many bytes for each parameter."""
+    return bytes_per_param * checkpoint.num_params <= installed_nbytes()
+
+
 def require_memory(checkpoint: Checkpoint, bytes_per_param: int, what: str, todo: str) -> None:
     """Raise `UnsupportedError`, with both numbers, where `what` needs more than is installed."""
     needed, installed = bytes_per_param * checkpoint.num_params, installed_nbytes()

@@ -7,15 +7,14 @@ import torch
 
 from lfmc.calib_free import fit
 from lfmc.calib_free.allocate import Budget, make_plan
-from lfmc.calib_free.distill import Distilled
-from lfmc.calib_free.fit import Effort, fit_plan
+from lfmc.calib_free.fit import Effort, Work, fit_plan
 from lfmc.calib_free.formats import GENERIC
 from lfmc.calib_free.plan import quantize_tensor, stored_error
 from lfmc.calib_free.training import Course
 from lfmc.errors import InputError, UnsupportedError
 from tests.calib_free.conftest import MakeCheckpoint
 
-SHORT = Course(steps=20, batch=4, texts=16, length=24)
+SHORT = Work(16, 24, Course(20, 4), Course(20, 4))
 BEST = Effort("best")
 
 
@@ -37,20 +36,20 @@ def test_efforts_that_make_no_sense(arguments: tuple[object, ...], what: str) ->
 def test_fitting_keeps_formats_and_bytes(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(fit.COURSES, "best", SHORT)
+    monkeypatch.setitem(fit.WORK, "best", SHORT)
     checkpoint, budget = make_checkpoint("lfm2_moe"), Budget(5.0)
     plain = make_plan(checkpoint, GENERIC, "auto", budget)
     fitted = make_plan(checkpoint, GENERIC, "auto", budget, effort=BEST)
     fitted.check(checkpoint, GENERIC)
     assert fitted.effort == "best"
     assert fitted.nbytes == plain.nbytes
+    assert len(fitted.fitted_names) > 20
     assert [(r.name, r.format, r.nbytes) for r in fitted.rows] == [
         (r.name, r.format, r.nbytes) for r in plain.rows
     ]
     for row in fitted.rows:
         assert (row.digest is not None) == (row.name in fitted.fitted) == (row.grid == "fitted")
-        if row.format.startswith("int"):
-            assert row.digest is not None
+        if row.digest is not None and row.format.startswith("int"):
             packed = quantize_tensor(checkpoint, fitted, row.name)
             error = stored_error(checkpoint, fitted, row.name, packed)
             assert row.error == pytest.approx(error, rel=1e-4)
@@ -59,13 +58,31 @@ def test_fitting_keeps_formats_and_bytes(
 def test_a_fit_that_does_not_help_is_not_kept(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(fit.WORK, "best", SHORT)
     checkpoint = make_checkpoint("lfm2")
     plan = make_plan(checkpoint, GENERIC, "4", None)
-    monkeypatch.setattr(fit, "distill", lambda *a, **k: Distilled({}, 0.1, 0.2, 3))
+    found = iter([0.1, 0.2, 0.3])
+    monkeypatch.setattr(fit, "planned_kl", lambda *arguments: next(found))
     told: list[str] = []
-    kept = fit_plan(checkpoint, plan, BEST, SHORT, told.append)
+    kept = fit_plan(checkpoint, plan, BEST, told.append)
     assert kept == replace(plan, predicted_kl=0.1)
-    assert any("did not help" in line for line in told)
+    assert [line.split(": ")[-1] for line in told if line.startswith("KL")] == [
+        "0.1000",
+        "0.2000",
+        "0.3000",
+    ]
+
+
+def test_a_model_too_large_to_learn_as_a_whole_learns_block_by_block(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fit.WORK, "best", SHORT)
+    monkeypatch.setattr(fit, "fits_in_memory", lambda *arguments: False)
+    checkpoint = make_checkpoint("lfm2")
+    told: list[str] = []
+    fitted = fit_plan(checkpoint, make_plan(checkpoint, GENERIC, "2", None), BEST, told.append)
+    assert fitted.fitted_names
+    assert not any("end to end" in line for line in told)
 
 
 def test_what_can_not_be_fitted_is_said_first(

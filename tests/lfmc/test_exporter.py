@@ -11,7 +11,7 @@ import pytest
 import lfmc
 from lfmc.bundle import GOLDEN, PLAN, Bundle, describe
 from lfmc.calib_free.allocate import Budget, Effort
-from lfmc.calib_free.fit import COURSES
+from lfmc.calib_free.fit import WORK, Work
 from lfmc.calib_free.plan import BitPlan
 from lfmc.calib_free.training import Course
 from lfmc.checkpoint import demo_path, open_checkpoint
@@ -89,7 +89,7 @@ def test_golden_prompts_continue_the_same(exported: Exported) -> None:
 def test_fitted_tensors_are_exported_and_proven_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(COURSES, "best", Course(steps=4, batch=4, texts=8, length=32))
+    monkeypatch.setitem(WORK, "best", Work(8, 32, Course(4, 4), Course(4, 4)))
     asked = Options(bits="2", effort=Effort("best"), check="fast", context=256)
     checkpoint, target = open_checkpoint(), get_target("onnx")
     bundle, report = export(
