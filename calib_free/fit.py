@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -13,17 +15,19 @@ from torch import Tensor
 
 from lfmc.calib_free.blocks import planned_kl
 from lfmc.calib_free.blockwise import fit_blocks
+from lfmc.calib_free.cache import cache_folder
 from lfmc.calib_free.distill import BYTES_PER_PARAM, distill
 from lfmc.calib_free.fitted import Parts, digest
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import FITTED, BitPlan, PlanRow, stored_error
 from lfmc.calib_free.sample import sample
+from lfmc.calib_free.together import distill_together, require_accelerate
 from lfmc.calib_free.training import Course, Terms
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.memory import fits_in_memory, require_memory
 
-HELD_OUT = 16  # texts that nothing learns from
+HELD_OUT = 16  # texts that nothing learns from; with the others they fill whole batches
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,11 @@ class Work:
 
 
 WORK = {
-    "best": Work(512, 128, Course(steps=120, batch=16), Course(steps=120, batch=8, rate=0.5)),
-    "max": Work(4096, 256, None, Course(steps=1500, batch=32)),
+    "best": Work(496, 128, Course(steps=120, batch=16), Course(steps=120, batch=8, rate=0.5)),
+    "max": Work(4080, 256, None, Course(steps=1500, batch=32)),
 }
 SAMPLING_BYTES_PER_PARAM = 5  # the float32 model, and a tensor on its way into it
+GPUS = (1, 2, 4, 8)  # they divide every batch
 BLOCKS_SHARE = 0.6  # of the minutes, where both are to be done
 
 
@@ -50,7 +55,7 @@ class Effort:
 
     `level` "fast" only chooses formats, "best" also fits codes, scales and norms within minutes on
     a few CPU cores, "max" does so at length on a GPU. `minutes` bounds the fitting; `device` is
-    "cpu" or "cuda".
+    "cpu" or "cuda", of which `gpus` share what is learned end to end.
     """
 
     LEVELS: ClassVar[tuple[str, ...]] = ("fast", "best", "max")
@@ -58,6 +63,7 @@ class Effort:
     level: str = "fast"
     minutes: float | None = None
     device: str = "cpu"
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         if self.level not in self.LEVELS:
@@ -69,6 +75,12 @@ class Effort:
             raise InputError("effort 'fast' does no fitting that minutes could bound")
         if self.device not in ("cpu", "cuda"):
             raise InputError("there is no such device", expected="cpu, cuda", got=self.device)
+        if self.gpus != 1 and (self.device != "cuda" or self.gpus not in GPUS):
+            raise InputError(
+                "this number of GPUs can't share the work",
+                expected="1, 2, 4 or 8, with --device cuda",
+                got=f"{self.gpus} with --device {self.device}",
+            )
 
 
 def require_fitting(checkpoint: Checkpoint, method: str, effort: Effort) -> None:
@@ -81,6 +93,14 @@ def require_fitting(checkpoint: Checkpoint, method: str, effort: Effort) -> None
             where=f"torch {torch.__version__}",
             todo="use --device cpu, or install a CUDA build of torch",
         )
+    if effort.gpus > 1:
+        require_accelerate()
+        if effort.gpus > torch.cuda.device_count():
+            raise UnsupportedError(
+                "torch sees fewer CUDA devices",
+                expected=effort.gpus,
+                got=torch.cuda.device_count(),
+            )
     needed = BYTES_PER_PARAM if WORK[effort.level].blocks is None else SAMPLING_BYTES_PER_PARAM
     require_memory(checkpoint, needed, f"effort '{effort.level}'", "use --effort fast here")
 
@@ -93,7 +113,8 @@ def fit_plan(
     "best" fits block by block, then, where the model has the room to learn as a whole, for a while
     end to end; "max" does only that, for long. Formats and bytes stay. Of the plan as it was and
     what each of these made of it, the one of least KL on text that none has seen comes back;
-    `progress` is told all of them. `require_fitting` tells beforehand what can't be done.
+    `progress` is told all of them. A "max" that was stopped goes on where it last saved itself in
+    the cache. `require_fitting` tells beforehand what can't be done.
     """
     started, work = time.monotonic(), WORK[effort.level]
     progress(f"sampling {work.texts} texts from the model")
@@ -104,9 +125,13 @@ def fit_plan(
     best, least = plan, planned_kl(checkpoint, plan, held_out)
     progress(f"KL on unseen text of its own, before fitting: {least:.4f}")
     made = plan
-    for name, stage, share in _stages(checkpoint, work):
+    for name, stage, share in _stages(checkpoint, work, effort.gpus):
         ends = None if effort.minutes is None else started + 60 * effort.minutes * share
-        made = with_fitted(made, stage(checkpoint, made, texts, Terms(plan.seed, progress, ends)))
+        resume = _resume(made, work, effort) if effort.level == "max" else None
+        terms = Terms(plan.seed, progress, ends, resume)
+        made = with_fitted(made, stage(checkpoint, made, texts, terms))
+        if resume is not None:
+            resume.unlink(missing_ok=True)
         found = planned_kl(checkpoint, made, held_out)
         progress(f"KL on unseen text of its own, {name}: {found:.4f}")
         if found < least:
@@ -117,7 +142,13 @@ def fit_plan(
 Stage = Callable[[Checkpoint, BitPlan, Tensor, Terms], dict[str, Parts]]
 
 
-def _stages(checkpoint: Checkpoint, work: Work) -> list[tuple[str, Stage, float]]:
+def _resume(plan: BitPlan, work: Work, effort: Effort) -> Path:
+    """The file in the cache in which a training of this very plan is kept while it runs."""
+    what = f"{plan.to_json()}{work}{effort.device}"
+    return cache_folder() / f"training-{hashlib.sha256(what.encode()).hexdigest()[:32]}.pt"
+
+
+def _stages(checkpoint: Checkpoint, work: Work, gpus: int) -> list[tuple[str, Stage, float]]:
     """Name, function, and the share of the time that has passed at its end, of each stage."""
     stages: list[tuple[str, Stage, float]] = []
     whole = fits_in_memory(checkpoint, BYTES_PER_PARAM)
@@ -126,7 +157,9 @@ def _stages(checkpoint: Checkpoint, work: Work) -> list[tuple[str, Stage, float]
         share = BLOCKS_SHARE if whole else 1.0
         stages.append(("block by block", partial(fit_blocks, course=blocks), share))
     if whole:
-        stages.append(("end to end", partial(distill, course=work.whole), 1.0))
+        together = partial(distill_together, course=work.whole, count=gpus)
+        alone = partial(distill, course=work.whole)
+        stages.append(("end to end", alone if gpus == 1 else together, 1.0))
     return stages
 
 

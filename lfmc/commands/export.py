@@ -38,6 +38,7 @@ def command(
     effort: str,
     minutes: float | None,
     device: str,
+    gpus: int,
     plan_file: Path | None,
     context: int | None,
     layout: str | None,
@@ -77,7 +78,7 @@ def command(
         max_kl=max_kl,
         min_top1=min_top1,
         seed=seed,
-        effort=Effort(effort, minutes, device),
+        effort=Effort(effort, minutes, device, gpus),
     )
     progress = for_terminal()
     out = console()

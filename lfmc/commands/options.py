@@ -77,6 +77,12 @@ def plan_options(function: F) -> F:
             click.option(
                 "--device", default="cpu", show_default=True, help="Where to fit: cpu or cuda."
             ),
+            click.option(
+                "--gpus",
+                default=1,
+                show_default=True,
+                help="GPUs that learn end to end together: 1, 2, 4 or 8.",
+            ),
         ]
     ):
         function = option(function)

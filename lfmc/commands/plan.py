@@ -39,6 +39,7 @@ def command(
     effort: str,
     minutes: float | None,
     device: str,
+    gpus: int,
     output: Path | None,
     report: Path | None,
     force: bool,
@@ -65,7 +66,7 @@ def command(
     require_absent(report, force)
     if report is not None and report == output:
         raise InputError("--output and --report name the same file", where=report)
-    spent = Effort(effort, minutes, device)
+    spent = Effort(effort, minutes, device, gpus)
     if spent.level != "fast" and output is None:
         raise InputError(
             f"effort '{effort}' fits tensors that have to be kept",

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from lfmc.calib_free import fit
+from lfmc.calib_free import fit, training
 from lfmc.calib_free.allocate import Budget, make_plan
 from lfmc.calib_free.fit import Effort, Work, fit_plan
 from lfmc.calib_free.formats import GENERIC
@@ -26,6 +27,8 @@ BEST = Effort("best")
         (("best", float("nan")), "positive"),
         (("fast", 3.0), "no fitting"),
         (("best", None, "tpu"), "no such device"),
+        (("max", None, "cpu", 2), "number of GPUs"),
+        (("max", None, "cuda", 3), "number of GPUs"),
     ],
 )
 def test_efforts_that_make_no_sense(arguments: tuple[object, ...], what: str) -> None:
@@ -83,6 +86,29 @@ def test_a_model_too_large_to_learn_as_a_whole_learns_block_by_block(
     fitted = fit_plan(checkpoint, make_plan(checkpoint, GENERIC, "2", None), BEST, told.append)
     assert fitted.fitted_names
     assert not any("end to end" in line for line in told)
+
+
+def test_max_goes_on_where_it_was_stopped(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LFMC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setitem(fit.WORK, "max", replace(SHORT, blocks=None))
+    checkpoint = make_checkpoint("lfm2")
+    plan = make_plan(checkpoint, GENERIC, "2", None)
+
+    def stop(message: str) -> None:
+        if "step 9 " in message:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_plan(checkpoint, plan, Effort("max"), stop)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    told: list[str] = []
+    resumed = fit_plan(checkpoint, plan, Effort("max"), told.append)
+    assert next(m for m in told if "end to end" in m).startswith("end to end: step 9 of 20")
+    assert not list((tmp_path / "cache").iterdir())
+    assert resumed == fit_plan(checkpoint, plan, Effort("max"), told.append)
 
 
 def test_what_can_not_be_fitted_is_said_first(
