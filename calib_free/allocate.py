@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.auto import allocate_auto
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.curves import ROWS, curves, spread
@@ -33,21 +34,23 @@ def make_plan(
     *,
     target: str = "generic",
     seed: int = 0,
-    gamma: float = 1.0,
+    alphaq: AlphaQOptions | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> BitPlan:
     """A plan for every stored tensor, made from the checkpoint alone.
 
     `budget` None means 4.5 bits per weight for "auto", "alphaq" and "uniform", and no limit for
-    the others. `seed` drives the sampled text of "auto", `gamma` the sensitivity of "alphaq";
+    the others. `seed` drives the sampled text of "auto", `alphaq` are the knobs of "alphaq";
     `target` is only a name in the plan. `progress` is told each step. The same arguments on the
     same machine give the same plan.
 
-    Raises `InputError` for an unknown method or a budget below the smallest possible, which it
-    names, and `UnsupportedError` for what the target or this machine can't do.
+    Raises `InputError` for an unknown method, knobs of another one, or a budget below the smallest
+    possible, which it names, and `UnsupportedError` for what the target or this machine can't do.
     """
     if method not in METHODS:
         raise InputError("there is no such method", expected=", ".join(METHODS), got=repr(method))
+    if alphaq is not None and method != "alphaq":
+        raise InputError("AlphaQ's options are for method 'alphaq'", got=f"method '{method}'")
     if budget is None and method in BUDGETED:
         budget = Budget(bits_per_weight=DEFAULT_BITS_PER_WEIGHT)
     limit = None if budget is None else budget.limit(checkpoint.num_params)
@@ -63,7 +66,9 @@ def make_plan(
     if method == "auto":
         more, predicted = _auto(checkpoint, capabilities, found, left or 0, seed, tell)
     elif method == "alphaq":
-        more = allocate_paper(checkpoint, capabilities, found, left or 0, gamma, tell)
+        more = allocate_paper(
+            checkpoint, capabilities, found, left or 0, alphaq or AlphaQOptions(), tell
+        )
     elif method == "uniform":
         more = allocate_uniform(checkpoint, capabilities, found, left or 0)
     elif method == "none":

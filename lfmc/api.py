@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lfmc.bundle import Bundle, open_bundle
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.plan import BitPlan
 from lfmc.checkpoint import Checkpoint, open_checkpoint
@@ -35,11 +36,13 @@ def plan(
     bits_per_weight: float | None = None,
     max_size: int | None = None,
     seed: int = 0,
+    alphaq: AlphaQOptions | None = None,
 ) -> BitPlan:
     """A format for every tensor of a checkpoint; see `lfmc plan`. `max_size` is in bytes."""
     from lfmc.exporter import Options, plan_for
 
-    options = Options(bits=bits, budget=budget(bits_per_weight, max_size), seed=seed)
+    limit = budget(bits_per_weight, max_size)
+    options = Options(bits=bits, budget=limit, seed=seed, alphaq=alphaq)
     return plan_for(open_checkpoint(model), get_target(target), options, Silent())
 
 
@@ -57,7 +60,7 @@ def export(
     """Quantize, lower, prove and write a bundle; see `lfmc export`.
 
     `plan` is the file of a plan to obey. `options` are those of `lfmc.exporter.Options`: bits,
-    context, layout, check, max_kl, min_top1, seed. Raises the same errors as the command.
+    context, layout, check, max_kl, min_top1, seed, alphaq. Raises the same errors as the command.
     """
     from lfmc.exporter import Options
     from lfmc.exporter import export as run

@@ -11,6 +11,7 @@ from typing import Any
 import lfmc
 from lfmc.bundle import GOLDEN, MANIFEST, PLAN, Bundle, describe, open_bundle, write_json, writing
 from lfmc.calib_free.allocate import Budget, make_plan
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan
 from lfmc.chat import copy_tokenizer
@@ -34,7 +35,10 @@ MIN_CONTEXT = 16  # the golden prompts and a few tokens
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks of an export. `bits` None is "auto"; `plan` excludes `bits` and `budget`."""
+    """What a user asks of an export.
+
+    `bits` None is "auto"; `plan` excludes `bits`, `budget` and `alphaq`, the knobs of "alphaq".
+    """
 
     bits: str | None = None
     budget: Budget | None = None
@@ -45,6 +49,7 @@ class Options:
     max_kl: float | None = None
     min_top1: float | None = None
     seed: int = 0
+    alphaq: AlphaQOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def plan_for(
                 options.budget,
                 target=target.name,
                 seed=options.seed,
+                alphaq=options.alphaq,
                 progress=progress.step,
             )
     try:
@@ -187,11 +193,12 @@ def _check_options(options: Options) -> None:
             raise InputError(f"{name} is out of range", expected=f"0 to {highest:g}", got=value)
         if options.check == "off":
             raise InputError(f"{name} needs a measurement, and --check off makes none")
-    if options.plan is not None and (options.budget is not None or options.bits is not None):
+    decided = (options.budget, options.bits, options.alphaq)
+    if options.plan is not None and any(part is not None for part in decided):
         raise InputError(
             "a plan already says what every tensor takes",
             where=options.plan,
-            todo="leave out --bits, --bits-per-weight and --max-size",
+            todo="leave out --bits, --bits-per-weight, --max-size and --alphaq-...",
         )
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from lfmc.commands.options import announce, json_option, model_argument, plan_options
+from lfmc.commands.options import (
+    alphaq_options,
+    announce,
+    json_option,
+    model_argument,
+    plan_options,
+)
 
 
 @click.command("plan")
@@ -25,6 +32,7 @@ def command(
     output: Path | None,
     force: bool,
     as_json: bool,
+    **alphaq: Any,
 ) -> None:
     """Choose a format for every tensor of MODEL, for `lfmc export --plan` to obey."""
     from lfmc.api import budget
@@ -39,7 +47,12 @@ def command(
         raise InputError("the output exists already", where=output, todo="--force replaces it")
     checkpoint = open_checkpoint(model)
     announce(checkpoint, model)
-    options = Options(bits=bits, budget=budget(bits_per_weight, max_size), seed=seed)
+    options = Options(
+        bits=bits,
+        budget=budget(bits_per_weight, max_size),
+        seed=seed,
+        alphaq=alphaq_options(alphaq),
+    )
     plan = plan_for(checkpoint, get_target(target), options, for_terminal())
     if output is not None:
         try:

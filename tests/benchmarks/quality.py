@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lfmc.calib_free.allocate import Budget, make_plan
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.formats import GENERIC, Capabilities
 from lfmc.calib_free.plan import BitPlan, dequantized_weights
 from lfmc.calib_free.sample import logits_of
@@ -95,7 +96,7 @@ def row(
             method,
             Budget(budget),
             target=options.target,
-            gamma=options.gamma,
+            alphaq=AlphaQOptions(gamma=options.gamma) if method == "alphaq" else None,
         )
     except LfmcError as error:
         return f"| {checkpoint.name} | {method} | {budget} | refused: {error.what} | | | | |"
