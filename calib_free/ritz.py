@@ -8,9 +8,9 @@ nearly all of its time on the rest. Here, for the Gram matrix G of each block:
    blocks solved in full. The steps are bfloat16 where the processor multiplies it faster: rounding
    turns the subspace a little, and eigenvalues feel the square of that.
 2. Rayleigh-Ritz in float32: eigenvalues of G on the subspace, never above the true ones.
-3. A check, block by block: residual norms of the Ritz vectors at the edge of the tail bound how far
-   the eigenvalues there can be above the Ritz values, a Cholesky factor says how independent the
-   subspace's vectors are. Blocks that fail are for the caller to solve in full.
+3. A check, block by block: the residual of every Ritz vector in the tail says how far its
+   eigenvalue is above the Ritz value, a Cholesky factor how independent the subspace's vectors
+   are. Blocks that fail are for the caller to solve in full.
 
 An eigenvalue could be missed without a trace only if the random subspace is orthogonal to its
 vector: for 24 dimensions of 128 and a gain of 1,000 that has a probability below 1e-40.
@@ -28,8 +28,6 @@ from torch import Tensor
 
 SUBSPACE_SEED = 0
 REST = 0.4  # where the rest of the spectrum lies on average, relative to the end of the damped
-PROBES = 4  # random combinations of the Ritz vectors next to the edge, whose residuals are measured
-WINDOW = 0.05  # their width, relative to the edge
 CHUNK = 56  # blocks in flight a thread: their matrices stay in the cache
 MAX_STAGE = 4  # degree between two orthogonalizations; bfloat16 loses what grows apart more
 MAX_DEGREE = 14
@@ -50,18 +48,13 @@ class Filter:
     stages: tuple[int, ...]
     size: int
 
-    def gain(self, values: Tensor) -> Tensor:
-        """p at eigenvalues above `cut`, any shape; below, 1."""
-        angle = torch.acosh((2 * values / self.cut - 1).clamp(min=1.0))
-        return torch.stack([torch.cosh(degree * angle) for degree in self.stages]).prod(dim=0)
-
 
 @dataclass(frozen=True)
 class Leading:
-    """Ritz values `[P, size]`, largest first, float64, and what the check found, `[P]`.
+    """Ritz values `[P, size]`, largest first, and relative errors of the first `[P, checked]`.
 
-    `error` is how far, relatively, eigenvalues at the edge are above their Ritz values, judged by
-    residuals; infinity where the arithmetic broke down.
+    Both float64. By its residual an eigenvalue is about `1 + error` times its Ritz value; infinity
+    where the arithmetic broke down.
     """
 
     values: Tensor
@@ -71,6 +64,11 @@ class Leading:
 def subspace_size(n: int, tail: float) -> int:
     """Columns for a tail share of n eigenvalues a block: three quarters more than it holds."""
     return 8 * math.ceil(1.75 * tail * n / 8)
+
+
+def checked_size(size: int) -> int:
+    """How many of the Ritz values have an error: more than a tail's share of a usual block."""
+    return 2 * size // 3
 
 
 def design(pilot: Tensor, tail: float, tolerance: float) -> Filter | None:
@@ -113,23 +111,25 @@ def leading(grid: Tensor, chebyshev: Filter) -> Leading:
     # Reused by every chunk: touching fresh memory takes as long as the arithmetic.
     size = len(parts[0]) * columns
     exact = torch.empty(size, n, n)
-    stored, gram, square = (torch.empty(size, n, n, dtype=fast_dtype()) for _ in range(3))
+    stored, gram = (torch.empty(size, n, n, dtype=fast_dtype()) for _ in range(2))
     found = []
     for part in parts:
         count = len(part) * columns
         exact[:count].view(part.shape).copy_(part)
         stored[:count].copy_(exact[:count])
-        scratch = (gram[:count], square[:count])
-        found.append(_leading(exact[:count], stored[:count], chebyshev, scratch))
+        found.append(_leading(exact[:count], stored[:count], gram[:count], chebyshev))
     values, errors = zip(*found, strict=True)
     return Leading(torch.cat(values).double(), torch.cat(errors).double())
 
 
 def _leading(
-    exact: Tensor, stored: Tensor, chebyshev: Filter, scratch: tuple[Tensor, Tensor]
+    exact: Tensor, stored: Tensor, gram: Tensor, chebyshev: Filter
 ) -> tuple[Tensor, Tensor]:
-    """Ritz values `[C, m]` and errors `[C]` of one chunk, in float32 and in the filter's dtype."""
-    operator, stages = _operator(stored, chebyshev, *scratch)
+    """Ritz values `[C, m]` and errors `[C, R]` of a chunk, in float32 and in the filter's dtype.
+
+    `stored` and `gram` are overwritten.
+    """
+    operator, stages = _operator(stored, gram, chebyshev)
     rows, info = _filtered(operator, stages, chebyshev.size)
     overlap = rows @ rows.mT
     factor, more = torch.linalg.cholesky_ex(overlap)
@@ -142,24 +142,15 @@ def _leading(
     sound &= torch.isfinite(ritz).all(dim=2).all(dim=1)
     if not bool(sound.all()):
         ritz = torch.where(sound[:, None, None], ritz, eye)
-    values = torch.linalg.eigvalsh(ritz).flip(-1)
-    error = _edge_error(exact, basis, image, ritz, chebyshev)
-    return values, torch.where(sound, error, math.inf)
+    values, vectors = (found.flip(-1) for found in torch.linalg.eigh(ritz))
+    checked = checked_size(chebyshev.size)
+    errors = _errors(gram, basis, values[:, :checked], vectors[:, :, :checked], chebyshev)
+    return values, torch.where(sound[:, None], errors, math.inf)
 
 
 def join(parts: Sequence[Leading]) -> Leading:
     """What was found for parts of the blocks, as one."""
     return Leading(torch.cat([p.values for p in parts]), torch.cat([p.error for p in parts]))
-
-
-def shortfall(found: Leading, chebyshev: Filter, values: Tensor) -> Tensor:
-    """How far, relatively, Ritz values `[P, any]` may lie below eigenvalues, by `found.error`.
-
-    Above the edge less, below it more: shortfalls go with the gain squared. At most 100 times
-    the error at the edge; infinity where the arithmetic broke down.
-    """
-    at_edge = chebyshev.gain(torch.tensor(chebyshev.edge, dtype=torch.float64))
-    return found.error[:, None] * (at_edge / chebyshev.gain(values)).square().clamp(max=100.0)
 
 
 @cache
@@ -178,20 +169,19 @@ def _random(n: int, size: int) -> Tensor:
     return start.T.contiguous()
 
 
-def _operator(
-    blocks: Tensor, chebyshev: Filter, gram: Tensor, square: Tensor
-) -> tuple[Tensor, Sequence[int]]:
-    """The Gram matrices scaled so that [0, a] becomes [-1, 1], and the degrees to apply.
+def _operator(stored: Tensor, gram: Tensor, chebyshev: Filter) -> tuple[Tensor, Sequence[int]]:
+    """Gram matrices, scaled so that [0, a] becomes [-1, 1], into `gram`; what to filter with.
 
-    With even degrees it is T_2 of that, T_2k(x) = T_k(T_2(x)): half as many products follow.
+    That is an operator and the degrees to apply. With even degrees it is T_2 of the Gram matrix,
+    written over `stored`: T_2k(x) = T_k(T_2(x)), so half as many products follow.
     """
-    torch.baddbmm(gram, blocks, blocks.mT, beta=0, alpha=2 / chebyshev.cut, out=gram)
+    torch.baddbmm(gram, stored, stored.mT, beta=0, alpha=2 / chebyshev.cut, out=gram)
     gram.diagonal(dim1=1, dim2=2).sub_(1)
     if gram.dtype == torch.float32 or any(degree % 2 for degree in chebyshev.stages):
         return gram, chebyshev.stages
-    torch.baddbmm(square, gram, gram, beta=0, alpha=2, out=square)
-    square.diagonal(dim1=1, dim2=2).sub_(1)
-    return square, [degree // 2 for degree in chebyshev.stages]
+    torch.baddbmm(stored, gram, gram, beta=0, alpha=2, out=stored)
+    stored.diagonal(dim1=1, dim2=2).sub_(1)
+    return stored, [degree // 2 for degree in chebyshev.stages]
 
 
 def _filtered(operator: Tensor, stages: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
@@ -217,24 +207,18 @@ def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.solve_triangular(factor, eye, upper=False) @ rows, info
 
 
-def _edge_error(
-    exact: Tensor, basis: Tensor, image: Tensor, ritz: Tensor, chebyshev: Filter
+def _errors(
+    gram: Tensor, basis: Tensor, values: Tensor, vectors: Tensor, chebyshev: Filter
 ) -> Tensor:
-    """Relative error of eigenvalues at the edge, `[P]`, from residuals.
+    """Relative errors `[C, R]` of Ritz values `[C, R]` from the residuals of their vectors.
 
-    With R = (1 - Q Q') G Q, eigenvalues at the edge are those of the Ritz matrix H plus
-    R' (edge - C)^-1 R, where C is G on the complement; C is taken for its mean, `REST` of a.
-    |R v|^2 is measured for random combinations v of the Ritz vectors next to the edge: random
-    vectors, twice multiplied by (w^2 + (H - edge)^2)^-1, which damps all others.
+    `vectors` `[C, m, R]` are coordinates in the basis, `gram` is 2 G / a - 1 in the filter's dtype;
+    bfloat16 adds about 1e-6. With r = G v - h v, the eigenvalue is h + r' (h - C)^-1 r to the
+    second order, where C is G on the complement of the subspace: taken for its mean.
     """
-    edge, width = chebyshev.edge, WINDOW * chebyshev.edge
-    generator = torch.Generator().manual_seed(SUBSPACE_SEED)
-    random = torch.randn(chebyshev.size, PROBES, generator=generator).expand(len(ritz), -1, -1)
-    eye = torch.eye(chebyshev.size)
-    moved = ritz / width - (edge / width) * eye
-    factor, _ = torch.linalg.cholesky_ex(torch.baddbmm(eye, moved, moved))
-    found = torch.cholesky_solve(torch.cholesky_solve(random, factor), factor)
-    probes = torch.nn.functional.normalize(found, dim=1).mT  # (C, probes, m)
-    outside = torch.baddbmm((probes @ image) @ exact.mT, probes @ ritz, basis, alpha=-1)
-    squares = outside.square().sum(dim=2).mean(dim=1)
-    return squares / ((edge - REST * chebyshev.cut) * edge)
+    scale, rest = 2 / chebyshev.cut, REST * chebyshev.cut
+    found = (vectors.mT @ basis).to(gram.dtype)  # (C, R, n)
+    residual = torch.bmm(found, gram).float()
+    residual.addcmul_(found.float(), (scale * values - 1)[:, :, None], value=-1)
+    squares = residual.square_().sum(dim=2) / scale**2
+    return squares / ((values - rest).clamp(min=0.1 * rest) * values)

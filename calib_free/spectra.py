@@ -10,11 +10,12 @@ Hill reads only the top tenth of the pooled spectrum. For matrices of many block
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from lfmc.calib_free import ritz
 from lfmc.errors import InputError, UnsupportedError
 
-T = TypeVar("T")
+Share = Callable[[Callable[[Tensor], Any], Tensor], list[Any]]  # results, part by part
 
 BLOCK, TAIL = 128, 0.1
 MAX_BLOCKS = 256  # more are sampled: the spectrum of that many blocks is settled
@@ -34,13 +35,11 @@ SAFE_EXPONENT = 16  # weights up to 2 to this, or down to 2 to minus this, are u
 
 FEW_BLOCKS = 24  # fewer are solved in full: there is little to win
 SMALL_BLOCK = 64  # and so are blocks of fewer columns
-PILOTS = (2, 8)  # blocks whose full spectra say how to find the tails of the others
-ALPHA_ERROR = 2e-3  # what residuals may say of alpha, before they correct it
-OUTLIER = 4.0  # a block whose error is above this times the mean allowed is solved in full
-CROWDED = 0.67  # share of a block's Ritz values in the tail above which it is solved in full
-SEPARATED = 0.8  # and its smallest one, relative to the edge, above which it is as well
-UNSURE = 3.0  # shortfalls around the edge within which the order of eigenvalues is not known
-EXPECTED = (0.93, 1.08)  # where the edge may be, relative to what the pilot said
+PILOTS = 2  # blocks whose full spectra say how to find the tails of the others
+ALPHA_ERROR = 1e-3  # what the mean error of the tail may do to alpha, before it is corrected
+OUTLIER = 10.0  # a block with an error above this times the mean allowed is solved in full
+NEAR = 0.97  # eigenvalues are of the tail, or may be, above this share of the edge
+UNSURE = 1.0  # errors from the edge within which the order of eigenvalues is not known
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,15 @@ def pl_alpha_hill(
     Raises `InputError` for less than 2 rows or columns, numbers that are not finite, or a block or
     tail that make no sense, and `UnsupportedError` where there is no such device.
     """
-    grid, _ = _grid(weight, block, tail)
-    count = grid.shape[0] * grid.shape[1]
-    k = tail_count(count * min(grid.shape[2:]), tail)
-    if device == "cpu" and count >= FEW_BLOCKS and _worthwhile(block, tail):
-        found = _leading(grid, k, tail)
-        if found is not None:
-            return _hill(found, k)
-    return _hill(_pool(_full(grid.flatten(0, 1), device)), k)
+    with _threads() as share:
+        grid, _ = _grid(weight, block, tail)
+        count = grid.shape[0] * grid.shape[1]
+        k = tail_count(count * min(grid.shape[2:]), tail)
+        if device == "cpu" and count >= FEW_BLOCKS and _worthwhile(block, tail):
+            found = _leading(grid, k, tail, share)
+            if found is not None:
+                return _hill(found, k)
+        return _hill(_pool(_full(grid.flatten(0, 1), device, share)), k)
 
 
 def spectrum(
@@ -91,8 +91,9 @@ def spectrum(
     For reports: it takes several times as long as `pl_alpha_hill`. Blocks, tail and errors are
     the same.
     """
-    grid, exponent = _grid(weight, block, tail)
-    values = _pool(_full(grid.flatten(0, 1), device))
+    with _threads() as share:
+        grid, exponent = _grid(weight, block, tail)
+        values = _pool(_full(grid.flatten(0, 1), device, share))
     k = tail_count(values.numel(), tail)
     scaled = values * 2.0**exponent * 2.0**exponent
     return Spectrum(scaled, k, float(scaled[k]), _hill(values, k))
@@ -160,14 +161,14 @@ def _cut(weight: Tensor, block: int) -> Tensor:
     return _blocks(grid, sample).unsqueeze(1)
 
 
-def _full(pieces: Tensor, device: str) -> Tensor:
+def _full(pieces: Tensor, device: str, share: Share) -> Tensor:
     """Squared singular values of blocks `[P, N, K]`: float64 `[P, min(N, K)]`, ascending.
 
     They are the eigenvalues of the Gram matrices: as exact in float64 where the tail is read, and
     faster than an SVD a block.
     """
     if device == "cpu":
-        return torch.cat(_over_threads(_gram_eigenvalues, pieces))
+        return torch.cat(share(_gram_eigenvalues, pieces))
     if device != "cuda" or not torch.cuda.is_available():
         raise UnsupportedError("there is no such device", expected="cpu, or cuda", got=device)
     return _gram_eigenvalues(pieces.to(device)).cpu()
@@ -190,80 +191,54 @@ def _worthwhile(block: int, tail: float) -> bool:
     return block >= SMALL_BLOCK and 4 * ritz.subspace_size(block, tail) <= block
 
 
-def _leading(grid: Tensor, k: int, tail: float) -> Tensor | None:
+def _leading(grid: Tensor, k: int, tail: float, share: Share) -> Tensor | None:
     """Eigenvalues of the tail and some below, pooled and sorted, float64; None where it can't.
 
     The `k + 1` largest are those of the whole pool, near enough for `ALPHA_ERROR`.
     """
-    for count in PILOTS:
-        pilots = torch.linspace(0, grid.shape[0] * grid.shape[1] - 1, count).long()
-        known = _full(_blocks(grid, pilots), "cpu").flip(-1)
-        steepness = _hill(_pool(known), tail_count(known.numel(), tail)) - 1
-        if not math.isfinite(steepness):
-            return None
-        chebyshev = ritz.design(known, tail, ALPHA_ERROR / 4 / steepness**2)
-        if chebyshev is None:
-            continue
-        found = ritz.join(_over_threads(partial(ritz.leading, chebyshev=chebyshev), grid))
-        solved = torch.zeros(len(found.error), dtype=torch.bool)
-        solved[pilots] = True
-        pooled = _settle(grid, k, _Tails(chebyshev, found, solved, known.flatten()))
-        if pooled is not None:
-            return pooled
-    return None
-
-
-@dataclass
-class _Tails:
-    """What is known of each block: Ritz values, or in `whole` all eigenvalues where `solved`."""
-
-    chebyshev: ritz.Filter
-    found: ritz.Leading
-    solved: Tensor
-    whole: Tensor
-
-
-def _settle(grid: Tensor, k: int, tails: _Tails) -> Tensor | None:
-    """The pool, sorted, after blocks that fail the check are solved in full.
-
-    None where the pool's edge is not where the filter was made for.
-    """
-    lacking = ritz.shortfall(tails.found, tails.chebyshev, tails.found.values)
-    values = tails.found.values * (1 + lacking)
-    failed = torch.isinf(tails.found.error) & ~tails.solved
+    count = grid.shape[0] * grid.shape[1]
+    pilots = torch.linspace(0, count - 1, PILOTS).long()
+    whole = _full(_blocks(grid, pilots), "cpu", share)
+    steepness = _hill(_pool(whole), tail_count(whole.numel(), tail)) - 1
+    if not math.isfinite(steepness):
+        return None
+    chebyshev = ritz.design(whole.flip(-1), tail, ALPHA_ERROR / 4 / steepness**2)
+    if chebyshev is None:
+        return None
+    found = ritz.join(share(partial(ritz.leading, chebyshev=chebyshev), grid))
+    values, checked = found.values.clone(), found.error.shape[1]
+    values[:, :checked] *= 1 + found.error
+    solved = torch.zeros(count, dtype=torch.bool)
+    solved[pilots] = True
+    failed = ~solved & torch.isinf(found.error).any(dim=1)
     while True:
         if bool(failed.any()):
-            again = _full(_blocks(grid, failed.nonzero().flatten()), "cpu")
-            tails.whole = torch.cat([tails.whole, again.flatten()])
-            tails.solved |= failed
-        left = values[~tails.solved]
-        pooled = _pool(torch.cat([left.flatten(), tails.whole]))
-        if not len(left):
-            return pooled
-        edge = float(pooled[k])
-        if not EXPECTED[0] <= edge / tails.chebyshev.edge <= EXPECTED[1]:
-            return None
-        failed = _failed(tails, edge, _hill(pooled, k) - 1)
+            again = _full(_blocks(grid, failed.nonzero().flatten()), "cpu", share)
+            whole = torch.cat([whole, again])
+            solved |= failed
+        pooled = _pool(torch.cat([values[~solved].flatten(), whole.flatten()]))
+        failed = ~solved & _failed(values, found.error, solved, pooled, k)
         if not bool(failed.any()):
-            # The edge's own error does not average out, nor does its place in the order.
-            unsure = ((values / edge - 1).abs() <= UNSURE * lacking).any(dim=1)
-            failed = (unsure | (values == edge).any(dim=1)) & ~tails.solved
-            if not bool(failed.any()):
-                return pooled
+            return pooled
 
 
-def _failed(tails: _Tails, edge: float, steepness: float) -> Tensor:
-    """Blocks `[P]` whose Ritz values may not be good enough for a tail that begins at `edge`."""
+def _failed(values: Tensor, error: Tensor, solved: Tensor, pooled: Tensor, k: int) -> Tensor:
+    """Blocks `[P]` whose corrected Ritz values are not good enough for the tail of `pooled`.
+
+    Those with too large an error or more of the tail than has one, and, since errors of the edge
+    do not average out, those with a value so near to it that their order is not known.
+    """
+    edge, steepness = float(pooled[k]), _hill(pooled, k) - 1
     allowed = ALPHA_ERROR / steepness**2  # alpha moves by (alpha - 1)^2 times the mean error
-    values, size = tails.found.values, tails.chebyshev.size
-    at_edge = torch.full_like(values[:, :1], edge)
-    error = ritz.shortfall(tails.found, tails.chebyshev, at_edge)[:, 0]
-    crowded = (values > edge).sum(dim=1) > CROWDED * size
-    failed = (error > OUTLIER * allowed) | crowded | (values[:, -1] > SEPARATED * edge)
-    kept = error[~failed & ~tails.solved]
-    if float(kept.sum()) > allowed * len(kept):
-        failed |= error > allowed
-    return failed & ~tails.solved
+    checked = values[:, : error.shape[1]]
+    own = torch.where(checked > NEAR * edge, error, 0.0)
+    crowded = values[:, error.shape[1]] > NEAR * edge
+    unsure = ((checked / edge - 1).abs() <= UNSURE * error).any(dim=1)
+    failed = (own.amax(dim=1) > OUTLIER * allowed) | crowded | unsure
+    kept = ~failed & ~solved
+    if float(own[kept].sum()) > allowed * k:
+        failed |= own.sum(dim=1) > allowed * k / len(values)
+    return failed
 
 
 def _blocks(grid: Tensor, indices: Tensor) -> Tensor:
@@ -272,18 +247,22 @@ def _blocks(grid: Tensor, indices: Tensor) -> Tensor:
     return grid[indices // columns, indices % columns]
 
 
-def _over_threads(function: Callable[[Tensor], T], blocks: Tensor) -> list[T]:
-    """`function` on as many equal parts of the first dimension as torch has threads, side by side.
+@contextmanager
+def _threads() -> Iterator[Share]:
+    """A way to call a function on equal parts of blocks, one a thread, as many as torch has.
 
-    Blocks are small: torch's own threads would start and stop once an operation.
+    Blocks are small: torch's own threads would start and stop once an operation, and those that
+    wait keep the processor busy. So torch has one thread meanwhile.
     """
     threads = torch.get_num_threads()
-    parts = blocks.split(-(-len(blocks) // threads))
-    if len(parts) == 1:
-        return [function(blocks)]
-    torch.set_num_threads(1)  # of this one, and the default of those that are new
+    if threads == 1:
+        yield lambda function, blocks: [function(blocks)]
+        return
+    torch.set_num_threads(1)  # of this thread, and the default of those that are new
     try:
-        with ThreadPoolExecutor(len(parts)) as pool:
-            return list(pool.map(function, parts))
+        with ThreadPoolExecutor(threads) as pool:
+            yield lambda function, blocks: list(
+                pool.map(function, blocks.split(-(-len(blocks) // threads)))
+            )
     finally:
         torch.set_num_threads(threads)

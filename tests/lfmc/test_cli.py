@@ -61,11 +61,11 @@ def test_plan_prints_a_table_and_writes_a_file(tmp_path: Path) -> None:
 
 
 def test_the_knobs_of_alphaq_reach_the_plan(tmp_path: Path) -> None:
-    knobs = ("--alphaq-bits", "2,4", "--alphaq-gamma", "10", "--alphaq-block", "64")
+    knobs = ("--alphaq-bits", "2,8", "--alphaq-gamma", "10", "--alphaq-block", "64")
     done = lfmc("plan", "--bits", "alphaq", "--json", *knobs, "--alphaq-tail", "0.2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [row for row in json.loads(done.stdout)["rows"] if row["role"] == "expert"]
-    assert {row["format"].split("-")[0] for row in rows} == {"int2", "int4"}
+    assert {row["format"].split("-")[0] for row in rows} == {"int2", "int8"}
 
 
 def test_export_dry_run_writes_nothing(tmp_path: Path) -> None:
