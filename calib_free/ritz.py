@@ -165,7 +165,7 @@ def fast_dtype() -> torch.dtype:
 def _random(n: int, size: int) -> Tensor:
     """The subspace that every block starts from, orthonormal rows `[size, n]`."""
     generator = torch.Generator().manual_seed(SUBSPACE_SEED)
-    start = torch.linalg.qr(torch.randn(n, size, generator=generator)).Q
+    start: Tensor = torch.linalg.qr(torch.randn(n, size, generator=generator)).Q
     return start.T.contiguous()
 
 
