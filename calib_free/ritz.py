@@ -115,8 +115,11 @@ def leading(grid: Tensor, chebyshev: Filter) -> Leading:
     found = []
     for part in parts:
         count = len(part) * columns
-        exact[:count].view(part.shape).copy_(part)
-        stored[:count].copy_(exact[:count])
+        # From the view without a conversion where it can be, then from one to the other: copies
+        # that convert and gather at once are slow.
+        first, second = (stored, exact) if part.dtype == stored.dtype else (exact, stored)
+        first[:count].view(part.shape).copy_(part)
+        second[:count].copy_(first[:count])
         found.append(_leading(exact[:count], stored[:count], gram[:count], chebyshev))
     values, errors = zip(*found, strict=True)
     return Leading(torch.cat(values).double(), torch.cat(errors).double())

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -183,7 +184,8 @@ def _gram_eigenvalues(pieces: Tensor) -> Tensor:
 
 
 def _pool(values: Tensor) -> Tensor:
-    return values.flatten().sort(descending=True).values
+    """All values `[n]`, largest first; numpy sorts several times as fast as torch."""
+    return torch.from_numpy(-np.sort(-values.flatten().numpy()))
 
 
 def _worthwhile(block: int, tail: float) -> bool:
