@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.auto import Allocation, allocate_auto
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.curves import ROWS, curves, spread
@@ -36,7 +37,7 @@ def make_plan(
     target: str = "generic",
     seed: int = 0,
     effort: Effort = FAST,
-    gamma: float = 1.0,
+    alphaq: AlphaQOptions | None = None,
     progress: Callable[[str], None] | None = None,
     observe: Callable[[Allocation], None] = lambda made: None,
 ) -> BitPlan:
@@ -44,18 +45,20 @@ def make_plan(
 
     `budget` None means 4.5 bits per weight for "auto", "alphaq" and "uniform", and no limit for
     the others. `seed` drives the sampled text of "auto" and of the fitting that `effort` may ask
-    for, with any method that quantizes; `gamma` is the sensitivity's of "alphaq"; `target` is only
-    a name in the plan. `progress` is told each step. The same arguments on the same machine give
+    for, with any method that quantizes; `alphaq` are the knobs of "alphaq"; `target` is only a
+    name in the plan. `progress` is told each step. The same arguments on the same machine give
     the same plan, where no minutes bound the effort. `observe` is given what "auto" measured, and
     is not called by the other methods, which measure no costs.
 
-    Raises `InputError` for an unknown method or a budget below the smallest possible, which it
-    names, and `UnsupportedError` for what the target or this machine can't do.
+    Raises `InputError` for an unknown method, knobs of another one, or a budget below the smallest
+    possible, which it names, and `UnsupportedError` for what the target or this machine can't do.
     """
     if effort.level != "fast":
         require_fitting(checkpoint, method, effort)
     if method not in METHODS:
         raise InputError("there is no such method", expected=", ".join(METHODS), got=repr(method))
+    if alphaq is not None and method != "alphaq":
+        raise InputError("AlphaQ's options are for method 'alphaq'", got=f"method '{method}'")
     if budget is None and method in BUDGETED:
         budget = Budget(bits_per_weight=DEFAULT_BITS_PER_WEIGHT)
     limit = None if budget is None else budget.limit(checkpoint.num_params)
@@ -71,7 +74,9 @@ def make_plan(
     if method == "auto":
         more, predicted = _auto(checkpoint, capabilities, found, left or 0, seed, tell, observe)
     elif method == "alphaq":
-        more = allocate_paper(checkpoint, capabilities, found, left or 0, gamma, tell)
+        more = allocate_paper(
+            checkpoint, capabilities, found, left or 0, alphaq or AlphaQOptions(), tell
+        )
     elif method == "uniform":
         more = allocate_uniform(checkpoint, capabilities, found, left or 0)
     elif method == "none":

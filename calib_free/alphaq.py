@@ -1,29 +1,59 @@
 """AlphaQ's allocation (arXiv 2606.04980): a width for every expert matrix, from spectra alone.
 
 Matrix l at b bits costs `(median(alpha) / alpha_l)^gamma * max(var_l, 1e-12) * 4^(-b)`; the sum
-is minimised under a mean width, each matrix counting once. A 0/1 program, solved exactly.
+is minimised under a mean width, each matrix counting once: a 0/1 program, solved exactly.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import (  # type: ignore[import-untyped]
-    Bounds,
-    LinearConstraint,
-    milp,
-)
-from scipy.sparse import csr_matrix, eye, kron  # type: ignore[import-untyped]
 
-from lfmc.calib_free.solve import solver_silent
-from lfmc.errors import GateError, InputError
+from lfmc.calib_free.spectra import BLOCK, TAIL, check_options
+from lfmc.calib_free.widths import choose_widths
+from lfmc.errors import InputError
 
 MIN_VARIANCE = 1e-12
-# HiGHS stops within 1e-6 of the optimum, whatever the costs: so the largest cost is far above 1.
-SCALE = 1e7
+BITS = (2, 3, 4, 8)  # the paper's widths
+MAX_GAMMA = 100.0  # far above the paper's 10; powers of ratios of exponents stay finite
+
+
+@dataclass(frozen=True)
+class AlphaQOptions:
+    """The knobs of the paper, with its values.
+
+    `gamma` is the power of the sensitivity. `bits` are the widths to choose from; None takes those
+    of 2, 3, 4 and 8 that the target has. `block` is the side of the blocks whose spectra are
+    pooled, `tail` the share of the pool that the exponent is fitted to. Raises `InputError` for a
+    value that makes no sense.
+    """
+
+    gamma: float = 1.0
+    bits: tuple[int, ...] | None = None
+    block: int = BLOCK
+    tail: float = TAIL
+
+    def __post_init__(self) -> None:
+        check_options(self.block, self.tail)
+        if not 0.0 <= self.gamma <= MAX_GAMMA:
+            raise InputError(
+                "AlphaQ's gamma is out of range", expected=f"0 to {MAX_GAMMA:g}", got=self.gamma
+            )
+        bits = self.bits
+        if bits is not None and (len(set(bits)) != len(bits) or not bits or not _widths(bits)):
+            raise InputError(
+                "AlphaQ's widths are not a list of widths",
+                expected="different ones from 1 to 8",
+                got=", ".join(map(str, bits)) or "none",
+            )
+
+
+def _widths(bits: Sequence[int]) -> bool:
+    return all(isinstance(width, int) and 1 <= width <= 8 for width in bits)
 
 
 def sensitivities(alphas: Sequence[float], gamma: float) -> NDArray[np.float64]:
@@ -55,8 +85,8 @@ def allocate(
 
     `alphas` are tail exponents, `variances` population variances of the weights, `gamma` the
     power of the sensitivity. Raises `InputError` for lists of different lengths, no candidates,
-    or a mean below the narrowest; `GateError` if HiGHS does not prove an optimum: there is no
-    silent fallback.
+    or a mean below the narrowest; `GateError` if the solver proves no optimum: there is no silent
+    fallback.
     """
     widths = sorted(set(candidate_bits))
     if len(alphas) != len(variances) or not widths or widths[0] < 1:
@@ -76,30 +106,3 @@ def allocate(
         )
     weights = sensitivities(alphas, gamma) * np.maximum(np.asarray(variances), MIN_VARIANCE)
     return choose_widths(weights.tolist(), [1] * count, widths, total)
-
-
-def choose_widths(
-    weights: Sequence[float], counts: Sequence[int], widths: Sequence[int], total: int
-) -> list[int]:
-    """A width for each of U units of `counts` matrices, at most `total` bits over all matrices.
-
-    Minimises `sum(weights * 4^-bits)`, exactly. Raises `GateError` without a proven optimum.
-    """
-    scaled = SCALE * np.asarray(weights, dtype=np.float64) / max(max(weights), 1e-300)
-    cost = np.outer(scaled, 4.0 ** (widths[0] - np.array(widths)))  # the largest is SCALE
-    bits = np.outer(counts, widths).ravel()
-    with solver_silent():
-        result = milp(
-            cost.ravel(),
-            integrality=np.ones(cost.size),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(kron(eye(len(weights)), np.ones((1, len(widths)))), 1.0, 1.0),
-                LinearConstraint(csr_matrix(bits), -np.inf, total),
-            ],
-            options={"mip_rel_gap": 0.0},
-        )
-    if result.status != 0 or result.x is None:
-        raise GateError("the solver found no optimal widths", where="HiGHS", got=result.message)
-    picks = np.round(result.x).reshape(cost.shape).argmax(axis=1)
-    return [widths[pick] for pick in picks]

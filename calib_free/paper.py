@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from lfmc.calib_free.alphaq import MIN_VARIANCE, choose_widths, sensitivities
+from lfmc.calib_free.alphaq import BITS, MIN_VARIANCE, AlphaQOptions, sensitivities
 from lfmc.calib_free.decision import Decision, nearest, unit_nbytes
 from lfmc.calib_free.formats import Capabilities, Format
 from lfmc.calib_free.roles import Unit
 from lfmc.calib_free.spectra import pl_alpha_hill
+from lfmc.calib_free.widths import choose_widths
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
 
-CANDIDATES = (2, 3, 4, 8)
 OTHERS = Format(4, 64, False, "float16")
 
 
@@ -27,13 +27,14 @@ def allocate_paper(
     capabilities: Capabilities,
     found: Sequence[Unit],
     limit: int,
-    gamma: float,
+    options: AlphaQOptions,
     progress: Callable[[str], None],
 ) -> dict[str, Decision]:
     """Formats for every matrix of the units within `limit` bytes.
 
-    Raises `InputError` on a model without experts (the paper is about experts) or where the rest
-    at 4 bits leaves too little, and `UnsupportedError` where the target has none of the widths.
+    Raises `InputError` on a model without experts (the paper is about experts), for a width of
+    `options` that the target lacks, or where the rest at 4 bits leaves too little, and
+    `UnsupportedError` where the target has none of the paper's widths.
     """
     experts = [unit for unit in found if unit.experts is not None]
     if not experts:
@@ -51,8 +52,8 @@ def allocate_paper(
             for name in unit.names:
                 reason = f"alphaq: {own.bits} bits outside the experts"
                 decisions[name] = Decision(own, "minmax", reason)
-    formats = _formats(capabilities)
-    alphas, weights = _signals(checkpoint, experts, gamma, progress)
+    formats = _formats(capabilities, options.bits)
+    alphas, weights = _signals(checkpoint, experts, options, progress)
     widths = _fit(checkpoint, experts, formats, weights, left)
     for unit, width in zip(experts, widths, strict=True):
         for name in unit.names:
@@ -62,14 +63,22 @@ def allocate_paper(
     return decisions
 
 
-def _formats(capabilities: Capabilities) -> dict[int, Format]:
+def _formats(capabilities: Capabilities, asked: Sequence[int] | None) -> dict[int, Format]:
     """The format of each candidate width; all of one group and symmetry."""
-    widths = sorted({f.bits for f in capabilities.expert} & set(CANDIDATES))
+    found = {f.bits for f in capabilities.expert}
+    if asked is not None and not set(asked) <= found:
+        raise InputError(
+            "the target can't store experts at all of the widths that were asked for",
+            expected="widths of " + (", ".join(map(str, sorted(found))) or "none"),
+            got=", ".join(map(str, asked)),
+            todo="choose among the target's, or leave the choice to lfmc",
+        )
+    widths = sorted(found & set(BITS if asked is None else asked))
     if not widths:
         raise UnsupportedError(
             "the target has none of AlphaQ's widths for experts",
-            expected=", ".join(map(str, CANDIDATES)),
-            got=", ".join(str(f.bits) for f in capabilities.expert) or "none",
+            expected=", ".join(map(str, BITS)),
+            got=", ".join(map(str, sorted(found))) or "none",
         )
     layouts = {(f.group, f.symmetric, f.scale_dtype) for f in capabilities.expert}
     whole = {
@@ -90,7 +99,7 @@ def _layout(f: Format) -> tuple[int, bool, str]:
 def _signals(
     checkpoint: Checkpoint,
     experts: Sequence[Unit],
-    gamma: float,
+    options: AlphaQOptions,
     progress: Callable[[str], None],
 ) -> tuple[dict[str, float], list[float]]:
     """Tail exponents by tensor name, and the summed `sensitivity * variance` of each unit."""
@@ -98,10 +107,11 @@ def _signals(
     for unit in experts:
         progress(f"spectra: {unit.names[0]}")
         for name in unit.names:
-            weight = checkpoint.load(name).float()
-            alphas[name] = pl_alpha_hill(weight)
-            variances[name] = float(weight.var(correction=0))
-    shares = dict(zip(alphas, sensitivities(list(alphas.values()), gamma).tolist(), strict=True))
+            weight = checkpoint.load(name)
+            alphas[name] = pl_alpha_hill(weight, options.block, tail=options.tail)
+            variances[name] = float(weight.float().var(correction=0))
+    sensitive = sensitivities(list(alphas.values()), options.gamma).tolist()
+    shares = dict(zip(alphas, sensitive, strict=True))
     weights = [
         sum(shares[name] * max(variances[name], MIN_VARIANCE) for name in unit.names)
         for unit in experts

@@ -8,13 +8,15 @@ size and a gap remains, HiGHS (`scipy.optimize.milp`) closes it.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import (  # type: ignore[import-untyped]
     Bounds,
     LinearConstraint,
@@ -28,6 +30,8 @@ MILP_BINARIES = 20_000  # above this the Lagrangian answer, whose gap shrinks wi
 MILP_NODES = 2_000  # a limit in nodes, not in seconds: the same answer on every machine
 GAP = 1e-6  # relative; a solution this close to the bound is not improved further
 _HALVINGS = 100
+
+Picks = NDArray[np.int64]  # [U]: which option of each choice
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ def solver_silent() -> Iterator[None]:
 
 def smallest(choices: Sequence[Choice]) -> int:
     """The fewest bytes that any solution takes."""
-    picks = _Problem(choices).cheapest(np.inf)
-    return sum(c.options[p].nbytes for c, p in zip(choices, picks, strict=True))
+    problem = _Problem(choices)
+    return problem.nbytes(problem.cheapest(np.inf))
 
 
 def solve(choices: Sequence[Choice], limit: int) -> Solution:
@@ -106,53 +110,89 @@ def solve(choices: Sequence[Choice], limit: int) -> Solution:
 
 
 class _Problem:
-    """The choices as padded arrays `[U, O]`, and the units of each bundle."""
+    """The choices as arrays: `[U, O]` over units and options, padded with infinite costs.
+
+    A layout is open to a bundle where every member has an option of it; a choice of no bundle is
+    a bundle of its own, of one layout. A cell is a unit in an open layout of its bundle. Cells of
+    a layout are neighbours, and layouts of a bundle.
+    """
 
     def __init__(self, choices: Sequence[Choice]) -> None:
         self.choices = choices
         self.size = sum(len(c.options) for c in choices)
         shape = (len(choices), max((len(c.options) for c in choices), default=1))
-        self.cost, self.bytes = np.full(shape, np.inf), np.full(shape, np.inf)
-        self.bundles: dict[Hashable, dict[Hashable, dict[int, list[int]]]] = {}
+        self.cost, self.bytes = np.full(shape, np.inf), np.zeros(shape, dtype=np.int64)
+        self.layout = np.full(shape, -1)  # which open layout of its bundle an option belongs to
         for u, choice in enumerate(choices):
-            key: Hashable = ("alone", u) if choice.bundle is None else ("bundle", choice.bundle)
-            layouts = self.bundles.setdefault(key, {})
-            for o, option in enumerate(choice.options):
-                self.cost[u, o], self.bytes[u, o] = option.cost, option.nbytes
-                layout = None if choice.bundle is None else option.layout
-                layouts.setdefault(layout, {}).setdefault(u, []).append(o)
-        for key, layouts in self.bundles.items():
-            members = set().union(*layouts.values())
-            self.bundles[key] = {k: v for k, v in layouts.items() if set(v) == members}
+            self.cost[u, : len(choice.options)] = [o.cost for o in choice.options]
+            self.bytes[u, : len(choice.options)] = [o.nbytes for o in choice.options]
+        self.bundles = list(_open_layouts(choices))
+        open_layouts = [layout for bundle in self.bundles for layout in bundle]
+        cells = [(u, own) for layout in open_layouts for u, own in layout.items()]
+        for index, layout in enumerate(open_layouts):
+            for u, own in layout.items():
+                self.layout[u, own] = index
+        self._unit = np.array([u for u, _ in cells], dtype=np.int64)
+        self._option = np.zeros((len(cells), max((len(own) for _, own in cells), default=1)), int)
+        for index, (_, own) in enumerate(cells):
+            self._option[index] = own[0]  # padding repeats the first
+            self._option[index, : len(own)] = own
+        self._layout_start = np.cumsum([0, *map(len, open_layouts)])[:-1]
+        self._bundle_start = np.cumsum([0, *map(len, self.bundles)])[:-1]
+        self._layout_of_cell = np.repeat(
+            np.arange(len(open_layouts)), [len(layout) for layout in open_layouts]
+        )
 
-    def cheapest(self, price: float) -> list[int]:
+    def cheapest(self, price: float) -> Picks:
         """Each bundle's best options at a price per byte; at an infinite one the smallest."""
-        finite = np.isfinite(self.bytes)
-        weighed = np.full(self.cost.shape, np.inf)
-        weighed[finite] = self.bytes[finite]
-        if price != np.inf:
-            weighed[finite] = self.cost[finite] + price * self.bytes[finite]
-        picks = [0] * len(self.choices)
-        for layouts in self.bundles.values():
-            totals = []
-            for options in layouts.values():
-                found = {u: min(own, key=lambda o: weighed[u, o]) for u, own in options.items()}
-                totals.append((sum(weighed[u, o] for u, o in found.items()), found))
-            for u, o in min(totals, key=lambda t: t[0])[1].items():
-                picks[u] = o
+        picks = np.zeros(len(self.choices), dtype=np.int64)
+        if not len(self._unit):
+            return picks
+        weighed = self.bytes.astype(float) if price == np.inf else self.cost + price * self.bytes
+        of_cell = weighed[self._unit[:, None], self._option]  # (cells, options of a layout)
+        best = of_cell.argmin(axis=1)
+        least = of_cell[np.arange(len(best)), best]
+        totals = np.add.reduceat(least, self._layout_start)
+        lowest = np.minimum.reduceat(totals, self._bundle_start)
+        layouts = np.diff([*self._bundle_start, len(totals)])
+        winners = np.flatnonzero(totals == np.repeat(lowest, layouts))
+        bundles = np.repeat(np.arange(len(layouts)), layouts)[winners]
+        first = winners[np.unique(bundles, return_index=True)[1]]  # one a bundle, ties or not
+        chosen = np.isin(self._layout_of_cell, first)
+        picks[self._unit[chosen]] = self._option[chosen, best[chosen]]
         return picks
 
-    def nbytes(self, picks: Sequence[int]) -> int:
-        return sum(c.options[p].nbytes for c, p in zip(self.choices, picks, strict=True))
+    def nbytes(self, picks: Picks) -> int:
+        return int(self.bytes[np.arange(len(picks)), picks].sum())
 
-    def total(self, picks: Sequence[int]) -> float:
-        return float(sum(c.options[p].cost for c, p in zip(self.choices, picks, strict=True)))
+    def total(self, picks: Picks) -> float:
+        return math.fsum(self.cost[np.arange(len(picks)), picks])
 
-    def solution(self, picks: Sequence[int], bound: float) -> Solution:
-        return Solution(tuple(picks), self.total(picks), self.nbytes(picks), bound)
+    def solution(self, picks: Picks, bound: float) -> Solution:
+        return Solution(tuple(picks.tolist()), self.total(picks), self.nbytes(picks), bound)
 
 
-def _lagrangian(problem: _Problem, smallest: list[int], limit: int) -> Solution:
+def _open_layouts(choices: Sequence[Choice]) -> Iterator[list[dict[int, list[int]]]]:
+    """For each bundle its open layouts, each with the options of every unit.
+
+    Raises `InputError` for a bundle without one.
+    """
+    bundles: dict[Hashable, dict[Hashable, dict[int, list[int]]]] = {}
+    for u, choice in enumerate(choices):
+        key: Hashable = ("alone", u) if choice.bundle is None else ("bundle", choice.bundle)
+        layouts = bundles.setdefault(key, {})
+        for o, option in enumerate(choice.options):
+            layout = None if choice.bundle is None else option.layout
+            layouts.setdefault(layout, {}).setdefault(u, []).append(o)
+    for key, layouts in bundles.items():
+        members: set[int] = set().union(*layouts.values())
+        found = [own for own in layouts.values() if len(own) == len(members)]
+        if not found:
+            raise InputError("no layout is open to every choice of a bundle", where=key)
+        yield found
+
+
+def _lagrangian(problem: _Problem, smallest: Picks, limit: int) -> Solution:
     """Bisect the price to the least one that fits, then spend what is left."""
     free = problem.cheapest(0.0)
     if problem.nbytes(free) <= limit:
@@ -176,31 +216,39 @@ def _lagrangian(problem: _Problem, smallest: list[int], limit: int) -> Solution:
 
 def _high_price(problem: _Problem) -> float:
     """A price at which the smallest options win everywhere: all the cost there is, for one byte."""
-    finite = np.isfinite(problem.cost)
-    return float(problem.cost[finite].max() * len(problem.choices)) + 1.0
+    largest = problem.cost[np.isfinite(problem.cost)].max()
+    return float(largest * len(problem.choices)) + 1.0
 
 
-def _fill(problem: _Problem, picks: list[int], limit: int) -> list[int]:
+def _fill(problem: _Problem, picks: Picks, limit: int) -> Picks:
     """Spend the bytes that are left: the step that saves most per byte first, while one fits."""
-    picks, left = list(picks), limit - problem.nbytes(picks)
+    picks, left = picks.copy(), limit - problem.nbytes(picks)
+    units = np.arange(len(picks))
+    more, rate = _steps(problem, units, picks)
     while True:
-        best: tuple[float, int, int] | None = None
-        for u, choice in enumerate(problem.choices):
-            now = choice.options[picks[u]]
-            for o, option in enumerate(choice.options):
-                more, saved = option.nbytes - now.nbytes, now.cost - option.cost
-                if more > left or saved <= 0:
-                    continue
-                if choice.bundle is not None and option.layout != now.layout:
-                    continue
-                rate = saved / more if more > 0 else np.inf
-                if best is None or rate > best[0]:
-                    best = (rate, u, o)
-        if best is None:
+        fitting = np.where(more <= left, rate, 0.0)
+        best = int(fitting.argmax())
+        u, o = divmod(best, rate.shape[1])
+        if fitting[u, o] <= 0:
             return picks
-        _, u, o = best
-        left -= problem.choices[u].options[o].nbytes - problem.choices[u].options[picks[u]].nbytes
+        left -= int(more[u, o])
         picks[u] = o
+        more[u], rate[u] = (row[0] for row in _steps(problem, units[u : u + 1], picks))
+
+
+def _steps(
+    problem: _Problem, units: Picks, picks: Picks
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Of each option of `units`, in its layout: bytes more than now, and cost saved per byte.
+
+    Both `[units, O]`; the rate is 0 where nothing is saved, infinity where no byte is needed.
+    """
+    now = picks[units]
+    more = problem.bytes[units] - problem.bytes[units, now][:, None]
+    saved = problem.cost[units, now][:, None] - problem.cost[units]
+    allowed = problem.layout[units] == problem.layout[units, now][:, None]
+    rate = np.where(more > 0, saved / np.maximum(more, 1), np.inf)
+    return more, np.where(allowed & (saved > 0), rate, 0.0)
 
 
 def _exact(problem: _Problem, start: Solution, limit: int) -> Solution:
@@ -208,12 +256,12 @@ def _exact(problem: _Problem, start: Solution, limit: int) -> Solution:
     columns: list[tuple[int, int]] = []
     rows: list[tuple[int, int, float]] = []
     lower: list[float] = []
-    switches = sum(len(layouts) for layouts in problem.bundles.values())
+    switches = sum(len(layouts) for layouts in problem.bundles)
     column, switch = switches, 0
-    for layouts in problem.bundles.values():
+    for layouts in problem.bundles:
         one = len(lower)
         lower.append(1.0)  # exactly one layout a bundle
-        for options in layouts.values():
+        for options in layouts:
             rows.append((one, switch, 1.0))
             for u, own in options.items():
                 same = len(lower)
@@ -224,7 +272,7 @@ def _exact(problem: _Problem, start: Solution, limit: int) -> Solution:
                     columns.append((u, o))
                     column += 1
             switch += 1
-    scale = max(problem.total(start.picks), 1e-300)
+    scale = max(start.cost, 1e-300)
     cost = np.array([0.0] * switches + [problem.cost[u, o] / scale for u, o in columns])
     nbytes = np.array([0.0] * switches + [problem.bytes[u, o] for u, o in columns])
     i, j, v = zip(*rows, strict=True)
@@ -242,7 +290,7 @@ def _exact(problem: _Problem, start: Solution, limit: int) -> Solution:
         )
     if result.x is None:
         return start
-    picks = list(start.picks)
+    picks = np.array(start.picks)
     for (u, o), value in zip(columns, result.x[switches:], strict=True):
         if value > 0.5:
             picks[u] = o
@@ -251,5 +299,5 @@ def _exact(problem: _Problem, start: Solution, limit: int) -> Solution:
         bound = max(bound, float(result.mip_dual_bound) * scale)
     found = problem.solution(picks, bound)
     if found.nbytes > limit or found.cost >= start.cost:
-        return problem.solution(start.picks, bound)
+        return replace(start, bound=bound)
     return found

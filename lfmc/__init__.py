@@ -6,7 +6,8 @@
     model = lfmc.load(bundle.path)
     logits = model.step([1, 2, 3])  # float32 [T, V]; state is carried to the next call
 
-`open_checkpoint`, `plan`, `export`, `verify` and `load` are imported when they are first used.
+`open_checkpoint`, `plan`, `export`, `verify`, `load` and `AlphaQOptions` are imported when they are
+first used.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Effort", "__version__", "export", "load", "open_checkpoint", "plan", "verify"]
+__all__ = [
+    "AlphaQOptions",
+    "Effort",
+    "__version__",
+    "export",
+    "load",
+    "open_checkpoint",
+    "plan",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

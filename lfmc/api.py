@@ -7,6 +7,7 @@ from typing import Any
 
 from lfmc.bundle import Bundle, open_bundle
 from lfmc.calib_free.allocate import FAST, Effort
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.plan import BitPlan
 from lfmc.checkpoint import Checkpoint, open_checkpoint
@@ -37,6 +38,7 @@ def plan(
     max_size: int | None = None,
     seed: int = 0,
     effort: Effort = FAST,
+    alphaq: AlphaQOptions | None = None,
 ) -> BitPlan:
     """A format for every tensor of a checkpoint; see `lfmc plan`. `max_size` is in bytes.
 
@@ -44,7 +46,8 @@ def plan(
     """
     from lfmc.exporter import Options, plan_for
 
-    options = Options(bits=bits, budget=budget(bits_per_weight, max_size), seed=seed, effort=effort)
+    limit = budget(bits_per_weight, max_size)
+    options = Options(bits=bits, budget=limit, seed=seed, effort=effort, alphaq=alphaq)
     return plan_for(open_checkpoint(model), get_target(target), options, Silent())
 
 
@@ -62,7 +65,8 @@ def export(
     """Quantize, lower, prove and write a bundle; see `lfmc export`.
 
     `plan` is the file of a plan to obey. `options` are those of `lfmc.exporter.Options`: bits,
-    context, layout, check, max_kl, min_top1, seed, effort. Raises the same errors as the command.
+    context, layout, check, max_kl, min_top1, seed, effort, alphaq. Raises the same errors as the
+    command.
     """
     from lfmc.exporter import Options
     from lfmc.exporter import export as run

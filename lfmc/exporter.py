@@ -11,6 +11,7 @@ from typing import Any
 import lfmc
 from lfmc.bundle import GOLDEN, MANIFEST, PLAN, Bundle, describe, open_bundle, write_json, writing
 from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.auto import Allocation
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan
@@ -35,7 +36,10 @@ MIN_CONTEXT = 16  # the golden prompts and a few tokens
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks of an export. `bits` None is "auto"; `plan` excludes `bits` and `budget`."""
+    """What a user asks of an export.
+
+    `bits` None is "auto"; `plan` excludes `bits`, `budget` and `alphaq`, the knobs of "alphaq".
+    """
 
     bits: str | None = None
     budget: Budget | None = None
@@ -47,6 +51,7 @@ class Options:
     min_top1: float | None = None
     seed: int = 0
     effort: Effort = FAST
+    alphaq: AlphaQOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ def plan_for(
                 target=target.name,
                 seed=options.seed,
                 effort=options.effort,
+                alphaq=options.alphaq,
                 progress=progress.step,
                 observe=observe,
             )
@@ -194,12 +200,13 @@ def _check_options(options: Options) -> None:
             raise InputError(f"{name} is out of range", expected=f"0 to {highest:g}", got=value)
         if options.check == "off":
             raise InputError(f"{name} needs a measurement, and --check off makes none")
-    chosen = (options.budget, options.bits, None if options.effort == FAST else options.effort)
-    if options.plan is not None and any(option is not None for option in chosen):
+    effort = None if options.effort == FAST else options.effort
+    decided = (options.budget, options.bits, options.alphaq, effort)
+    if options.plan is not None and any(part is not None for part in decided):
         raise InputError(
             "a plan already says what every tensor takes",
             where=options.plan,
-            todo="leave out --bits, --bits-per-weight, --max-size and --effort",
+            todo="leave out --bits, --bits-per-weight, --max-size, --effort and --alphaq-...",
         )
 
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from lfmc.commands.options import announce, json_option, model_argument, plan_options
+from lfmc.commands.options import (
+    alphaq_options,
+    announce,
+    json_option,
+    model_argument,
+    plan_options,
+)
 
 
 @click.command("export")
@@ -49,6 +56,7 @@ def command(
     dry_run: bool,
     force: bool,
     as_json: bool,
+    **alphaq: Any,
 ) -> None:
     """Quantize MODEL for a target, prove the result, and write one folder with all of it.
 
@@ -79,6 +87,7 @@ def command(
         min_top1=min_top1,
         seed=seed,
         effort=Effort(effort, minutes, device, gpus),
+        alphaq=alphaq_options(alphaq),
     )
     progress = for_terminal()
     out = console()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from lfmc.errors import InputError
+
+if TYPE_CHECKING:
+    from lfmc.calib_free.alphaq import AlphaQOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,6 +23,12 @@ BITS_HELP = (
     "auto: the best that weights alone can tell. alphaq: the AlphaQ paper, for experts. uniform: "
     "one format everywhere. none: as stored. 2, 3, 4, 6, 8: that width."
 )
+ALPHAQ_HELP = {
+    "gamma": "alphaq: power of the sensitivity. [default: 1]",
+    "bits": "alphaq: widths to choose from (2,3,4). [default: of 2,3,4,8 those of the target]",
+    "block": "alphaq: side of the blocks of a spectrum. [default: 128]",
+    "tail": "alphaq: share of the spectrum that is fitted. [default: 0.1]",
+}
 
 
 class Size(click.ParamType[int]):
@@ -49,8 +58,35 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(function)
 
 
+class Widths(click.ParamType[tuple[int, ...]]):
+    """Widths written as `2,3,4`."""
+
+    name = "widths"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError as error:
+            raise InputError(
+                "widths can't be read", expected="2,3,4", got=repr(str(value))
+            ) from error
+
+
+def alphaq_options(knobs: dict[str, Any]) -> AlphaQOptions | None:
+    """The `--alphaq-...` of a command line, by name; None where none is given.
+
+    Raises `InputError` for values that make no sense.
+    """
+    from lfmc.calib_free.alphaq import AlphaQOptions
+
+    given = {k.removeprefix("alphaq_"): v for k, v in knobs.items() if v is not None}
+    return AlphaQOptions(**given) if given else None
+
+
 def plan_options(function: F) -> F:
-    """Everything that decides a plan: target, bits, budget, seed."""
+    """Everything that decides a plan: target, bits, budget, seed, and the knobs of alphaq."""
     for option in reversed(
         [
             click.option("--target", default="onnx", show_default=True, help="Where it will run."),
@@ -83,6 +119,10 @@ def plan_options(function: F) -> F:
                 show_default=True,
                 help="GPUs that learn end to end together: 1, 2, 4 or 8.",
             ),
+            click.option("--alphaq-gamma", type=float, help=ALPHAQ_HELP["gamma"]),
+            click.option("--alphaq-bits", type=Widths(), help=ALPHAQ_HELP["bits"]),
+            click.option("--alphaq-block", type=int, help=ALPHAQ_HELP["block"]),
+            click.option("--alphaq-tail", type=float, help=ALPHAQ_HELP["tail"]),
         ]
     ):
         function = option(function)

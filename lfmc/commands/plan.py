@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lfmc.commands.options import (
+    alphaq_options,
     announce,
     force_option,
     json_option,
@@ -44,6 +45,7 @@ def command(
     report: Path | None,
     force: bool,
     as_json: bool,
+    **alphaq: Any,
 ) -> None:
     """Choose a format for every tensor of MODEL, for `lfmc export --plan` to obey.
 
@@ -75,7 +77,13 @@ def command(
         )
     checkpoint, runs_on, progress = open_checkpoint(model), get_target(target), for_terminal()
     announce(checkpoint, model)
-    options = Options(bits=bits, budget=budget(bits_per_weight, max_size), seed=seed, effort=spent)
+    options = Options(
+        bits=bits,
+        budget=budget(bits_per_weight, max_size),
+        seed=seed,
+        effort=spent,
+        alphaq=alphaq_options(alphaq),
+    )
     seen: list[Allocation] = []
     plan = plan_for(checkpoint, runs_on, options, progress, seen.append)
     if output is not None:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.spectra import eigenvalues, hill
+from lfmc.calib_free.spectra import spectrum
 from lfmc.checkpoint import Checkpoint
 from lfmc.report.places import place
 
-BLOCK = 128  # of FARMS, as `pl_alpha_hill` has it
 POINTS = 64  # of each spectrum
 MOST = 3000  # matrices that a page shows in full; they take about 1.3 KB each
 
@@ -40,14 +39,14 @@ class Spectrum:
 
 def spectrum_of(weight: Tensor) -> Spectrum:
     """The spectrum of a matrix `[N, K]` of 2 rows and columns or more, of any float dtype."""
-    values = eigenvalues(weight.float(), BLOCK)
-    found = hill(values)
+    found = spectrum(weight)
+    values = found.values
     largest = max(float(values[0]), 1e-300)
     last = torch.tensor(float(len(values))).log()
     ranks = torch.linspace(0, float(last), POINTS).exp().round().long().clamp(1, len(values))
     kept = tuple(dict.fromkeys(ranks.tolist()))
     shares = tuple(float(values[rank - 1]) / largest for rank in kept)
-    return Spectrum(kept, shares, len(values), found.length, found.edge / largest, found.alpha)
+    return Spectrum(kept, shares, len(values), found.tail, found.edge / largest, found.alpha)
 
 
 def spectra_of(

@@ -21,6 +21,7 @@ from rivals import rival_weights
 from torch import Tensor
 
 from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.formats import GENERIC, Capabilities
 from lfmc.calib_free.plan import BitPlan, dequantized_weights
 from lfmc.calib_free.sample import logits_of
@@ -126,8 +127,8 @@ def row(
             name,
             Budget(budget),
             target=options.target,
-            gamma=options.gamma,
             effort=Effort(level, options.minutes, options.device) if level else FAST,
+            alphaq=AlphaQOptions(gamma=options.gamma) if name == "alphaq" else None,
         )
     except LfmcError as error:
         return f"| {checkpoint.name} | {method} | {budget} | refused: {error.what} | | | | |"

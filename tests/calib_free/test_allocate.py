@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from lfmc.calib_free import auto
 from lfmc.calib_free.allocate import METHODS, Budget, make_plan
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.formats import GENERIC, Capabilities, Format, parse_format
+from lfmc.calib_free.plan import BitPlan
 from lfmc.calib_free.roles import QUANTIZED
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError, LfmcError, UnsupportedError
@@ -166,6 +168,35 @@ def test_alphaq_is_about_experts(demo: Checkpoint, make_checkpoint: MakeCheckpoi
 def test_alphaq_refuses_what_leaves_no_room_for_experts(demo: Checkpoint) -> None:
     with pytest.raises(InputError, match="AlphaQ does not fit"):
         make_plan(demo, GENERIC, "alphaq", Budget(2.5))
+
+
+def test_the_knobs_of_alphaq(demo: Checkpoint) -> None:
+    def planned(**knobs: object) -> BitPlan:
+        options = AlphaQOptions(**knobs)  # type: ignore[arg-type]
+        return make_plan(demo, GENERIC, "alphaq", Budget(4.0), alphaq=options)
+
+    base = planned()
+    assert planned(bits=(2, 3, 4, 8)) == base == make_plan(demo, GENERIC, "alphaq", Budget(4.0))
+    formats = {row.format for row in planned(bits=(3, 6)).rows if row.role == "expert"}
+    assert formats == {f"int{bits}-g64-asym-float16" for bits in (3, 6)}
+    name = "model.layers.1.feed_forward.experts.0.w1.weight"
+    assert planned(tail=0.3).row(name).alpha != base.row(name).alpha
+    assert planned(block=64).row(name).alpha != base.row(name).alpha
+    steep = planned(gamma=10.0)
+    assert steep.row(name).alpha == base.row(name).alpha
+    assert [row.format for row in steep.rows] != [row.format for row in base.rows]
+
+
+def test_alphaq_refuses_widths_that_the_target_lacks(demo: Checkpoint) -> None:
+    with pytest.raises(InputError, match="can't store experts") as caught:
+        make_plan(demo, PHONE, "alphaq", None, alphaq=AlphaQOptions(bits=(2, 3, 4)))
+    assert caught.value.expected == "widths of 2, 4, 8"
+
+
+@pytest.mark.parametrize("method", ["auto", "uniform", "4", "none"])
+def test_knobs_of_another_method_are_refused(demo: Checkpoint, method: str) -> None:
+    with pytest.raises(InputError, match="for method 'alphaq'"):
+        make_plan(demo, GENERIC, method, None, alphaq=AlphaQOptions())
 
 
 def test_uniform_is_one_format(demo: Checkpoint) -> None:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lfmc.calib_free.alphaq import allocate
-from lfmc.errors import GateError, InputError
+from lfmc.calib_free.alphaq import AlphaQOptions, allocate
+from lfmc.errors import InputError
 
 
 def cost(alphas: list[float], variances: list[float], bits: tuple[int, ...], gamma: float) -> float:
@@ -29,7 +30,7 @@ def cost(alphas: list[float], variances: list[float], bits: tuple[int, ...], gam
     st.sampled_from([2.0, 2.5, 3.0, 3.5, 9.0]),
     st.sampled_from([1.0, 10.0]),
 )
-@example([(6.0, 1.0), (1.5, 1.0)], (1, 2, 3, 4), 3.0, 10.0)  # below HiGHS' absolute gap, unscaled
+@example([(6.0, 1.0), (1.5, 1.0)], (1, 2, 3, 4), 3.0, 10.0)  # costs of very different size
 def test_it_is_the_best_of_all_choices(
     matrices: list[tuple[float, float]], widths: tuple[int, ...], mean: float, gamma: float
 ) -> None:
@@ -74,10 +75,27 @@ def test_bad_input_is_refused(
         allocate(alphas, variances, widths, mean)
 
 
-def test_a_solver_that_fails_is_no_reason_to_guess(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failed:
-        status, x, message = 4, None, "numerical difficulties"
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"gamma": -1.0},
+        {"gamma": math.nan},
+        {"gamma": 1e9},
+        {"bits": ()},
+        {"bits": (0, 4)},
+        {"bits": (4, 9)},
+        {"bits": (4, 4)},
+        {"bits": (2.5, 4)},
+        {"block": 1},
+        {"tail": 0.0},
+        {"tail": 1.0},
+        {"tail": math.nan},
+    ],
+)
+def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        AlphaQOptions(**knobs)
 
-    monkeypatch.setattr("lfmc.calib_free.alphaq.milp", lambda *args, **kwargs: Failed())
-    with pytest.raises(GateError, match="no optimal widths"):
-        allocate([3.0], [1.0], [2, 3], 2.5)
+
+def test_the_default_is_the_paper() -> None:
+    assert AlphaQOptions() == AlphaQOptions(gamma=1.0, bits=None, block=128, tail=0.1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterable
 from itertools import product
 
@@ -86,6 +87,73 @@ def test_without_the_exact_solver_the_stated_gap_holds(choices: list[Choice], sp
         near = solve(choices, limit)
     assert near.nbytes <= limit
     assert near.cost * (1 - near.gap) <= exact.cost * (1 + 1e-5) + 1e-9
+
+
+@settings(deadline=None, max_examples=30)
+@given(BUNDLED, st.integers(0, 100), st.integers(0, 60))
+def test_bundles_too_keep_the_stated_gap_as_budgets_grow(
+    choices: list[Choice], spare: int, more: int
+) -> None:
+    least = smallest(choices)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MILP_BINARIES", 0)
+        tight, loose = solve(choices, least + spare), solve(choices, least + spare + more)
+    assert tight.nbytes <= least + spare
+    assert loose.nbytes <= least + spare + more
+    assert loose.bound <= tight.cost * (1 + 1e-9) + 1e-9
+    for found, limit in ((tight, least + spare), (loose, least + spare + more)):
+        best = min(
+            sum(o.cost for o in own)
+            for own in allowed(choices)
+            if sum(o.nbytes for o in own) <= limit
+        )
+        assert found.bound <= best * (1 + 1e-9) + 1e-9
+        assert best <= found.cost * (1 + 1e-9)
+
+
+def test_a_budget_between_two_sizes_takes_the_smaller() -> None:
+    choices = [Choice((Option(3.0, 10), Option(1.0, 20)))]
+    assert [solve(choices, limit).nbytes for limit in (10, 19, 20, 1000)] == [10, 10, 20, 20]
+
+
+def test_one_option_leaves_no_choice() -> None:
+    only = [Choice((Option(3.0, 10),)), Choice((Option(1.0, 5, "a"),), "bundle")]
+    assert solve(only, 15) == module.Solution((0, 0), 4.0, 15, 4.0)
+
+
+def test_nothing_to_choose() -> None:
+    assert smallest([]) == 0
+    assert solve([], 0).picks == ()
+
+
+def test_a_bundle_without_a_common_layout_is_refused() -> None:
+    apart = [Choice((Option(1.0, 1, "a"),), "one"), Choice((Option(1.0, 1, "b"),), "one")]
+    with pytest.raises(InputError, match="no layout is open"):
+        smallest(apart)
+
+
+def test_layouts_that_not_all_members_have_are_closed() -> None:
+    wide, narrow = Option(0.0, 1, "best for one"), Option(5.0, 2, "common")
+    choices = [Choice((wide, narrow), "one"), Choice((narrow,), "one")]
+    assert solve(choices, 100).picks == (1, 0)
+
+
+@pytest.mark.parametrize("bundled", [False, True])
+def test_a_large_model_is_solved_to_a_small_gap(bundled: bool) -> None:
+    generator = random.Random(0)
+    choices = []
+    for unit in range(2112):
+        weight = generator.lognormvariate(0, 1)
+        options = tuple(
+            Option(weight * 4.0**-bits * (1 + group / 400), 4000 * bits + 512000 // group, group)
+            for bits in (2, 3, 4, 5, 6, 8)
+            for group in (32, 64, 128)
+        )
+        choices.append(Choice(options, unit // 96 if bundled else None))
+    limit = 2 * smallest(choices)
+    found = solve(choices, limit)
+    assert found.nbytes <= limit
+    assert found.gap < 1e-3
 
 
 def test_a_budget_that_nothing_fits_is_refused() -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lfmc.calib_free import spectra
-from lfmc.calib_free.spectra import hill, pl_alpha_hill
+from lfmc.calib_free.spectra import pl_alpha_hill, spectrum
 from lfmc.checkpoint import Checkpoint
-from lfmc.errors import InputError
+from lfmc.errors import InputError, UnsupportedError
 
 
 def naive(weight: Tensor, block: int = 128) -> float:
@@ -63,11 +63,27 @@ def test_many_blocks_are_sampled_the_same_way_every_time(monkeypatch: pytest.Mon
     assert pl_alpha_hill(weight, 8) != pytest.approx(naive(weight, 8), rel=1e-6)
 
 
-def test_degenerate_matrices_have_an_answer() -> None:
-    assert pl_alpha_hill(torch.zeros(32, 32)) == math.inf
-    assert pl_alpha_hill(torch.eye(32)) == math.inf
-    rank_one = torch.ones(32, 1) @ torch.ones(1, 32)
-    assert 1 < pl_alpha_hill(rank_one) < 2
+@pytest.mark.parametrize("size", [2, 32, 640])
+def test_degenerate_matrices_have_an_answer(size: int) -> None:
+    assert pl_alpha_hill(torch.zeros(size, size)) == math.inf
+    assert pl_alpha_hill(torch.eye(size)) == math.inf
+    column = torch.arange(1, size + 1).float()[:, None]
+    for rank_one in (torch.ones(size, size), column @ column.T):
+        assert 1 < pl_alpha_hill(rank_one) < 2
+
+
+@pytest.mark.parametrize("size", [4, 40, 640])
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_the_exponent_has_no_unit(size: int, scale: float) -> None:
+    weight = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    alpha = pl_alpha_hill(weight)
+    assert pl_alpha_hill(weight * scale) == pytest.approx(alpha, rel=1e-4)
+    assert pl_alpha_hill(weight.double() * scale**9) == pytest.approx(alpha, rel=1e-4)
+
+
+def test_the_smallest_matrix() -> None:
+    weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    assert pl_alpha_hill(weight) == pytest.approx(1 + 1 / math.log(9))
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (64, 1), (64,)])
@@ -76,11 +92,40 @@ def test_a_spectrum_needs_a_matrix(shape: tuple[int, ...]) -> None:
         pl_alpha_hill(torch.ones(shape))
 
 
-def test_a_power_law_gives_its_own_tail() -> None:
-    ranks = torch.arange(1, 1001, dtype=torch.float64)
-    tail = hill(ranks ** (-1 / 1.5))  # rank ~ x^(1 - alpha) with alpha 2.5
-    assert tail.length == 100
-    assert tail.edge == pytest.approx(101 ** (-1 / 1.5))
-    assert tail.alpha == pytest.approx(2.5, rel=0.05)
-    assert hill(torch.ones(50, dtype=torch.float64)).alpha == math.inf
-    assert hill(torch.zeros(50, dtype=torch.float64)).alpha == math.inf
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_that_are_not_finite_are_refused(wrong: float, dtype: torch.dtype) -> None:
+    weight = torch.ones(8, 8, dtype=dtype)
+    weight[3, 4] = wrong
+    with pytest.raises(InputError, match="finite"):
+        pl_alpha_hill(weight)
+
+
+@pytest.mark.parametrize("options", [{"block": 1}, {"tail": 0.0}, {"tail": 1.0}, {"tail": -1.0}])
+def test_options_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        pl_alpha_hill(torch.ones(8, 8), **options)  # type: ignore[arg-type]
+
+
+def test_a_spectrum_tells_where_its_tail_begins() -> None:
+    weight = torch.randn(40, 60, generator=torch.Generator().manual_seed(0)).double() * 1e6
+    found = spectrum(weight, 16)
+    assert found.values.shape == (6 * 16,)
+    assert bool((found.values.diff() <= 0).all())
+    blocks = [weight[i : i + 16, j : j + 16] for i in (0, 16) for j in (0, 16, 32)]
+    energy = sum(float(block.square().sum()) for block in blocks)
+    assert float(found.values.sum()) == pytest.approx(energy)
+    assert (found.tail, found.edge) == (10, float(found.values[10]))
+    assert found.alpha == pytest.approx(naive(weight, 16))
+    assert spectrum(weight, 16, tail=0.5).tail == 48
+
+
+def test_another_device_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="no such device"):
+        pl_alpha_hill(torch.ones(8, 8), device="abacus")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_agrees() -> None:
+    weight = torch.randn(1792, 2048, generator=torch.Generator().manual_seed(0))
+    assert pl_alpha_hill(weight, device="cuda") == pytest.approx(pl_alpha_hill(weight), abs=1e-3)

@@ -25,6 +25,14 @@ def test_names_stay_functions_after_use(bundle_path: Path) -> None:
         lfmc.export("nowhere")
 
 
+def test_a_plan_takes_the_knobs_of_alphaq() -> None:
+    plans = [
+        lfmc.plan(bits="alphaq", bits_per_weight=4.4, alphaq=knobs)
+        for knobs in (None, lfmc.AlphaQOptions(), lfmc.AlphaQOptions(gamma=10.0, bits=(2, 8)))
+    ]
+    assert plans[0] == plans[1] != plans[2]
+
+
 def test_verify_returns_what_it_found(bundle_path: Path) -> None:
     assert lfmc.verify(bundle_path) == {"files": 9, "golden": 3}
 

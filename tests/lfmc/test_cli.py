@@ -78,6 +78,14 @@ def test_plan_prints_a_table_and_writes_a_file(tmp_path: Path) -> None:
     assert "--force" in again.stderr
 
 
+def test_the_knobs_of_alphaq_reach_the_plan(tmp_path: Path) -> None:
+    knobs = ("--alphaq-bits", "2,8", "--alphaq-gamma", "10", "--alphaq-block", "64")
+    done = lfmc("plan", "--bits", "alphaq", "--json", *knobs, "--alphaq-tail", "0.2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in json.loads(done.stdout)["rows"] if row["role"] == "expert"]
+    assert {row["format"].split("-")[0] for row in rows} == {"int2", "int8"}
+
+
 def test_export_dry_run_writes_nothing(tmp_path: Path) -> None:
     done = lfmc("export", "--bits", "4", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -151,6 +159,12 @@ def test_verify_notices_a_changed_bundle(bundle_path: Path, tmp_path: Path) -> N
         (["export", "--minutes", "3"], 2, "no fitting"),
         (["export", "--effort", "best", "--bits", "none"], 2, "nothing to fit"),
         (["inspect", "--report", "nowhere/a.html"], 2, "can't be written"),
+        (["plan", "--alphaq-gamma", "1"], 2, "for method 'alphaq'"),
+        (["export", "--bits", "uniform", "--alphaq-tail", "0.2"], 2, "for method 'alphaq'"),
+        (["plan", "--bits", "alphaq", "--alphaq-gamma", "-1"], 2, "gamma is out of range"),
+        (["plan", "--bits", "alphaq", "--alphaq-bits", "2;4"], 2, "widths can't be read"),
+        (["plan", "--bits", "alphaq", "--alphaq-bits", "2,3,4"], 2, "widths of 2, 4, 8"),
+        (["plan", "--bits", "alphaq", "--alphaq-block", "1"], 2, "block"),
         (["generate", "nowhere", "hi"], 2, "no such bundle"),
         (["bench", "nowhere"], 2, "no such bundle"),
         (["verify", "nowhere"], 2, "no such bundle"),

@@ -11,6 +11,7 @@ import pytest
 import lfmc
 from lfmc.bundle import GOLDEN, PLAN, Bundle, describe
 from lfmc.calib_free.allocate import Budget, Effort
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.fit import WORK, Work
 from lfmc.calib_free.plan import BitPlan
 from lfmc.calib_free.training import Course
@@ -149,6 +150,9 @@ def test_an_unchecked_export_says_so(tmp_path: Path) -> None:
         ({"max_kl": float("nan"), "check": "fast"}, InputError, "out of range"),
         ({"plan": Path("plan.json"), "bits": "4"}, InputError, "already says"),
         ({"plan": Path("p"), "budget": Budget(4.5)}, InputError, "already says"),
+        ({"plan": Path("p"), "alphaq": AlphaQOptions()}, InputError, "already says"),
+        ({"alphaq": AlphaQOptions()}, InputError, "for method 'alphaq'"),
+        ({"bits": "alphaq", "alphaq": AlphaQOptions(bits=(3,))}, InputError, "can't store"),
         ({"context": 10**6}, InputError, "context"),
         ({"layout": "tflite"}, InputError, "no such layout"),
         ({"check": "maybe"}, InputError, "no such check"),
