@@ -74,7 +74,8 @@ def _learn(
     def loss(numbers: Tensor) -> Tensor:
         numbers = numbers.to(given.device)
         wrong = block(given[numbers], student()) - wanted[numbers]
-        return 0.5 * (wrong.square() * worth).sum(-1).mean()
+        mean: Tensor = 0.5 * (wrong.square() * worth).sum(-1).mean()
+        return mean
 
     follow(student, course, len(given), loss, terms, f"block {block.index + 1}")
 

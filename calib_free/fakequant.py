@@ -56,7 +56,8 @@ class FakeQuant(nn.Module):
     def forward(self) -> Tensor:
         """The weight that is stored, float32 `[N, K]`."""
         scale, zero = self._grid()
-        weight = _Round.apply(self.latent, self.first_scale, scale, zero, self.format.bits)
+        grid = (self.first_scale, scale, zero, self.format.bits)
+        weight: Tensor = _Round.apply(self.latent, *grid)  # type: ignore[no-untyped-call]
         return weight.view(self.rows, -1)[:, : self.columns]
 
     @torch.no_grad()
@@ -76,7 +77,7 @@ class FakeQuant(nn.Module):
 
 def straight_through(value: Tensor, rounded: Tensor) -> Tensor:
     """`rounded`, exactly, with the gradient of `value`."""
-    result: Tensor = _Straight.apply(value, rounded)
+    result: Tensor = _Straight.apply(value, rounded)  # type: ignore[no-untyped-call]
     return result
 
 

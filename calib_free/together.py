@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from lfmc.calib_free.distill import distill
 from lfmc.calib_free.fitted import FittedFolder, Parts, save_fitted
@@ -27,7 +28,7 @@ class Together(Alone):
     """This process among those of one training; accelerate finds the others by the environment."""
 
     def __init__(self, device: str) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator  # type: ignore[import-untyped]
 
         self._accelerator = Accelerator(cpu=device == "cpu")
         self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
@@ -41,7 +42,7 @@ class Together(Alone):
             grad.copy_(piece.view_as(grad))
 
     def agree(self, steps: int) -> int:
-        from accelerate.utils import broadcast
+        from accelerate.utils import broadcast  # type: ignore[import-untyped]
 
         number = torch.tensor([steps], device=self._accelerator.device)
         return int(broadcast(number))
@@ -80,7 +81,7 @@ def distill_together(
             (terms.seed, terms.ends, terms.resume),
             messages,
         )
-        running = torch.multiprocessing.spawn(_work, arguments, nprocs=count, join=False)
+        running = spawn(_work, arguments, nprocs=count, join=False)  # type: ignore[no-untyped-call]
         while not running.join(timeout=POLL_SECONDS):
             _tell(messages, terms)
         _tell(messages, terms)
