@@ -81,7 +81,7 @@ def distill_together(
             (terms.seed, terms.ends, terms.resume),
             messages,
         )
-        running = spawn(_work, arguments, nprocs=count, join=False)  # type: ignore[no-untyped-call]
+        running = spawn(_work, arguments, nprocs=count, join=False)
         while not running.join(timeout=POLL_SECONDS):
             _tell(messages, terms)
         _tell(messages, terms)
