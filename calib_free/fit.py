@@ -129,7 +129,7 @@ def fit_plan(
         ends = None if effort.minutes is None else started + 60 * effort.minutes * share
         resume = _resume(made, work, effort) if effort.level == "max" else None
         terms = Terms(plan.seed, progress, ends, resume)
-        made = with_fitted(made, stage(checkpoint, made, texts, terms))
+        made = with_fitted(made, stage(checkpoint, made, texts, terms), name)
         if resume is not None:
             resume.unlink(missing_ok=True)
         found = planned_kl(checkpoint, made, held_out)
@@ -163,10 +163,10 @@ def _stages(checkpoint: Checkpoint, work: Work, gpus: int) -> list[tuple[str, St
     return stages
 
 
-def with_fitted(plan: BitPlan, fitted: dict[str, Parts]) -> BitPlan:
-    """The plan with these tensors in place of what its rows would make."""
+def with_fitted(plan: BitPlan, fitted: dict[str, Parts], how: str) -> BitPlan:
+    """The plan with these tensors in place of what its rows would make; reasons say `how`."""
     rows = [
-        replace(row, grid=FITTED, digest=digest(fitted[row.name]), reason=_reason(row))
+        replace(row, grid=FITTED, digest=digest(fitted[row.name]), reason=_reason(row, how))
         if row.name in fitted
         else row
         for row in plan.rows
@@ -174,8 +174,8 @@ def with_fitted(plan: BitPlan, fitted: dict[str, Parts]) -> BitPlan:
     return replace(plan, rows=tuple(rows), fitted={**plan.fitted, **fitted})
 
 
-def _reason(row: PlanRow) -> str:
-    return row.reason if row.digest is not None else f"{row.reason}; then fitted"
+def _reason(row: PlanRow, how: str) -> str:
+    return f"{row.reason}; then fitted {how}" if row.digest is None else f"{row.reason}, {how}"
 
 
 def _with_errors(checkpoint: Checkpoint, plan: BitPlan) -> BitPlan:

@@ -46,7 +46,7 @@ def test_the_student_gets_closer_to_the_teacher(
     checkpoint = make_checkpoint(kind, **(changes if kind == "lfm3" else {}))
     plan = make_plan(checkpoint, GENERIC, "2", None)
     texts = texts_of(checkpoint)
-    made = with_fitted(plan, stage(checkpoint, plan, texts[:16], terms(), SHORT))
+    made = with_fitted(plan, stage(checkpoint, plan, texts[:16], terms(), SHORT), "so")
     made.check(checkpoint, GENERIC)
     before = planned_kl(checkpoint, plan, texts[16:])
     assert planned_kl(checkpoint, made, texts[16:]) < 0.95 * before

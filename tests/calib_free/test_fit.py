@@ -86,6 +86,8 @@ def test_a_model_too_large_to_learn_as_a_whole_learns_block_by_block(
     fitted = fit_plan(checkpoint, make_plan(checkpoint, GENERIC, "2", None), BEST, told.append)
     assert fitted.fitted_names
     assert not any("end to end" in line for line in told)
+    reasons = {row.reason for row in fitted.rows if row.digest is not None}
+    assert all(reason.endswith("then fitted block by block") for reason in reasons)
 
 
 def test_max_goes_on_where_it_was_stopped(

@@ -26,7 +26,9 @@ def test_two_processes_learn_what_one_learns(make_checkpoint: MakeCheckpoint) ->
     single = distill(checkpoint, plan, texts[:16], Terms(0, lambda m: None), COURSE)
     assert set(pair) == set(single)
     assert any(line.startswith("end to end: step 12 of 12") for line in told)
-    kls = [planned_kl(checkpoint, with_fitted(plan, made), texts[16:]) for made in (pair, single)]
+    kls = [
+        planned_kl(checkpoint, with_fitted(plan, made, "so"), texts[16:]) for made in (pair, single)
+    ]
     assert kls[0] == pytest.approx(kls[1], rel=0.02)
     assert kls[0] < 0.98 * planned_kl(checkpoint, plan, texts[16:])
 
