@@ -91,14 +91,7 @@ class Decoder(nn.Module):
         self, tokens: Tensor, positions: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """The input of the head, `[B, T, H]`, and the new states."""
-        attention = {
-            kind: (
-                *rotation(positions, self.rope.get_buffer(kind)),
-                visible(positions, self._context(states), self._window(kind)),
-                positions,
-            )
-            for kind in self.config.rope
-        }
+        attention = self.attention_inputs(positions, self._context(states))
         x = self.model.embed_tokens(tokens)
         new: list[Tensor] = []
         for layer, kind in zip(self.model.layers, self.config.layer_types, strict=True):
@@ -107,6 +100,20 @@ class Decoder(nn.Module):
             x, own = layer(x, attention.get(kind, ()), own)
             new.extend(own)
         return self.model.embedding_norm(x), new
+
+    def attention_inputs(self, positions: Tensor, context: int) -> dict[str, tuple[Tensor, ...]]:
+        """What attention layers of each kind take beside hidden states and caches of `context`.
+
+        Cosine and sine, float32 `[T, head_dim]`, the bool mask `[T, C]`, and `positions` `[T]`.
+        """
+        return {
+            kind: (
+                *rotation(positions, self.rope.get_buffer(kind)),
+                visible(positions, context, self._window(kind)),
+                positions,
+            )
+            for kind in self.config.rope
+        }
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `[..., V]` of normalized hidden states `[..., H]`."""
