@@ -72,7 +72,9 @@ def make_plan(
     tell = progress or (lambda message: None)
     predicted = None
     if method == "auto":
-        more, predicted = _auto(checkpoint, capabilities, found, left or 0, seed, tell, observe, resources)
+        more, predicted = _auto(
+            checkpoint, capabilities, found, left or 0, seed, tell, observe, resources
+        )
     elif method == "alphaq":
         more = allocate_paper(checkpoint, capabilities, found, left or 0, gamma, tell)
     elif method == "uniform":
@@ -160,7 +162,7 @@ def _auto(
     for unit, chosen in zip(found, made.formats, strict=True):
         for name in unit.names:
             known = made.measured[name]
-            reason = f"auto: {known.costs[chosen]:.2e} nats of the predicted KL"
+            reason = f"auto: {known.costs[chosen]:.2e} nats of the predicted KL, {made.sample}"
             decisions[name] = Decision(
                 chosen,
                 known.grids[chosen],

@@ -1,6 +1,6 @@
 """Method `auto`: the least KL that weights, and text from the model itself, can promise.
 
-1. The model writes a little text (`lfmc.calib_free.drafts`).
+1. The model writes a little text (`lfmc.calib_free.texts`).
 2. The Fisher information on it says what an error in each weight costs, in nats per token
    (`lfmc.calib_free.sensitivity`), and which columns of a matrix its clip search must respect.
 3. Rate-distortion curves say what error each format makes in each matrix
@@ -21,19 +21,19 @@ from typing import Any
 from lfmc.cache import NOTHING, Cache, key_of
 from lfmc.calib_free.curves import ROWS, grid_for, spread
 from lfmc.calib_free.decision import unit_choice
-from lfmc.calib_free.drafts import draft
+from lfmc.calib_free.texts import write_texts
 from lfmc.calib_free.formats import Capabilities, Format
 from lfmc.calib_free.importance import encode
 from lfmc.calib_free.measure import RULE, Finding, Task, measure_task
 from lfmc.calib_free.roles import Unit
 from lfmc.calib_free.sensitivity import Sensitivity, column_importance, sensitivities
 from lfmc.calib_free.solve import Solution, solve
-from lfmc.calib_free.streamed import StreamedDecoder
+from lfmc.calib_free.streamed import StreamedDecoder, matmul_dtype
 from lfmc.checkpoint import Checkpoint
 from lfmc.workers import HERE, Workers
 
 TEXTS, LENGTH = 32, 96  # about 3,000 tokens
-PASSES = 2  # over the whole model, to draft them
+LARGE = 10**9  # parameters from which texts are a third as long, and three times as many
 REFERENCE_BITS = 3  # the width at which a matrix's cost is measured in full
 EXCESS = 3.0  # KL outgrows the quadratic form by this times the relative error
 SHARED = 0.1  # of a unit's sensitivity that it takes from its kind: a sample is finite
@@ -53,12 +53,32 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """How much the model writes: `count` texts of `length` tokens.
+
+    Every token of a text costs a pass over all weights, so a large model writes shorter texts.
+    """
+
+    count: int
+    length: int
+
+    @classmethod
+    def of(cls, num_params: int) -> Sample:
+        """The rule, by the number of parameters."""
+        return cls(3 * TEXTS, LENGTH // 3) if num_params >= LARGE else cls(TEXTS, LENGTH)
+
+    def __str__(self) -> str:
+        return f"{self.count} texts of {self.length} tokens"
+
+
+@dataclass(frozen=True)
 class Allocation:
     """A format for each unit, in order, and what was known when it was chosen."""
 
     formats: tuple[Format, ...]
     measured: Mapping[str, Measured]
     solution: Solution
+    sample: Sample
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,7 @@ def allocate_auto(
         capabilities.formats(unit.role)[pick]
         for unit, pick in zip(found, solution.picks, strict=True)
     )
-    return Allocation(formats, measured, solution)
+    return Allocation(formats, measured, solution, Sample.of(checkpoint.num_params))
 
 
 def measure(
@@ -109,7 +129,8 @@ def measure(
         role: _options(capabilities, role) for role in dict.fromkeys(unit.role for unit in found)
     }
     roles = {name: unit.role for unit in found for name in unit.names}
-    keys = {name: _key(checkpoint, name, options[role], seed) for name, role in roles.items()}
+    text = Sample.of(checkpoint.num_params)
+    keys = {name: _key(checkpoint, name, options[role], text, seed) for name, role in roles.items()}
     findings: dict[str, Finding] = {}
     for name, key in keys.items():
         if (kept := resources.cache.get(key)) is not None:
@@ -117,7 +138,7 @@ def measure(
     missing = [name for name in roles if name not in findings]
     if missing:
         decoder = StreamedDecoder(checkpoint)
-        tokens = draft(decoder, TEXTS, LENGTH, PASSES, seed, progress)
+        tokens = write_texts(decoder, text.count, text.length, seed, progress)
         order: list[str] = []
         tasks = _tasks(
             checkpoint,
@@ -149,11 +170,13 @@ def _options(capabilities: Capabilities, role: str) -> _Options:
     return _Options(formats, tuple(grid_for(f, capabilities) for f in formats), reference)
 
 
-def _key(checkpoint: Checkpoint, name: str, options: _Options, seed: int) -> str:
+def _key(checkpoint: Checkpoint, name: str, options: _Options, text: Sample, seed: int) -> str:
     """Fisher information depends on all weights: the fingerprint stands for all their bytes."""
-    formats: list[Any] = [[f.name, grid] for f, grid in zip(options.formats, options.grids, strict=True)]
-    text = [TEXTS, LENGTH, PASSES, seed]
-    return key_of(RULE, checkpoint.fingerprint, name, formats, options.reference.name, text, ROWS)
+    formats: list[Any] = [
+        [f.name, grid] for f, grid in zip(options.formats, options.grids, strict=True)
+    ]
+    rule = [text.count, text.length, seed, ROWS, str(matmul_dtype())]
+    return key_of(RULE, checkpoint.fingerprint, name, formats, options.reference.name, rule)
 
 
 def _tasks(

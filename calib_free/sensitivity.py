@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.drafts import choose
+from lfmc.calib_free.texts import choose
 from lfmc.calib_free.roles import EMBEDDING, HEAD
 from lfmc.calib_free.streamed import StreamedDecoder
 

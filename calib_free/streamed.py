@@ -7,7 +7,7 @@ running the layer again from its input, so between layers only hidden states are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lfmc.calib_free.roles import EMBEDDING, HEAD, QUANTIZED, role
 from lfmc.checkpoint import Checkpoint, read_tensor
-from lfmc.model import Decoder, build_decoder, state_specs
+from lfmc.model import build_decoder, state_specs
+from lfmc.model.config import CONV
 from lfmc.model.experts import SparseMoe
 
 Observe = Callable[[str, Tensor, Tensor, Tensor], None]
@@ -24,6 +25,7 @@ Observe = Callable[[str, Tensor, Tensor, Tensor], None]
 # 0, where no token chose an expert.
 
 CHUNK = 1 << 23  # logits in memory at a time
+HELD_NBYTES = 384 << 20  # of matrices that stay: a small model is read once
 
 
 def matmul_dtype() -> torch.dtype:
@@ -45,7 +47,9 @@ class StreamedDecoder:
         self.observe: Observe | None = None
         self.rows: Tensor | None = None  # tokens of the expert that runs; None: all of them
         self._checkpoint = checkpoint
-        self._checked: set[str] = set()
+        self._checked: set[str] = set()  # read once, and found finite
+        self._held: dict[str, Tensor] = {}  # what was read first, as far as there is room
+        self._room = HELD_NBYTES
         self._head_name = EMBEDDING if self.config.tied_embedding else HEAD
         self._decoder = build_decoder(self.config)
         small = {n: v for n, v in self._decoder.state_dict().items() if n.startswith("rope.")}
@@ -70,19 +74,35 @@ class StreamedDecoder:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Hidden states before the first layer for `tokens` `[B, T]`, int64."""
-        rows: Tensor = self._checkpoint.load(EMBEDDING)[tokens]
+        rows: Tensor = self.read(EMBEDDING)[tokens]
         return rows.float()
+
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The head's input `[B, T, H]` and new states, as `Decoder.hidden` has them."""
+        x, new = self.embed(tokens), list[Tensor]()
+        for index, kind in enumerate(self.config.layer_types):
+            own = states[len(new) : len(new) + (1 if kind == CONV else 2)]
+            x, own = self._run(index, x, positions, own)
+            new += own
+        return self.normalized(x), tuple(new)
 
     def layer(self, index: int, x: Tensor) -> Tensor:
         """Hidden states after one layer, of texts that begin at position 0."""
         count, length, _ = x.shape
         specs = state_specs(self.config, count, length)
         states = [torch.zeros(spec.shape) for spec in specs if spec.layer == index]
-        attention = self._decoder.attention_inputs(torch.arange(length), length)
+        return self._run(index, x, torch.arange(length), states)[0]
+
+    def _run(
+        self, index: int, x: Tensor, positions: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        context = states[0].shape[2]  # of attention; a convolution does not ask
+        attention = self._decoder.attention_inputs(positions, context)
         kind = self.config.layer_types[index]
-        y: Tensor
-        y, _ = self._decoder.model.layers[index](x, attention.get(kind, ()), states)
-        return y
+        y, new = self._decoder.model.layers[index](x, attention.get(kind, ()), states)
+        return y, list(new)
 
     def layer_backward(self, index: int, x: Tensor, gradient: Tensor, observe: Observe) -> Tensor:
         """The gradient at a layer's input `x`, given the one at its output; both `[B, T, H]`."""
@@ -119,10 +139,20 @@ class StreamedDecoder:
 
     def read(self, name: str) -> Tensor:
         """A matrix in the dtype that products are made in; `InputError` where it holds NaN."""
+        if (held := self._held.get(name)) is not None:
+            return held
         if name in self._checked:
             return read_tensor(self._checkpoint.tensors[name]).to(self.dtype)
         self._checked.add(name)
-        return self._checkpoint.load(name).to(self.dtype)
+        matrix = self._checkpoint.load(name).to(self.dtype)
+        if matrix.nbytes <= self._room:
+            self._room -= matrix.nbytes
+            self._held[name] = matrix.clone() if self._mapped(name) else matrix
+        return matrix
+
+    def _mapped(self, name: str) -> bool:
+        """Whether `read` gives a view of the file, which would keep all of it mapped."""
+        return self._checkpoint.tensors[name].dtype == self.dtype
 
 
 class _Product(torch.autograd.Function):

@@ -32,9 +32,7 @@ AHEAD_A_THREAD = 4  # the same, for each thread of a cluster
 class Workers(Protocol):
     """Applies a function to items; `function` is a module's, so that workers can import it."""
 
-    def map(
-        self, function: Callable[[Item], Result], items: Iterable[Item]
-    ) -> Iterator[Result]:
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Results in the order of `items`, which are taken only a few ahead of the results."""
         ...
 
@@ -45,9 +43,7 @@ class Here:
     Making the next items (which may need all threads itself) and computing them take turns.
     """
 
-    def map(
-        self, function: Callable[[Item], Result], items: Iterable[Item]
-    ) -> Iterator[Result]:
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         threads = torch.get_num_threads()
         waiting = iter(items)
         with ThreadPoolExecutor(threads) as pool:
@@ -69,9 +65,7 @@ class Cluster:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def map(
-        self, function: Callable[[Item], Result], items: Iterable[Item]
-    ) -> Iterator[Result]:
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         ahead = AHEAD_A_THREAD * max(1, sum(self._client.nthreads().values()))
         waiting, sent = iter(items), deque[Any]()
         while True:

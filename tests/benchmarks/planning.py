@@ -195,7 +195,9 @@ def main() -> None:
     parser.add_argument("--target", default="onnx")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-knapsack", action="store_true", help="the narrowest formats instead")
-    parser.add_argument("--again", action="store_true", help="a second plan by auto, half a bit less")
+    parser.add_argument(
+        "--again", action="store_true", help="a second plan by auto, half a bit less"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint where it is")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
