@@ -21,7 +21,6 @@ from typing import Any
 from lfmc.cache import NOTHING, Cache, key_of
 from lfmc.calib_free.curves import ROWS, grid_for, spread
 from lfmc.calib_free.decision import unit_choice
-from lfmc.calib_free.texts import write_texts
 from lfmc.calib_free.formats import Capabilities, Format
 from lfmc.calib_free.importance import encode
 from lfmc.calib_free.measure import RULE, Finding, Task, measure_task
@@ -29,11 +28,13 @@ from lfmc.calib_free.roles import Unit
 from lfmc.calib_free.sensitivity import Sensitivity, column_importance, sensitivities
 from lfmc.calib_free.solve import Solution, solve
 from lfmc.calib_free.streamed import StreamedDecoder, matmul_dtype
+from lfmc.calib_free.texts import write_texts
 from lfmc.checkpoint import Checkpoint
 from lfmc.workers import HERE, Workers
 
-TEXTS, LENGTH = 32, 96  # about 3,000 tokens
-LARGE = 10**9  # parameters from which texts are a third as long, and three times as many
+TEXTS, LENGTH = 128, 96  # written by the model, and tokens of each
+LARGE = 5 * 10**8  # parameters from which it writes less:
+LARGE_TEXTS, LARGE_LENGTH = 96, 32
 REFERENCE_BITS = 3  # the width at which a matrix's cost is measured in full
 EXCESS = 3.0  # KL outgrows the quadratic form by this times the relative error
 SHARED = 0.1  # of a unit's sensitivity that it takes from its kind: a sample is finite
@@ -56,7 +57,8 @@ class Measured:
 class Sample:
     """How much the model writes: `count` texts of `length` tokens.
 
-    Every token of a text costs a pass over all weights, so a large model writes shorter texts.
+    Every token of a text costs a pass over all weights, and every text memory in all layers, so a
+    large model writes fewer and shorter ones.
     """
 
     count: int
@@ -65,7 +67,8 @@ class Sample:
     @classmethod
     def of(cls, num_params: int) -> Sample:
         """The rule, by the number of parameters."""
-        return cls(3 * TEXTS, LENGTH // 3) if num_params >= LARGE else cls(TEXTS, LENGTH)
+        large = num_params >= LARGE
+        return cls(LARGE_TEXTS, LARGE_LENGTH) if large else cls(TEXTS, LENGTH)
 
     def __str__(self) -> str:
         return f"{self.count} texts of {self.length} tokens"

@@ -13,7 +13,7 @@ A text's gradient of a matrix `[N, K]` is `G' X`, with its inputs `X [T, K]` and
 `G [T, N]` of its outputs. The whole square is never needed:
 
     sum_i (G'X)_ij^2 = sum_t X_tj ((G G') X)_tj            (what an error in column j costs)
-    (G'X)_ij^2 for some rows i                             (what to weigh the errors of a few rows by)
+    (G'X)_ij^2 for some rows i                             (what to weigh errors of a few rows by)
 
 so one layer's weights, and its inputs and gradients, are all that is in memory beside the hidden
 states between layers.
@@ -27,9 +27,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.texts import choose
 from lfmc.calib_free.roles import EMBEDDING, HEAD
 from lfmc.calib_free.streamed import StreamedDecoder
+from lfmc.calib_free.texts import choose
 
 ROWS = 128  # of every matrix, by their share of the information
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -51,14 +51,13 @@ class Cache:
         path = self._path(self.folder, key)
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+            partial = path.with_name(f"{uuid4().hex}.partial")
             try:
-                with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                    json.dump({"digest": _digest(key, text), "value": text}, stream)
-                os.replace(name, path)
-            except BaseException:
-                os.unlink(name)
-                raise
+                entry = {"digest": _digest(key, text), "value": text}
+                partial.write_text(json.dumps(entry), encoding="utf-8")
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def _path(self, folder: Path, key: str) -> Path:
         return folder / key[:2] / f"{key}.json"

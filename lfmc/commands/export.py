@@ -7,12 +7,19 @@ from pathlib import Path
 
 import click
 
-from lfmc.commands.options import announce, json_option, model_argument, plan_options
+from lfmc.commands.options import (
+    announce,
+    json_option,
+    measuring_options,
+    model_argument,
+    plan_options,
+)
 
 
 @click.command("export")
 @model_argument
 @plan_options
+@measuring_options
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Obey this plan.json.")
 @click.option("--context", type=int, help="Longest conversation, in tokens. [default: 4096]")
 @click.option("--layout", help="Names of inputs and states, for who loads the model.")
@@ -38,6 +45,8 @@ def command(
     effort: str,
     minutes: float | None,
     device: str,
+    workers: str | None,
+    no_cache: bool,
     plan_file: Path | None,
     context: int | None,
     layout: str | None,
@@ -78,6 +87,8 @@ def command(
         min_top1=min_top1,
         seed=seed,
         effort=Effort(effort, minutes, device),
+        workers=workers,
+        cache=not no_cache,
     )
     progress = for_terminal()
     out = console()

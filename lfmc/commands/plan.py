@@ -11,6 +11,7 @@ from lfmc.commands.options import (
     announce,
     force_option,
     json_option,
+    measuring_options,
     model_argument,
     plan_options,
     report_option,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.command("plan")
 @model_argument
 @plan_options
+@measuring_options
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write plan.json.")
 @report_option
 @force_option
@@ -39,6 +41,8 @@ def command(
     effort: str,
     minutes: float | None,
     device: str,
+    workers: str | None,
+    no_cache: bool,
     output: Path | None,
     report: Path | None,
     force: bool,
@@ -74,7 +78,14 @@ def command(
         )
     checkpoint, runs_on, progress = open_checkpoint(model), get_target(target), for_terminal()
     announce(checkpoint, model)
-    options = Options(bits=bits, budget=budget(bits_per_weight, max_size), seed=seed, effort=spent)
+    options = Options(
+        bits=bits,
+        budget=budget(bits_per_weight, max_size),
+        seed=seed,
+        effort=spent,
+        workers=workers,
+        cache=not no_cache,
+    )
     seen: list[Allocation] = []
     plan = plan_for(checkpoint, runs_on, options, progress, seen.append)
     if output is not None:
