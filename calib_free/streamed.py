@@ -46,7 +46,7 @@ class StreamedDecoder:
         self.dtype = matmul_dtype()
         self.observe: Observe | None = None
         self.rows: Tensor | None = None  # tokens of the expert that runs; None: all of them
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._checked: set[str] = set()  # read once, and found finite
         self._held: dict[str, Tensor] = {}  # what was read first, as far as there is room
         self._room = HELD_NBYTES
@@ -134,7 +134,7 @@ class StreamedDecoder:
 
     def head_rows(self, rows: Tensor) -> Tensor:
         """Some rows of the head, float32 `[R, H]`."""
-        head: Tensor = self._checkpoint.load(self._head_name)[rows]
+        head: Tensor = self.checkpoint.load(self._head_name)[rows]
         return head.float()
 
     def read(self, name: str) -> Tensor:
@@ -142,9 +142,9 @@ class StreamedDecoder:
         if (held := self._held.get(name)) is not None:
             return held
         if name in self._checked:
-            return read_tensor(self._checkpoint.tensors[name]).to(self.dtype)
+            return read_tensor(self.checkpoint.tensors[name]).to(self.dtype)
         self._checked.add(name)
-        matrix = self._checkpoint.load(name).to(self.dtype)
+        matrix = self.checkpoint.load(name).to(self.dtype)
         if matrix.nbytes <= self._room:
             self._room -= matrix.nbytes
             self._held[name] = matrix.clone() if self._mapped(name) else matrix
@@ -152,7 +152,7 @@ class StreamedDecoder:
 
     def _mapped(self, name: str) -> bool:
         """Whether `read` gives a view of the file, which would keep all of it mapped."""
-        return self._checkpoint.tensors[name].dtype == self.dtype
+        return self.checkpoint.tensors[name].dtype == self.dtype
 
 
 class _Product(torch.autograd.Function):
