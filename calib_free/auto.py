@@ -30,6 +30,7 @@ from lfmc.calib_free.solve import Solution, solve
 from lfmc.calib_free.streamed import StreamedDecoder, matmul_dtype
 from lfmc.calib_free.texts import write_texts
 from lfmc.checkpoint import Checkpoint
+from lfmc.memory import return_freed_memory
 from lfmc.workers import HERE, Workers
 
 TEXTS, LENGTH = 128, 96  # written by the model, and tokens of each
@@ -140,6 +141,7 @@ def measure(
             findings[name] = Finding(kept["importance"], kept["cost"], tuple(kept["errors"]))
     missing = [name for name in roles if name not in findings]
     if missing:
+        return_freed_memory()
         decoder = StreamedDecoder(checkpoint)
         tokens = write_texts(decoder, text.count, text.length, seed, progress)
         order: list[str] = []

@@ -170,11 +170,13 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         matrix: _Matrix = ctx.matrix
-        flat = x.flatten(0, -2)
+        # Flat before they are multiplied: of three dims, torch may copy the matrix once a text.
+        flat, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
         rows = torch.arange(len(flat)) if ctx.rows is None else ctx.rows
         if matrix.decoder.observe is not None:
-            matrix.decoder.observe(matrix.name, flat, gradient.flatten(0, -2), rows)
-        return (gradient.to(x.dtype) @ matrix.decoder.read(matrix.name)).float(), None
+            matrix.decoder.observe(matrix.name, flat, gradient, rows)
+        product = gradient.to(x.dtype) @ matrix.decoder.read(matrix.name)
+        return product.float().view(x.shape), None
 
 
 class _Matrix(nn.Module):
@@ -203,6 +205,8 @@ class _Experts(nn.Module):
         for index, expert in enumerate(self.inner.experts):
             rows, slots = (chosen == index).nonzero(as_tuple=True)
             self.decoder.rows = rows
-            y.index_add_(0, rows, expert(flat[rows]) * weights[rows, slots].unsqueeze(1))
+            y.index_add_(
+                0, rows, expert(flat.index_select(0, rows)) * weights[rows, slots].unsqueeze(1)
+            )
         self.decoder.rows = None
         return y.view_as(x)
