@@ -113,8 +113,7 @@ class StreamedDecoder:
                 torch.autograd.backward(self.layer(index, x), gradient)
         finally:
             self.observe = None
-        gradient = x.grad
-        return torch.zeros_like(x) if gradient is None else gradient
+        return torch.zeros_like(x) if x.grad is None else x.grad
 
     def normalized(self, x: Tensor) -> Tensor:
         """The head's input `[B, T, H]` for hidden states after the last layer."""

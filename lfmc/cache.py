@@ -83,7 +83,7 @@ def key_of(rule: str, *parts: object) -> str:
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 over a CPU tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
