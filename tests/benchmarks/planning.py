@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -123,7 +124,7 @@ class Stages:
     def step(self, detail: str) -> None:
         now = time.perf_counter()
         self.seconds[self._open] = self.seconds.get(self._open, 0.0) + now - self._since
-        self._open, self._since = detail.split(",")[0], now
+        self._open, self._since = re.split(r",|: token", detail)[0], now
 
 
 def child(options: argparse.Namespace) -> None:
