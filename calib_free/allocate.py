@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from lfmc.calib_free.alphaq import AlphaQOptions
-from lfmc.calib_free.auto import Allocation, allocate_auto
+from lfmc.calib_free.auto import Allocation, Resources, allocate_auto
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.curves import ROWS, curves, spread
 from lfmc.calib_free.decision import Decision, keep, kept_nbytes, unit_choice
@@ -26,6 +26,7 @@ METHODS = ("auto", "alphaq", "uniform", "none", "2", "3", "4", "6", "8")
 BUDGETED = ("auto", "alphaq", "uniform")  # these take the default budget where none is given
 DEFAULT_BITS_PER_WEIGHT = 4.5
 FAST = Effort()
+ALONE = Resources()  # this machine, and no cache
 
 
 def make_plan(
@@ -40,6 +41,7 @@ def make_plan(
     alphaq: AlphaQOptions | None = None,
     progress: Callable[[str], None] | None = None,
     observe: Callable[[Allocation], None] = lambda made: None,
+    resources: Resources = ALONE,
 ) -> BitPlan:
     """A plan for every stored tensor, made from the checkpoint alone.
 
@@ -48,7 +50,8 @@ def make_plan(
     for, with any method that quantizes; `alphaq` are the knobs of "alphaq"; `target` is only a
     name in the plan. `progress` is told each step. The same arguments on the same machine give
     the same plan, where no minutes bound the effort. `observe` is given what "auto" measured, and
-    is not called by the other methods, which measure no costs.
+    is not called by the other methods, which measure no costs. `resources` are the workers and the
+    cache of the measuring of "auto"; neither changes a plan.
 
     Raises `InputError` for an unknown method, knobs of another one, or a budget below the smallest
     possible, which it names, and `UnsupportedError` for what the target or this machine can't do.
@@ -72,7 +75,9 @@ def make_plan(
     tell = progress or (lambda message: None)
     predicted = None
     if method == "auto":
-        more, predicted = _auto(checkpoint, capabilities, found, left or 0, seed, tell, observe)
+        more, predicted = _auto(
+            checkpoint, capabilities, found, left or 0, seed, tell, observe, resources
+        )
     elif method == "alphaq":
         more = allocate_paper(
             checkpoint, capabilities, found, left or 0, alphaq or AlphaQOptions(), tell
@@ -153,15 +158,16 @@ def _auto(
     seed: int,
     progress: Callable[[str], None],
     observe: Callable[[Allocation], None],
+    resources: Resources,
 ) -> tuple[dict[str, Decision], float]:
     """Decisions of `auto`, and the KL that it expects."""
-    made = allocate_auto(checkpoint, capabilities, found, left, seed, progress)
+    made = allocate_auto(checkpoint, capabilities, found, left, seed, progress, resources)
     observe(made)
     decisions = {}
     for unit, chosen in zip(found, made.formats, strict=True):
         for name in unit.names:
             known = made.measured[name]
-            reason = f"auto: {known.costs[chosen]:.2e} nats of the predicted KL"
+            reason = f"auto: {known.costs[chosen]:.2e} nats of the predicted KL, {made.sample}"
             decisions[name] = Decision(
                 chosen,
                 known.grids[chosen],

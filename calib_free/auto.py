@@ -1,34 +1,41 @@
 """Method `auto`: the least KL that weights, and text from the model itself, can promise.
 
-1. The model writes a little text (`lfmc.calib_free.sample`).
+1. The model writes a little text (`lfmc.calib_free.texts`).
 2. The Fisher information on it says what an error in each weight costs, in nats per token
    (`lfmc.calib_free.sensitivity`), and which columns of a matrix its clip search must respect.
-3. Rate-distortion curves say what error each format makes in each matrix.
+3. Rate-distortion curves say what error each format makes in each matrix
+   (`lfmc.calib_free.measure`).
 4. A knapsack picks one format a unit (`lfmc.calib_free.solve`).
+
+Steps 1 and 2 run layer by layer, with one matrix in memory at a time; step 3 needs some rows of
+each matrix, and runs on any workers. What they find is kept in a cache, for the next budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from lfmc.calib_free.curves import ROWS, curves, grid_for, spread
+from lfmc.cache import NOTHING, Cache, key_of
+from lfmc.calib_free.curves import ROWS, grid_for, spread
 from lfmc.calib_free.decision import unit_choice
 from lfmc.calib_free.formats import Capabilities, Format
-from lfmc.calib_free.grids import quantize
-from lfmc.calib_free.importance import decode, encode
+from lfmc.calib_free.importance import encode
+from lfmc.calib_free.measure import RULE, Finding, Task, measure_task
 from lfmc.calib_free.roles import Unit
-from lfmc.calib_free.sample import sample
-from lfmc.calib_free.sensitivity import BYTES_PER_PARAM, column_importance, fisher_diagonal
+from lfmc.calib_free.sensitivity import Sensitivity, column_importance, sensitivities
 from lfmc.calib_free.solve import Solution, solve
+from lfmc.calib_free.streamed import StreamedDecoder, matmul_dtype
+from lfmc.calib_free.texts import write_texts
 from lfmc.checkpoint import Checkpoint
-from lfmc.memory import require_memory
+from lfmc.memory import return_freed_memory
+from lfmc.workers import HERE, Workers
 
-TEXTS, LENGTH = 32, 96  # sampled: about 3,000 tokens
+TEXTS, LENGTH = 128, 96  # written by the model, and tokens of each
+LARGE = 5 * 10**8  # parameters from which it writes less:
+LARGE_TEXTS, LARGE_LENGTH = 96, 32
 REFERENCE_BITS = 3  # the width at which a matrix's cost is measured in full
 EXCESS = 3.0  # KL outgrows the quadratic form by this times the relative error
 SHARED = 0.1  # of a unit's sensitivity that it takes from its kind: a sample is finite
@@ -48,12 +55,42 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """How much the model writes: `count` texts of `length` tokens.
+
+    Every token of a text costs a pass over all weights, and every text memory in all layers, so a
+    large model writes fewer and shorter ones.
+    """
+
+    count: int
+    length: int
+
+    @classmethod
+    def of(cls, num_params: int) -> Sample:
+        """The rule, by the number of parameters."""
+        large = num_params >= LARGE
+        return cls(LARGE_TEXTS, LARGE_LENGTH) if large else cls(TEXTS, LENGTH)
+
+    def __str__(self) -> str:
+        return f"{self.count} texts of {self.length} tokens"
+
+
+@dataclass(frozen=True)
 class Allocation:
     """A format for each unit, in order, and what was known when it was chosen."""
 
     formats: tuple[Format, ...]
     measured: Mapping[str, Measured]
     solution: Solution
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What measuring may use: workers for what falls apart by tensor, and a cache."""
+
+    workers: Workers = HERE
+    cache: Cache = NOTHING
 
 
 def allocate_auto(
@@ -63,18 +100,13 @@ def allocate_auto(
     limit: int,
     seed: int,
     progress: Callable[[str], None],
+    resources: Resources,
 ) -> Allocation:
     """Formats for units `found` within `limit` bytes, all of them spent on these units.
 
-    Raises `UnsupportedError` where the model does not fit in memory or has no start token.
+    Raises `UnsupportedError` where the model has no start token.
     """
-    require_memory(
-        checkpoint,
-        BYTES_PER_PARAM,
-        "method 'auto'",
-        "use --bits alphaq, uniform or a plain width, or a larger machine",
-    )
-    measured = measure(checkpoint, capabilities, found, seed, progress)
+    measured = measure(checkpoint, capabilities, found, seed, progress, resources)
     progress("choosing formats")
     choices = [
         unit_choice(checkpoint, capabilities, unit, partial(_unit_cost, measured, unit))
@@ -85,7 +117,7 @@ def allocate_auto(
         capabilities.formats(unit.role)[pick]
         for unit, pick in zip(found, solution.picks, strict=True)
     )
-    return Allocation(formats, measured, solution)
+    return Allocation(formats, measured, solution, Sample.of(checkpoint.num_params))
 
 
 def measure(
@@ -94,53 +126,100 @@ def measure(
     found: Sequence[Unit],
     seed: int,
     progress: Callable[[str], None],
+    resources: Resources,
 ) -> dict[str, Measured]:
     """Importance, costs and errors of every matrix of the units, by name."""
-    decoder = checkpoint.decoder()
-    progress("sampling text from the model")
-    tokens = sample(decoder, TEXTS, LENGTH, seed)
-    names = [name for unit in found for name in unit.names]
-    fisher = fisher_diagonal(decoder, names, tokens, progress)
-    weights = {name: decoder.get_parameter(name) for name in names}
-    letters = {name: encode(column_importance(fisher[name])) for name in names}
+    options = {
+        role: _options(capabilities, role) for role in dict.fromkeys(unit.role for unit in found)
+    }
+    roles = {name: unit.role for unit in found for name in unit.names}
+    text = Sample.of(checkpoint.num_params)
+    keys = {name: _key(checkpoint, name, options[role], text, seed) for name, role in roles.items()}
+    findings: dict[str, Finding] = {}
+    for name, key in keys.items():
+        if (kept := resources.cache.get(key)) is not None:
+            findings[name] = Finding(kept["importance"], kept["cost"], tuple(kept["errors"]))
+    missing = [name for name in roles if name not in findings]
+    if missing:
+        return_freed_memory()
+        decoder = StreamedDecoder(checkpoint)
+        tokens = write_texts(decoder, text.count, text.length, seed, progress)
+        order: list[str] = []
+        tasks = _tasks(
+            checkpoint,
+            sensitivities(decoder, tokens, seed, progress),
+            {name: options[roles[name]] for name in missing},
+            order,
+        )
+        for index, finding in enumerate(resources.workers.map(measure_task, tasks)):
+            findings[order[index]] = finding
+            resources.cache.put(keys[order[index]], asdict(finding))
     measured: dict[str, Measured] = {}
-    for role in dict.fromkeys(unit.role for unit in found):
-        progress(f"error curves: {role}")
-        units = [unit for unit in found if unit.role == role]
-        measured |= _measure_role(units, capabilities, weights, fisher, letters)
+    for role, own in options.items():
+        measured |= _of_role([unit for unit in found if unit.role == role], own, findings)
     return measured
 
 
-def _measure_role(
-    units: Sequence[Unit],
-    capabilities: Capabilities,
-    weights: Mapping[str, Tensor],
-    fisher: Mapping[str, Tensor],
-    letters: Mapping[str, str],
+@dataclass(frozen=True)
+class _Options:
+    """What matrices of one role may become, with the grid of each format."""
+
+    formats: tuple[Format, ...]
+    grids: tuple[str, ...]
+    reference: Format
+
+
+def _options(capabilities: Capabilities, role: str) -> _Options:
+    formats = capabilities.formats(role)
+    reference = min(formats, key=lambda f: (abs(f.bits - REFERENCE_BITS), f))
+    return _Options(formats, tuple(grid_for(f, capabilities) for f in formats), reference)
+
+
+def _key(checkpoint: Checkpoint, name: str, options: _Options, text: Sample, seed: int) -> str:
+    """Fisher information depends on all weights: the fingerprint stands for all their bytes."""
+    formats: list[Any] = [
+        [f.name, grid] for f, grid in zip(options.formats, options.grids, strict=True)
+    ]
+    rule = [text.count, text.length, seed, ROWS, str(matmul_dtype())]
+    return key_of(RULE, checkpoint.fingerprint, name, formats, options.reference.name, rule)
+
+
+def _tasks(
+    checkpoint: Checkpoint,
+    known: Iterator[Sensitivity],
+    wanted: Mapping[str, _Options],
+    order: list[str],
+) -> Iterator[Task]:
+    """Tasks for the `wanted` of the matrices that are `known`; their names are put in `order`."""
+    for own in known:
+        if own.name not in wanted:
+            continue
+        order.append(own.name)
+        options, weight = wanted[own.name], checkpoint.load(own.name)
+        yield Task(
+            own.name,
+            encode(column_importance(own.columns)),
+            weight[spread(len(weight), ROWS)],
+            weight[own.rows],
+            own.information,
+            options.formats,
+            options.grids,
+            options.reference,
+        )
+
+
+def _of_role(
+    units: Sequence[Unit], options: _Options, findings: Mapping[str, Finding]
 ) -> dict[str, Measured]:
     """`Measured` for the matrices of units of one role."""
-    formats = capabilities.formats(units[0].role)
-    grids = {f: grid_for(f, capabilities) for f in formats}
-    reference = min(formats, key=lambda f: (abs(f.bits - REFERENCE_BITS), f))
-    names = [name for unit in units for name in unit.names]
-    columns = {name: decode(letters[name], name) for name in names}
-    rows = {name: weights[name][spread(len(weights[name]), ROWS)] for name in names}
-    errors = curves(rows, columns, formats, grids)
-    cost = {}
-    for name in names:
-        packed = quantize(weights[name], reference, columns[name], grids[reference])
-        wrong = (packed.dequantize() - weights[name]).square_()
-        cost[name] = 0.5 * float((wrong * fisher[name]).sum(dtype=torch.float64))
-    cost = _shared(units, cost)
-    return {
-        name: Measured(
-            letters[name],
-            grids,
-            {f: cost[name] * _ratio(errors[name], f, reference) for f in formats},
-            errors[name],
-        )
-        for name in names
-    }
+    cost = _shared(units, {n: findings[n].cost for unit in units for n in unit.names})
+    grids = dict(zip(options.formats, options.grids, strict=True))
+    measured = {}
+    for name, finding in ((n, findings[n]) for unit in units for n in unit.names):
+        errors = dict(zip(options.formats, finding.errors, strict=True))
+        costs = {f: cost[name] * _ratio(errors, f, options.reference) for f in options.formats}
+        measured[name] = Measured(finding.importance, grids, costs, errors)
+    return measured
 
 
 def _ratio(errors: Mapping[Format, float], f: Format, reference: Format) -> float:

@@ -39,15 +39,25 @@ def plan(
     seed: int = 0,
     effort: Effort = FAST,
     alphaq: AlphaQOptions | None = None,
+    workers: str | None = None,
+    cache: bool = True,
 ) -> BitPlan:
     """A format for every tensor of a checkpoint; see `lfmc plan`. `max_size` is in bytes.
 
     `effort` is an `lfmc.Effort`: Effort("best", minutes=10) also fits codes, scales and norms.
+    `workers` is the `dask://HOST:PORT` of a cluster that measures; `cache` keeps what was measured.
     """
     from lfmc.exporter import Options, plan_for
 
-    limit = budget(bits_per_weight, max_size)
-    options = Options(bits=bits, budget=limit, seed=seed, effort=effort, alphaq=alphaq)
+    options = Options(
+        bits=bits,
+        budget=budget(bits_per_weight, max_size),
+        seed=seed,
+        effort=effort,
+        alphaq=alphaq,
+        workers=workers,
+        cache=cache,
+    )
     return plan_for(open_checkpoint(model), get_target(target), options, Silent())
 
 
@@ -65,8 +75,8 @@ def export(
     """Quantize, lower, prove and write a bundle; see `lfmc export`.
 
     `plan` is the file of a plan to obey. `options` are those of `lfmc.exporter.Options`: bits,
-    context, layout, check, max_kl, min_top1, seed, effort, alphaq. Raises the same errors as the
-    command.
+    context, layout, check, max_kl, min_top1, seed, effort, alphaq, workers, cache. Raises the same
+    errors as the command.
     """
     from lfmc.exporter import Options
     from lfmc.exporter import export as run

@@ -10,9 +10,10 @@ from typing import Any
 
 import lfmc
 from lfmc.bundle import GOLDEN, MANIFEST, PLAN, Bundle, describe, open_bundle, write_json, writing
+from lfmc.cache import NOTHING, default_cache
 from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
 from lfmc.calib_free.alphaq import AlphaQOptions
-from lfmc.calib_free.auto import Allocation
+from lfmc.calib_free.auto import Allocation, Resources
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan
 from lfmc.chat import copy_tokenizer
@@ -29,6 +30,7 @@ from lfmc.targets.base import Artifact, Request, Target
 from lfmc.trace import trace
 from lfmc.versions import tool_versions
 from lfmc.weights import PlannedWeights
+from lfmc.workers import open_workers
 
 DEFAULT_CONTEXT = 4096
 MIN_CONTEXT = 16  # the golden prompts and a few tokens
@@ -39,6 +41,8 @@ class Options:
     """What a user asks of an export.
 
     `bits` None is "auto"; `plan` excludes `bits`, `budget` and `alphaq`, the knobs of "alphaq".
+    `workers` (`dask://HOST:PORT`) measure for a new plan, this machine for None; with `cache`,
+    what was measured before is used, and kept for the next plan. Neither changes a plan.
     """
 
     bits: str | None = None
@@ -52,6 +56,8 @@ class Options:
     seed: int = 0
     effort: Effort = FAST
     alphaq: AlphaQOptions | None = None
+    workers: str | None = None
+    cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,8 @@ def plan_for(
     """
     capabilities = target.capabilities(checkpoint.config)
     if options.plan is None:
-        with progress.stage("plan"):
+        cache = default_cache() if options.cache else NOTHING
+        with progress.stage("plan"), open_workers(options.workers) as workers:
             return make_plan(
                 checkpoint,
                 capabilities,
@@ -126,6 +133,7 @@ def plan_for(
                 alphaq=options.alphaq,
                 progress=progress.step,
                 observe=observe,
+                resources=Resources(workers, cache),
             )
     plan = BitPlan.load(options.plan)
     plan.check(checkpoint, capabilities)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +12,7 @@ from lfmc.errors import UnsupportedError
 from lfmc.model import DecoderConfig, state_specs
 
 FLOAT32 = 4
+M_MMAP_THRESHOLD = -3  # of malloc.h
 CONTEXTS = (512, 2048, 8192, 32768, 131072)  # tokens that `lfmc inspect` tells memory for
 
 
@@ -87,6 +89,17 @@ def installed_nbytes() -> int:
 def fits_in_memory(checkpoint: Checkpoint, bytes_per_param: int) -> bool:
     """Whether this machine has so many bytes for each parameter."""
     return bytes_per_param * checkpoint.num_params <= installed_nbytes()
+
+
+def return_freed_memory() -> None:
+    """Have large blocks go back to the system when they are freed (glibc; elsewhere they do).
+
+    glibc takes a freed block's size as the new limit below which blocks stay in its heap, up to 32
+    MiB, and holes of every size then add up: twice the memory, where matrices come and go.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def require_memory(checkpoint: Checkpoint, bytes_per_param: int, what: str, todo: str) -> None:

@@ -12,6 +12,7 @@ from lfmc.commands.options import (
     alphaq_options,
     announce,
     json_option,
+    measuring_options,
     model_argument,
     plan_options,
 )
@@ -20,6 +21,7 @@ from lfmc.commands.options import (
 @click.command("export")
 @model_argument
 @plan_options
+@measuring_options
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Obey this plan.json.")
 @click.option("--context", type=int, help="Longest conversation, in tokens. [default: 4096]")
 @click.option("--layout", help="Names of inputs and states, for who loads the model.")
@@ -46,6 +48,8 @@ def command(
     minutes: float | None,
     device: str,
     gpus: int,
+    workers: str | None,
+    no_cache: bool,
     plan_file: Path | None,
     context: int | None,
     layout: str | None,
@@ -88,6 +92,8 @@ def command(
         seed=seed,
         effort=Effort(effort, minutes, device, gpus),
         alphaq=alphaq_options(alphaq),
+        workers=workers,
+        cache=not no_cache,
     )
     progress = for_terminal()
     out = console()

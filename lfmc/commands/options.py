@@ -129,6 +129,15 @@ def plan_options(function: F) -> F:
     return function
 
 
+def measuring_options(function: F) -> F:
+    """Where measuring is done, and whether what it found is kept; neither changes a plan."""
+    workers = click.option(
+        "--workers", help="dask://HOST:PORT: measure on a dask cluster instead of here."
+    )
+    text = "Neither read nor write what was measured before ($LFMC_CACHE, or ~/.cache/lfmc)."
+    return workers(click.option("--no-cache", is_flag=True, help=text)(function))
+
+
 def report_option(function: F) -> F:
     path = click.Path(path_type=Path)
     text = "Also write a page to look at: one HTML file that loads nothing."

@@ -12,6 +12,7 @@ from lfmc.commands.options import (
     announce,
     force_option,
     json_option,
+    measuring_options,
     model_argument,
     plan_options,
     report_option,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @click.command("plan")
 @model_argument
 @plan_options
+@measuring_options
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write plan.json.")
 @report_option
 @force_option
@@ -41,6 +43,8 @@ def command(
     minutes: float | None,
     device: str,
     gpus: int,
+    workers: str | None,
+    no_cache: bool,
     output: Path | None,
     report: Path | None,
     force: bool,
@@ -83,6 +87,8 @@ def command(
         seed=seed,
         effort=spent,
         alphaq=alphaq_options(alphaq),
+        workers=workers,
+        cache=not no_cache,
     )
     seen: list[Allocation] = []
     plan = plan_for(checkpoint, runs_on, options, progress, seen.append)

@@ -115,7 +115,10 @@ def attention_inputs(
     context: int,
     frequencies: Callable[[str], Tensor],
 ) -> dict[str, tuple[Tensor, ...]]:
-    """What layers of each kind of attention share: cos, sin, mask `[T, C]` and positions `[T]`."""
+    """What attention layers of each kind take beside hidden states and caches of `context`.
+
+    Cosine and sine, float32 `[T, head_dim]`, the bool mask `[T, C]`, and `positions` `[T]`.
+    """
     return {
         kind: (
             *rotation(positions, frequencies(kind)),

@@ -7,7 +7,7 @@ table of KL(fp32 || quantized) in nats per token. The text is only for measuring
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from torch import Tensor
 from lfmc.calib_free import auto
 from lfmc.calib_free.allocate import Budget, make_plan
 from lfmc.calib_free.formats import GENERIC, Capabilities, Format
+from lfmc.calib_free.roles import QUANTIZED, role
 from lfmc.calib_free.sample import logits_of
+from lfmc.calib_free.sensitivity import Sensitivity
+from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.model import Decoder
 from lfmc.quality import windows
 
 GROUP_64 = Capabilities(
@@ -32,23 +34,35 @@ GROUP_64 = Capabilities(
 
 
 def squared_error(
-    decoder: Decoder, names: Sequence[str], tokens: Tensor, progress: object
-) -> dict[str, Tensor]:
+    decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: object
+) -> Iterator[Sensitivity]:
     """In place of the Fisher information: every error counts the same."""
-    return {name: torch.ones_like(decoder.get_parameter(name)) for name in names}
+    for name, weight in _weights(decoder):
+        yield _even(name, weight, 1.0)
 
 
 def relative_error(
-    decoder: Decoder, names: Sequence[str], tokens: Tensor, progress: object
-) -> dict[str, Tensor]:
+    decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: object
+) -> Iterator[Sensitivity]:
     """In place of the Fisher information: errors relative to a matrix's mean energy."""
-    weights = {name: decoder.get_parameter(name) for name in names}
-    return {n: torch.ones_like(w) / w.square().mean() for n, w in weights.items()}
+    for name, weight in _weights(decoder):
+        yield _even(name, weight, 1 / float(weight.square().mean()))
 
 
-def all_alike(fisher: Tensor) -> Tensor:
+def _weights(decoder: StreamedDecoder) -> Iterator[tuple[str, Tensor]]:
+    for name, info in decoder.checkpoint.tensors.items():
+        if role(name, info.shape) in QUANTIZED:
+            yield name, decoder.checkpoint.load(name).float()
+
+
+def _even(name: str, weight: Tensor, value: float) -> Sensitivity:
+    information = torch.full_like(weight, value)
+    return Sensitivity(name, information.sum(0), torch.arange(len(weight)), information)
+
+
+def all_alike(columns: Tensor) -> Tensor:
     """In place of column importance."""
-    return torch.ones(fisher.shape[1])
+    return torch.ones_like(columns)
 
 
 def minmax(number_format: Format, capabilities: Capabilities) -> str:
@@ -58,15 +72,15 @@ def minmax(number_format: Format, capabilities: Capabilities) -> str:
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
-    "cost: squared error": {"fisher_diagonal": squared_error},
-    "cost: relative squared error": {"fisher_diagonal": relative_error},
+    "cost: squared error": {"sensitivities": squared_error},
+    "cost: relative squared error": {"sensitivities": relative_error},
     "columns all alike in the clip search": {"column_importance": all_alike},
     "min/max grid": {"grid_for": minmax},
     "no excess of large errors": {"EXCESS": 0.0},
     "excess 8": {"EXCESS": 8.0},
     "no sharing within a kind": {"SHARED": 0.0},
-    "a quarter of the text": {"TEXTS": 8},
-    "four times the text": {"TEXTS": 128},
+    "a quarter of the text": {"TEXTS": 32},
+    "four times the text": {"TEXTS": 512},
     "another seed": {"seed": 1},
     "only groups of 64, asymmetric": {"capabilities": GROUP_64},
 }

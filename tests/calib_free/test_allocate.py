@@ -4,14 +4,17 @@ import os
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lfmc.cache import NOTHING, Cache
 from lfmc.calib_free import auto
 from lfmc.calib_free.allocate import METHODS, Budget, make_plan
 from lfmc.calib_free.alphaq import AlphaQOptions
+from lfmc.calib_free.auto import Resources, Sample
 from lfmc.calib_free.formats import GENERIC, Capabilities, Format, parse_format
 from lfmc.calib_free.plan import BitPlan
 from lfmc.calib_free.roles import QUANTIZED
@@ -116,8 +119,10 @@ def test_the_same_seed_gives_the_same_plan_to_the_byte(
     assert first == again
 
 
-def test_a_plan_opens_no_file_but_the_checkpoint(make_checkpoint: MakeCheckpoint) -> None:
-    own = make_checkpoint("lfm2_moe")
+def test_a_plan_opens_no_file_but_the_checkpoint_and_its_cache(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    own, kept = make_checkpoint("lfm2_moe"), tmp_path / "kept"
     make_plan(own, PHONE, "auto", Budget(12.0))  # imports happen here
     opened: list[str] = []
     watching = True
@@ -131,10 +136,54 @@ def test_a_plan_opens_no_file_but_the_checkpoint(make_checkpoint: MakeCheckpoint
     sys.addaudithook(watch)
     fresh = Checkpoint(own.path, own.name, own.config, own.raw_config, own.tensors)
     for method in ("auto", "alphaq", "uniform", "4"):
-        make_plan(fresh, PHONE, method, Budget(12.0))
+        make_plan(fresh, PHONE, method, Budget(12.0), resources=Resources(cache=Cache(kept)))
     watching = False
     assert opened
-    assert {path for path in opened if not path.startswith(str(own.path))} == set()
+    assert {p for p in opened if not p.startswith((str(own.path), str(kept)))} == set()
+    assert any(path.startswith(str(kept)) for path in opened)
+
+
+def test_a_cache_changes_no_plan(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint, cache = make_checkpoint("lfm2_moe"), Cache(tmp_path / "kept")
+    told: list[str] = []
+
+    def plan(bits: float, cache: Cache, seed: int = 0) -> str:
+        told.clear()
+        resources = Resources(cache=cache)
+        made = make_plan(
+            checkpoint,
+            PHONE,
+            "auto",
+            Budget(bits),
+            seed=seed,
+            progress=told.append,
+            resources=resources,
+        )
+        return made.to_json()
+
+    first = plan(12.0, cache)
+    assert first == plan(12.0, NOTHING)
+    assert any(step.startswith("sensitivity") for step in told)
+    assert plan(13.0, cache) == plan(13.0, NOTHING)
+    plan(13.0, cache)
+    assert not any(step.startswith("sensitivity") for step in told)
+    plan(13.0, cache, seed=1)
+    assert any(step.startswith("sensitivity") for step in told)
+    entry = sorted(cache.folder.glob("*/*.json"))[0]  # type: ignore[union-attr]
+    entry.write_text(entry.read_text()[:-20])
+    assert plan(12.0, cache) == first
+
+
+def test_a_large_model_writes_shorter_texts(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Sample.of(auto.LARGE - 1) == Sample(2, 16)
+    assert Sample.of(auto.LARGE) == Sample(96, 32)
+    for name, value in (("LARGE", 1), ("LARGE_TEXTS", 3), ("LARGE_LENGTH", 5)):
+        monkeypatch.setattr(auto, name, value)
+    plan = make_plan(make_checkpoint("lfm2"), GENERIC, "auto", Budget(5.0))
+    reasons = [row.reason for row in plan.rows if row.role in QUANTIZED]
+    assert all(reason.endswith("3 texts of 5 tokens") for reason in reasons)
 
 
 def test_auto_gives_experts_of_one_layer_one_layout(demo: Checkpoint) -> None:
@@ -260,4 +309,4 @@ def test_dense_models(make_checkpoint: MakeCheckpoint, model_type: str) -> None:
     plan.check(checkpoint, GENERIC)
     assert plan.predicted_kl is not None
     assert plan.predicted_kl > 0
-    assert told[0] == "sampling text from the model"
+    assert told[0] == "text from the model: token 2 of 16"

@@ -186,6 +186,36 @@ def test_json_reports_errors_too(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["exit_code"] == done.returncode == 2
 
 
+def test_workers_that_are_not_there_are_wrong_input(tmp_path: Path) -> None:
+    for address in ("tcp://127.0.0.1:1", "dask://127.0.0.1:9"):
+        done = lfmc("plan", "--bits", "uniform", "--workers", address, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert "where" in done.stderr or "expected" in done.stderr
+
+
+def test_workers_without_dask_name_the_extra(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['distributed'] = None\n"
+        "sys.argv = ['lfmc', 'plan', '--workers', 'dask://127.0.0.1:9']\n"
+        "from lfmc.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "pip install 'lfmc[dask]'" in done.stderr
+
+
+def test_what_was_measured_is_kept_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LFMC_CACHE", str(tmp_path / "cache"))
+    first = lfmc("plan", "--no-cache", "--json")
+    assert not (tmp_path / "cache").exists()
+    assert lfmc("plan", "--json").stdout == first.stdout
+    assert (tmp_path / "cache").is_dir()
+    assert lfmc("plan", "--json").stdout == first.stdout
+
+
 def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
     code = (
         "import sys\n"

@@ -63,6 +63,4 @@ def test_an_export_that_can_not_be_checked_here_says_so_first(
     with pytest.raises(UnsupportedError, match="parity") as caught:
         lfmc.export(bits="4", output=tmp_path / "b")
     assert "--check off" in str(caught.value)
-    with pytest.raises(UnsupportedError, match="method 'auto'"):
-        lfmc.export(bits="auto", output=tmp_path / "b", check="off")
     assert list(tmp_path.iterdir()) == []
