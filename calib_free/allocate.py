@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from lfmc.calib_free.alphaq import AlphaQOptions
-from lfmc.calib_free.auto import Allocation, Resources, allocate_auto
+from lfmc.calib_free.auto import Allocation, allocate_auto
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.curves import ROWS, curves, spread
 from lfmc.calib_free.decision import Decision, keep, kept_nbytes, unit_choice
@@ -14,6 +14,7 @@ from lfmc.calib_free.formats import Capabilities, Floats
 from lfmc.calib_free.gains import input_importance
 from lfmc.calib_free.paper import allocate_paper
 from lfmc.calib_free.plan import VERSION, BitPlan, PlanRow
+from lfmc.calib_free.resources import ALONE, Resources
 from lfmc.calib_free.roles import Unit, role, units
 from lfmc.calib_free.solve import smallest
 from lfmc.calib_free.uniform import allocate_uniform, allocate_width
@@ -26,7 +27,6 @@ METHODS = ("auto", "alphaq", "uniform", "none", "2", "3", "4", "6", "8")
 BUDGETED = ("auto", "alphaq", "uniform")  # these take the default budget where none is given
 DEFAULT_BITS_PER_WEIGHT = 4.5
 FAST = Effort()
-ALONE = Resources()  # this machine, and no cache
 
 
 def make_plan(
@@ -51,7 +51,7 @@ def make_plan(
     name in the plan. `progress` is told each step. The same arguments on the same machine give
     the same plan, where no minutes bound the effort. `observe` is given what "auto" measured, and
     is not called by the other methods, which measure no costs. `resources` are the workers and the
-    cache of the measuring of "auto"; neither changes a plan.
+    cache of the measuring of "auto" and "alphaq"; neither changes a plan.
 
     Raises `InputError` for an unknown method, knobs of another one, or a budget below the smallest
     possible, which it names, and `UnsupportedError` for what the target or this machine can't do.
@@ -80,7 +80,7 @@ def make_plan(
         )
     elif method == "alphaq":
         more = allocate_paper(
-            checkpoint, capabilities, found, left or 0, alphaq or AlphaQOptions(), tell
+            checkpoint, capabilities, found, left or 0, alphaq or AlphaQOptions(), tell, resources
         )
     elif method == "uniform":
         more = allocate_uniform(checkpoint, capabilities, found, left or 0)

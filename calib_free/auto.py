@@ -18,20 +18,21 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from lfmc.cache import NOTHING, Cache, key_of
+from lfmc.cache import key_of, machine
 from lfmc.calib_free.curves import ROWS, grid_for, spread
 from lfmc.calib_free.decision import unit_choice
 from lfmc.calib_free.formats import Capabilities, Format
 from lfmc.calib_free.importance import encode
 from lfmc.calib_free.measure import RULE, Finding, Task, measure_task
+from lfmc.calib_free.resources import Resources
 from lfmc.calib_free.roles import Unit
+from lfmc.calib_free.sensitivity import ROWS as INFORMED
 from lfmc.calib_free.sensitivity import Sensitivity, column_importance, sensitivities
 from lfmc.calib_free.solve import Solution, solve
-from lfmc.calib_free.streamed import StreamedDecoder, matmul_dtype
+from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.calib_free.texts import write_texts
 from lfmc.checkpoint import Checkpoint
 from lfmc.memory import return_freed_memory
-from lfmc.workers import HERE, Workers
 
 TEXTS, LENGTH = 128, 96  # written by the model, and tokens of each
 LARGE = 5 * 10**8  # parameters from which it writes less:
@@ -83,14 +84,6 @@ class Allocation:
     measured: Mapping[str, Measured]
     solution: Solution
     sample: Sample
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What measuring may use: workers for what falls apart by tensor, and a cache."""
-
-    workers: Workers = HERE
-    cache: Cache = NOTHING
 
 
 def allocate_auto(
@@ -176,11 +169,14 @@ def _options(capabilities: Capabilities, role: str) -> _Options:
 
 
 def _key(checkpoint: Checkpoint, name: str, options: _Options, text: Sample, seed: int) -> str:
-    """Fisher information depends on all weights: the fingerprint stands for all their bytes."""
+    """Fisher information depends on all weights: the fingerprint stands for all their bytes.
+
+    It also depends on the order of sums, which is the machine's.
+    """
     formats: list[Any] = [
         [f.name, grid] for f, grid in zip(options.formats, options.grids, strict=True)
     ]
-    rule = [text.count, text.length, seed, ROWS, str(matmul_dtype())]
+    rule = [text.count, text.length, seed, ROWS, INFORMED, machine()]
     return key_of(RULE, checkpoint.fingerprint, name, formats, options.reference.name, rule)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -73,22 +73,6 @@ def head(config: DecoderConfig, hidden: Tensor, weights: Mapping[str, Tensor]) -
     return F.linear(norm(hidden), weights[name].float().to(hidden.device))
 
 
-class Stored(Mapping[str, Tensor]):
-    """The tensors of a checkpoint, read when asked for."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._checkpoint.load(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._checkpoint.tensors)
-
-    def __len__(self) -> int:
-        return len(self._checkpoint.tensors)
-
-
 @torch.no_grad()
 def push(block: Block, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
     """All hidden states `[N, T, H]` through a block, a few texts at a time."""
@@ -98,7 +82,7 @@ def push(block: Block, hidden: Tensor, weights: Mapping[str, Tensor] | None = No
 @torch.no_grad()
 def planned_kl(checkpoint: Checkpoint, plan: BitPlan, texts: Tensor) -> float:
     """Mean KL(checkpoint || plan) over the tokens of `texts` `[N, T]`, in nats, block by block."""
-    stored, planned = Stored(checkpoint), dequantized_weights(checkpoint, plan)
+    stored, planned = checkpoint.weights, dequantized_weights(checkpoint, plan)
     wanted, given = embed(texts, stored), embed(texts, planned)
     for index in range(checkpoint.config.num_layers):
         block = Block(checkpoint, index, texts.device)

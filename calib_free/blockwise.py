@@ -10,22 +10,25 @@ the hidden states of all texts twice.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lfmc.calib_free.blocks import BATCH, Block, Stored, embed, head, push
+from lfmc.calib_free.blocks import Block, embed, push
 from lfmc.calib_free.fitted import Parts
 from lfmc.calib_free.plan import BitPlan, dequantized_weights
-from lfmc.calib_free.student import Student
+from lfmc.calib_free.sensitivity import channel_worth
+from lfmc.calib_free.streamed import StreamedDecoder
+from lfmc.calib_free.student import BYTES_PER_PARAM, Student
 from lfmc.calib_free.training import Course, Terms, fast_products, follow
 from lfmc.checkpoint import Checkpoint
+from lfmc.memory import FLOAT32
 
 MOMENTS = 32  # texts whose gradients say what a channel is worth
+HIDDEN_TIMES = 3  # hidden states of all texts: wanted, given, and those being made
 
 
 def fit_blocks(
@@ -42,10 +45,13 @@ def fit_blocks(
     """
     started = time.monotonic()
     layers = checkpoint.config.num_layers
-    worth = channel_worth(checkpoint, texts[:MOMENTS], terms.seed, terms.progress)
-    wanted = embed(texts, Stored(checkpoint))
+    stream = StreamedDecoder(checkpoint, str(texts.device))
+    worth = channel_worth(stream, texts[:MOMENTS], terms.seed, terms.progress)
+    del stream
+    wanted = embed(texts, checkpoint.weights)
     given = embed(texts, dequantized_weights(checkpoint, plan))
     fitted: dict[str, Parts] = {}
+    began = time.monotonic()
     for index in range(layers):
         block = Block(checkpoint, index, texts.device)
         wanted = _push(block, wanted)
@@ -54,10 +60,21 @@ def fit_blocks(
         if terms.ends is not None:
             share = (index + 1) / layers
             own = replace(terms, ends=started + share * (terms.ends - started))
-        _learn(block, student, course, (given, wanted), worth[index], own)
+        title = f"block {index + 1} of {layers}{_left(time.monotonic() - began, index, layers)}"
+        _learn(block, student, course, (given, wanted), worth[index], own, title)
         given = _push(block, given, student)
         fitted |= student.parts()
     return fitted
+
+
+def block_nbytes(checkpoint: Checkpoint, tokens: int) -> int:
+    """Memory that `fit_blocks` takes at most, to learn from so many tokens."""
+    sizes: dict[str, int] = {}
+    for name, info in checkpoint.tensors.items():
+        layer = name.removeprefix("model.layers.").split(".")[0] if ".layers." in name else "ends"
+        sizes[layer] = sizes.get(layer, 0) + info.numel
+    hidden = FLOAT32 * tokens * checkpoint.config.hidden_size
+    return BYTES_PER_PARAM * max(sizes.values()) + HIDDEN_TIMES * hidden
 
 
 def _learn(
@@ -67,6 +84,7 @@ def _learn(
     hidden: tuple[Tensor, Tensor],
     worth: Tensor,
     terms: Terms,
+    title: str,
 ) -> None:
     """Train one block's student: from and to `hidden` `[N, T, H]`, channels weighed by `[H]`."""
     given, wanted = hidden
@@ -77,54 +95,17 @@ def _learn(
         mean: Tensor = 0.5 * (wrong.square() * worth).sum(-1).mean()
         return mean
 
-    follow(student, course, len(given), loss, terms, f"block {block.index + 1}")
+    follow(student, course, len(given), loss, terms, title)
+
+
+def _left(seconds: float, done: int, count: int) -> str:
+    """What to tell of the time that `count` blocks need, after `seconds` for those `done`."""
+    if not done:
+        return ""
+    return f", about {math.ceil(seconds / done * (count - done) / 60)} min left"
 
 
 def _push(block: Block, hidden: Tensor, student: Student | None = None) -> Tensor:
     """All hidden states `[N, T, H]` through a block, as it is or as a student has it."""
     with torch.no_grad(), fast_products(hidden.device):
         return push(block, hidden, None if student is None else student())
-
-
-def channel_worth(
-    checkpoint: Checkpoint, texts: Tensor, seed: int, progress: Callable[[str], None]
-) -> list[Tensor]:
-    """What a squared error in each channel behind each layer costs: float32 `[H]` a layer.
-
-    The mean over tokens of the squared gradient of the log-likelihood of a label that the model
-    draws itself: the diagonal of the Fisher information of the hidden state. One pass up, which
-    keeps what goes into every block, and one pass down.
-    """
-    inputs = [embed(texts, Stored(checkpoint))]
-    for index in range(checkpoint.config.num_layers):
-        progress(f"what channels are worth: up, block {index + 1}")
-        inputs.append(_push(Block(checkpoint, index, texts.device), inputs[-1]))
-    generator = torch.Generator(texts.device).manual_seed(seed)
-    top = [_head_gradient(checkpoint, part, generator) for part in inputs.pop().split(BATCH)]
-    grad = torch.cat(top)
-    worth: list[Tensor] = []
-    for index in reversed(range(checkpoint.config.num_layers)):
-        progress(f"what channels are worth: down, block {index + 1}")
-        worth.append(grad.square().mean((0, 1)))
-        block, below = Block(checkpoint, index, texts.device), inputs.pop()
-        pieces = zip(below.split(BATCH), grad.split(BATCH), strict=True)
-        grad = torch.cat([_down(block, part, above) for part, above in pieces])
-    return worth[::-1]
-
-
-def _down(block: Block, hidden: Tensor, grad: Tensor) -> Tensor:
-    """The gradient in front of a block from the one behind it, `[B, T, H]`."""
-    hidden = hidden.detach().requires_grad_(True)
-    with fast_products(hidden.device):
-        (found,) = torch.autograd.grad(block(hidden), hidden, grad)
-    return found
-
-
-def _head_gradient(checkpoint: Checkpoint, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    """The gradient `[B, T, H]` of each token's own loss at a label drawn from the model."""
-    hidden = hidden.detach().requires_grad_(True)
-    logits = head(checkpoint.config, hidden, Stored(checkpoint)).flatten(0, 1)
-    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    (found,) = torch.autograd.grad(loss, hidden)
-    return found

@@ -15,15 +15,11 @@ from torch.func import functional_call
 
 from lfmc.calib_free.fitted import Parts
 from lfmc.calib_free.plan import BitPlan
-from lfmc.calib_free.sample import logits_of
 from lfmc.calib_free.student import Student
 from lfmc.calib_free.training import Course, Terms, follow
 from lfmc.checkpoint import Checkpoint
 from lfmc.model import Decoder, initial_state
-
-# float32: teacher; latent weight, its gradient and Adam's two moments; the weight that is stored,
-# and its gradient.
-BYTES_PER_PARAM = 28
+from lfmc.quality import logits_of
 
 
 def distill(

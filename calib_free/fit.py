@@ -13,19 +13,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lfmc.cache import cache_folder
 from lfmc.calib_free.blocks import planned_kl
-from lfmc.calib_free.blockwise import fit_blocks
-from lfmc.calib_free.cache import cache_folder
-from lfmc.calib_free.distill import BYTES_PER_PARAM, distill
+from lfmc.calib_free.blockwise import block_nbytes, fit_blocks
+from lfmc.calib_free.distill import distill
 from lfmc.calib_free.fitted import Parts, digest
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import FITTED, BitPlan, PlanRow, stored_error
-from lfmc.calib_free.sample import sample
+from lfmc.calib_free.streamed import StreamedDecoder
+from lfmc.calib_free.student import BYTES_PER_PARAM
+from lfmc.calib_free.texts import write_texts
 from lfmc.calib_free.together import distill_together, require_accelerate
 from lfmc.calib_free.training import Course, Terms
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
-from lfmc.memory import fits_in_memory, require_memory
+from lfmc.memory import installed_nbytes, require_memory
 
 HELD_OUT = 16  # texts that nothing learns from; with the others they fill whole batches
 
@@ -44,7 +46,6 @@ WORK = {
     "best": Work(496, 128, Course(steps=120, batch=16), Course(steps=120, batch=8, rate=0.5)),
     "max": Work(4080, 256, None, Course(steps=1500, batch=32)),
 }
-SAMPLING_BYTES_PER_PARAM = 5  # the float32 model, and a tensor on its way into it
 GPUS = (1, 2, 4, 8)  # they divide every batch
 BLOCKS_SHARE = 0.6  # of the minutes, where both are to be done
 
@@ -101,8 +102,13 @@ def require_fitting(checkpoint: Checkpoint, method: str, effort: Effort) -> None
                 expected=effort.gpus,
                 got=torch.cuda.device_count(),
             )
-    needed = BYTES_PER_PARAM if WORK[effort.level].blocks is None else SAMPLING_BYTES_PER_PARAM
-    require_memory(checkpoint, needed, f"effort '{effort.level}'", "use --effort fast here")
+    work = WORK[effort.level]
+    if work.blocks is None:
+        needed = BYTES_PER_PARAM * checkpoint.num_params
+    else:
+        needed = block_nbytes(checkpoint, work.texts * work.length)
+    what, todo = f"effort '{effort.level}'", "use a lower --effort here"
+    require_memory(checkpoint, needed, what, todo, effort.device)
 
 
 def fit_plan(
@@ -117,15 +123,15 @@ def fit_plan(
     the cache. `require_fitting` tells beforehand what can't be done.
     """
     started, work = time.monotonic(), WORK[effort.level]
-    progress(f"sampling {work.texts} texts from the model")
-    decoder = checkpoint.decoder().to(effort.device)
-    written = sample(decoder, work.texts + HELD_OUT, work.length, plan.seed, work.texts // 2)
-    del decoder
+    stream = StreamedDecoder(checkpoint, effort.device)
+    count, varied = work.texts + HELD_OUT, work.texts // 2
+    written = write_texts(stream, count, work.length, plan.seed, progress, varied)
+    del stream
     texts, held_out = written[: work.texts], written[work.texts :]
     best, least = plan, planned_kl(checkpoint, plan, held_out)
     progress(f"KL on unseen text of its own, before fitting: {least:.4f}")
     made = plan
-    for name, stage, share in _stages(checkpoint, work, effort.gpus):
+    for name, stage, share in _stages(checkpoint, work, effort):
         ends = None if effort.minutes is None else started + 60 * effort.minutes * share
         resume = _resume(made, work, effort) if effort.level == "max" else None
         terms = Terms(plan.seed, progress, ends, resume)
@@ -145,21 +151,23 @@ Stage = Callable[[Checkpoint, BitPlan, Tensor, Terms], dict[str, Parts]]
 def _resume(plan: BitPlan, work: Work, effort: Effort) -> Path:
     """The file in the cache in which a training of this very plan is kept while it runs."""
     what = f"{plan.to_json()}{work}{effort.device}"
-    return cache_folder() / f"training-{hashlib.sha256(what.encode()).hexdigest()[:32]}.pt"
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"training-{hashlib.sha256(what.encode()).hexdigest()[:32]}.pt"
 
 
-def _stages(checkpoint: Checkpoint, work: Work, gpus: int) -> list[tuple[str, Stage, float]]:
+def _stages(checkpoint: Checkpoint, work: Work, effort: Effort) -> list[tuple[str, Stage, float]]:
     """Name, function, and the share of the time that has passed at its end, of each stage."""
     stages: list[tuple[str, Stage, float]] = []
-    whole = fits_in_memory(checkpoint, BYTES_PER_PARAM)
+    whole = BYTES_PER_PARAM * checkpoint.num_params <= installed_nbytes(effort.device)
     blocks = work.blocks
     if blocks is not None:
         share = BLOCKS_SHARE if whole else 1.0
         stages.append(("block by block", partial(fit_blocks, course=blocks), share))
     if whole:
-        together = partial(distill_together, course=work.whole, count=gpus)
+        together = partial(distill_together, course=work.whole, count=effort.gpus)
         alone = partial(distill, course=work.whole)
-        stages.append(("end to end", alone if gpus == 1 else together, 1.0))
+        stages.append(("end to end", alone if effort.gpus == 1 else together, 1.0))
     return stages
 
 

@@ -8,17 +8,23 @@ format that the target has: the paper's GPTQ needs calibration data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 
+from torch import Tensor
+
+from lfmc.cache import key_of, tensor_digest
 from lfmc.calib_free.alphaq import BITS, MIN_VARIANCE, AlphaQOptions, sensitivities
 from lfmc.calib_free.decision import Decision, nearest, unit_nbytes
 from lfmc.calib_free.formats import Capabilities, Format
+from lfmc.calib_free.resources import Resources
 from lfmc.calib_free.roles import Unit
 from lfmc.calib_free.spectra import pl_alpha_hill
 from lfmc.calib_free.widths import choose_widths
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
 
+RULE = "alphaq-1"  # raise the number when anything changes that a signal depends on
 OTHERS = Format(4, 64, False, "float16")
 
 
@@ -29,6 +35,7 @@ def allocate_paper(
     limit: int,
     options: AlphaQOptions,
     progress: Callable[[str], None],
+    resources: Resources,
 ) -> dict[str, Decision]:
     """Formats for every matrix of the units within `limit` bytes.
 
@@ -53,7 +60,7 @@ def allocate_paper(
                 reason = f"alphaq: {own.bits} bits outside the experts"
                 decisions[name] = Decision(own, "minmax", reason)
     formats = _formats(capabilities, options.bits)
-    alphas, weights = _signals(checkpoint, experts, options, progress)
+    alphas, weights = _signals(checkpoint, experts, options, progress, resources)
     widths = _fit(checkpoint, experts, formats, weights, left)
     for unit, width in zip(experts, widths, strict=True):
         for name in unit.names:
@@ -96,24 +103,61 @@ def _layout(f: Format) -> tuple[int, bool, str]:
     return (f.group, f.symmetric, f.scale_dtype)
 
 
+@dataclass(frozen=True)
+class Task:
+    """A matrix `[N, K]` whose spectrum is to be measured, in the dtype that is stored."""
+
+    weight: Tensor
+    block: int
+    tail: float
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A matrix's tail exponent, infinite where it has none, and its population variance."""
+
+    alpha: float
+    variance: float
+
+
+def measure_task(task: Task) -> Signal:
+    """The paper's two signals: work for any worker."""
+    alpha = pl_alpha_hill(task.weight, task.block, tail=task.tail)
+    return Signal(alpha, float(task.weight.float().var(correction=0)))
+
+
 def _signals(
     checkpoint: Checkpoint,
     experts: Sequence[Unit],
     options: AlphaQOptions,
     progress: Callable[[str], None],
+    resources: Resources,
 ) -> tuple[dict[str, float], list[float]]:
     """Tail exponents by tensor name, and the summed `sensitivity * variance` of each unit."""
-    alphas, variances = {}, {}
-    for unit in experts:
-        progress(f"spectra: {unit.names[0]}")
-        for name in unit.names:
+    found: dict[str, Signal] = {}
+    missing: list[tuple[str, str]] = []
+
+    def tasks() -> Iterator[Task]:
+        for name in (n for unit in experts for n in unit.names):
+            progress(f"spectra: {name}")
             weight = checkpoint.load(name)
-            alphas[name] = pl_alpha_hill(weight, options.block, tail=options.tail)
-            variances[name] = float(weight.float().var(correction=0))
+            key = key_of(RULE, options.block, options.tail, tensor_digest(weight))
+            kept = resources.cache.get(key)
+            if kept is None:
+                missing.append((name, key))
+                yield Task(weight, options.block, options.tail)
+            else:
+                found[name] = Signal(**kept)
+
+    for index, made in enumerate(resources.workers.map(measure_task, tasks())):
+        name, key = missing[index]
+        found[name] = made
+        resources.cache.put(key, asdict(made))
+    alphas = {name: found[name].alpha for unit in experts for name in unit.names}
     sensitive = sensitivities(list(alphas.values()), options.gamma).tolist()
     shares = dict(zip(alphas, sensitive, strict=True))
     weights = [
-        sum(shares[name] * max(variances[name], MIN_VARIANCE) for name in unit.names)
+        sum(shares[name] * max(found[name].variance, MIN_VARIANCE) for name in unit.names)
         for unit in experts
     ]
     return alphas, weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from lfmc.calib_free.gains import input_importance
 from lfmc.calib_free.grids import quantize
 from lfmc.calib_free.importance import decode
 from lfmc.calib_free.pack import PackedTensor
-from lfmc.checkpoint import Checkpoint
+from lfmc.checkpoint import Checkpoint, LazyTensors
 from lfmc.errors import InputError
 
 VERSION = 2
@@ -293,28 +293,15 @@ def float_tensor(checkpoint: Checkpoint, plan: BitPlan, name: str) -> Tensor:
     return stored
 
 
-class _Dequantized(Mapping[str, Tensor]):
-    def __init__(self, checkpoint: Checkpoint, plan: BitPlan) -> None:
-        self._checkpoint, self._plan = checkpoint, plan
-        self._names = dict.fromkeys(row.name for row in plan.rows)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        if isinstance(parse_format(self._plan.row(name).format), Floats):
-            return float_tensor(self._checkpoint, self._plan, name).float()
-        return quantize_tensor(self._checkpoint, self._plan, name).dequantize()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 def dequantized_weights(checkpoint: Checkpoint, plan: BitPlan) -> Mapping[str, Tensor]:
     """Every tensor as the plan stores it, float32, made when asked for: `checkpoint.decoder(...)`.
 
     Nothing is cached: a tensor that is asked for twice is quantized twice.
     """
-    return _Dequantized(checkpoint, plan)
+
+    def make(name: str) -> Tensor:
+        if isinstance(parse_format(plan.row(name).format), Floats):
+            return float_tensor(checkpoint, plan, name).float()
+        return quantize_tensor(checkpoint, plan, name).dequantize()
+
+    return LazyTensors((row.name for row in plan.rows), make)

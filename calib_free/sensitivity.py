@@ -86,10 +86,7 @@ def sensitivities(
     layer's inputs and gradients.
     """
     layers = decoder.config.num_layers
-    hidden = [decoder.embed(tokens)]
-    for index in range(layers):
-        progress(f"sensitivity: forward, layer {index + 1} of {layers}")
-        hidden.append(decoder.layer(index, hidden[-1]))
+    hidden = _forward(decoder, tokens, progress)
     progress("sensitivity: head")
     head, gradient = _run_head(decoder, tokens, hidden.pop(), seed)
     for index in reversed(range(layers)):
@@ -104,6 +101,37 @@ def sensitivities(
         gradient = decoder.layer_backward(index, hidden.pop(), gradient, observe)
         yield from found
     yield from _of_vocabulary(decoder, tokens, head, gradient)
+
+
+@torch.no_grad()
+def channel_worth(
+    decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: Callable[[str], None]
+) -> list[Tensor]:
+    """What a squared error in each channel behind each layer costs: float32 `[H]` a layer.
+
+    The diagonal of the Fisher information of the hidden state: the mean over `tokens` `[B, T]` of
+    its squared gradient, in nats per token.
+    """
+    hidden = _forward(decoder, tokens, progress)
+    _, gradient = _run_head(decoder, tokens, hidden.pop(), seed)
+    worth: list[Tensor] = []
+    for index in reversed(range(decoder.config.num_layers)):
+        progress(f"what channels are worth: backward, layer {index + 1}")
+        worth.append(gradient.square().mean((0, 1)))
+        gradient = decoder.layer_backward(index, hidden.pop(), gradient)
+    return worth[::-1]
+
+
+def _forward(
+    decoder: StreamedDecoder, tokens: Tensor, progress: Callable[[str], None]
+) -> list[Tensor]:
+    """Hidden states `[B, T, H]` in front of the first layer and behind each."""
+    layers = decoder.config.num_layers
+    hidden = [decoder.embed(tokens)]
+    for index in range(layers):
+        progress(f"sensitivity: forward, layer {index + 1} of {layers}")
+        hidden.append(decoder.layer(index, hidden[-1]))
+    return hidden
 
 
 def column_importance(columns: Tensor) -> Tensor:
@@ -164,17 +192,17 @@ def _run_head(
     head = _Head(
         inputs,
         torch.empty_like(tokens),
-        torch.empty(count, length, 1),
-        torch.empty(count, length, length),
-        torch.empty(count, length, length),
-        torch.zeros(decoder.config.vocab_size),
+        inputs.new_empty(count, length, 1),
+        inputs.new_empty(count, length, length),
+        inputs.new_empty(count, length, length),
+        inputs.new_zeros(decoder.config.vocab_size),
     )
     back = torch.empty_like(inputs)
     for part, logits, matrix in decoder.logits(inputs):
         head.norms[part] = logits.logsumexp(-1, keepdim=True)
         head.labels[part] = choose(logits.flatten(0, 1), generator).view(-1, length)
         g = logits.sub_(head.norms[part]).exp_()
-        g.scatter_add_(2, head.labels[part].unsqueeze(2), -torch.ones(len(g), length, 1))
+        g.scatter_add_(2, head.labels[part].unsqueeze(2), -g.new_ones(len(g), length, 1))
         back[part] = (g.to(matrix.dtype) @ matrix).float()
         head.gram[part] = g @ g.transpose(1, 2)
         head.own[part] = g.gather(2, tokens[part].unsqueeze(1).expand(-1, length, -1))

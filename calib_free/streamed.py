@@ -29,22 +29,26 @@ CHUNK = 1 << 23  # logits in memory at a time
 HELD_NBYTES = 384 << 20  # of matrices that stay: a small model is read once
 
 
-def matmul_dtype() -> torch.dtype:
-    """bfloat16 where the CPU multiplies it natively (several times as fast), else float32."""
-    found = torch.cpu.get_capabilities()
-    native = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+def matmul_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it natively (several times as fast), else float32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities()
+        native = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.bfloat16 if native else torch.float32
 
 
 class StreamedDecoder:
-    """The decoder of a checkpoint, run layer by layer on the CPU.
+    """The decoder of a checkpoint, run layer by layer on a device.
 
     Hidden states are float32 `[B, T, H]`; products are made in `matmul_dtype`, sums in float32.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.config = checkpoint.config
-        self.dtype = matmul_dtype()
+        self.device = torch.device(device)
+        self.dtype = matmul_dtype(self.device)
         self.observe: Observe | None = None
         self.rows: Tensor | None = None  # tokens of the expert that runs; None: all of them
         self.checkpoint = checkpoint
@@ -60,6 +64,7 @@ class StreamedDecoder:
                 large.add(name.removesuffix(".weight"))
             else:
                 small[name] = checkpoint.load(name).float()
+        small = {name: value.to(self.device) for name, value in small.items()}
         self._decoder.load_state_dict(small, strict=False, assign=True)
         self._decoder.requires_grad_(False)
         for path, module in list(self._decoder.named_modules()):
@@ -92,8 +97,8 @@ class StreamedDecoder:
     def layer(self, index: int, x: Tensor) -> Tensor:
         """Hidden states after one layer, of texts that begin at position 0."""
         count, length, _ = x.shape
-        states = initial_state(self.config, count, length, layer=index)
-        return self._run(index, x, torch.arange(length), states)[0]
+        states = initial_state(self.config, count, length, self.device, index)
+        return self._run(index, x, torch.arange(length, device=self.device), states)[0]
 
     def _run(
         self, index: int, x: Tensor, positions: Tensor, states: Sequence[Tensor]
@@ -105,7 +110,9 @@ class StreamedDecoder:
         y, new = self._decoder.model.layers[index](x, attention.get(kind, ()), states)
         return y, list(new)
 
-    def layer_backward(self, index: int, x: Tensor, gradient: Tensor, observe: Observe) -> Tensor:
+    def layer_backward(
+        self, index: int, x: Tensor, gradient: Tensor, observe: Observe | None = None
+    ) -> Tensor:
         """The gradient at a layer's input `x`, given the one at its output; both `[B, T, H]`."""
         x = x.detach().requires_grad_(True)
         self.observe = observe
@@ -134,17 +141,17 @@ class StreamedDecoder:
 
     def head_rows(self, rows: Tensor) -> Tensor:
         """Some rows of the head, float32 `[R, H]`."""
-        head: Tensor = self.checkpoint.load(self._head_name)[rows]
-        return head.float()
+        head: Tensor = self.checkpoint.load(self._head_name)[rows.cpu()]
+        return head.float().to(self.device)
 
     def read(self, name: str) -> Tensor:
         """A matrix in the dtype that products are made in; `InputError` where it holds NaN."""
         if (held := self._held.get(name)) is not None:
             return held
         if name in self._checked:
-            return read_tensor(self.checkpoint.tensors[name]).to(self.dtype)
+            return read_tensor(self.checkpoint.tensors[name]).to(self.device, self.dtype)
         self._checked.add(name)
-        matrix = self.checkpoint.load(name).to(self.dtype)
+        matrix = self.checkpoint.load(name).to(self.device, self.dtype)
         if matrix.nbytes <= self._room:
             self._room -= matrix.nbytes
             self._held[name] = matrix.clone() if self._mapped(name) else matrix
@@ -152,7 +159,7 @@ class StreamedDecoder:
 
     def _mapped(self, name: str) -> bool:
         """Whether `read` gives a view of the file, which would keep all of it mapped."""
-        return self.checkpoint.tensors[name].dtype == self.dtype
+        return self.device.type == "cpu" and self.checkpoint.tensors[name].dtype == self.dtype
 
 
 class _Product(torch.autograd.Function):
@@ -172,7 +179,7 @@ class _Product(torch.autograd.Function):
         matrix: _Matrix = ctx.matrix
         # Flat before they are multiplied: of three dims, torch may copy the matrix once a text.
         flat, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
-        rows = torch.arange(len(flat)) if ctx.rows is None else ctx.rows
+        rows = torch.arange(len(flat), device=flat.device) if ctx.rows is None else ctx.rows
         if matrix.decoder.observe is not None:
             matrix.decoder.observe(matrix.name, flat, gradient, rows)
         product = gradient.to(x.dtype) @ matrix.decoder.read(matrix.name)
@@ -199,14 +206,9 @@ class _Experts(nn.Module):
         self.inner, self.decoder = experts, decoder
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1)  # (B T, H)
-        chosen, weights = self.inner.route(flat)
-        y = torch.zeros_like(flat)
-        for index, expert in enumerate(self.inner.experts):
-            rows, slots = (chosen == index).nonzero(as_tuple=True)
+        def tell(rows: Tensor) -> None:
             self.decoder.rows = rows
-            y.index_add_(
-                0, rows, expert(flat.index_select(0, rows)) * weights[rows, slots].unsqueeze(1)
-            )
+
+        y = self.inner.run_chosen(x.flatten(0, 1), tell)
         self.decoder.rows = None
         return y.view_as(x)

@@ -23,6 +23,11 @@ LEARNING = ("norm", "conv")
 RATE_LATENT, RATE_SCALE, RATE_FLOAT = 4e-3, 5e-4, 3e-4
 
 
+# float32: the teacher's weight; the latent one, its gradient and Adam's two moments; the weight
+# that is stored, and its gradient.
+BYTES_PER_PARAM = 28
+
+
 class StoredFloats(nn.Module):
     """A tensor that is stored as floats of fewer bits than it learns in."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,13 +65,18 @@ class Cache:
 NOTHING = Cache(None)
 
 
-def default_cache() -> Cache:
-    """`$LFMC_CACHE`, else `$XDG_CACHE_HOME/lfmc`, else `~/.cache/lfmc`; made when first written."""
+def cache_folder() -> Path:
+    """`$LFMC_CACHE`, else `$XDG_CACHE_HOME/lfmc`, else `~/.cache/lfmc`; it need not exist."""
     own = os.environ.get("LFMC_CACHE")
     if own:
-        return Cache(Path(own))
+        return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
-    return Cache((Path(base) if base else Path.home() / ".cache") / "lfmc")
+    return (Path(base) if base else Path.home() / ".cache") / "lfmc"
+
+
+def default_cache() -> Cache:
+    """The cache in `cache_folder`, which is made when first written to."""
+    return Cache(cache_folder())
 
 
 def key_of(rule: str, *parts: object) -> str:
@@ -80,27 +84,16 @@ def key_of(rule: str, *parts: object) -> str:
     return hashlib.sha256(json.dumps([rule, *parts]).encode()).hexdigest()
 
 
+def machine() -> list[object]:
+    """What the last bits of a sum of floats depend on, beside what is summed."""
+    return [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+
+
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 over a CPU tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
     digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def remembered(
-    cache: Cache, rule: str, options: object, tensor: Tensor, make: Callable[[Tensor], Any]
-) -> Any:
-    """`make(tensor)`, a JSON value, from the cache where it holds it.
-
-    The key is `rule`, `options` (a JSON value) and the tensor's bytes: for results that depend on
-    one tensor alone, such as its spectrum. Raise the version in `rule` when `make` changes.
-    """
-    key = key_of(rule, options, tensor_digest(tensor))
-    value = cache.get(key)
-    if value is None:
-        value = make(tensor)
-        cache.put(key, value)
-    return value
 
 
 def _digest(key: str, text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -67,6 +67,24 @@ class TensorInfo:
         return int(torch.Size(self.shape).numel())
 
 
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each made whenever it is asked for: nothing is kept."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder whose tensors have been checked, by name and shape, against its configuration."""
@@ -116,6 +134,11 @@ class Checkpoint:
                 todo="repair the checkpoint; there is no right way to round these",
             )
         return tensor
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """All tensors in their stored dtypes, read when asked for."""
+        return LazyTensors(self.tensors, self.load)
 
     def decoder(self, weights: Mapping[str, Tensor] | None = None) -> Decoder:
         """The float32 decoder of this checkpoint, to run; `weights` replace tensors by name."""

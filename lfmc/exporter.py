@@ -13,9 +13,10 @@ from lfmc.bundle import GOLDEN, MANIFEST, PLAN, Bundle, describe, open_bundle, w
 from lfmc.cache import NOTHING, default_cache
 from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
 from lfmc.calib_free.alphaq import AlphaQOptions
-from lfmc.calib_free.auto import Allocation, Resources
+from lfmc.calib_free.auto import Allocation
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan
+from lfmc.calib_free.resources import Resources
 from lfmc.chat import copy_tokenizer
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError
@@ -156,7 +157,8 @@ def export(
     """
     asked = request(checkpoint, target, options)
     if options.check != "off":
-        require_memory(checkpoint, PARITY_BYTES_PER_PARAM, "parity", "--check off leaves it out")
+        needed = PARITY_BYTES_PER_PARAM * checkpoint.num_params
+        require_memory(checkpoint, needed, "parity", "--check off leaves it out")
     with writing(output, force=force) as folder:
         extra_files = copy_tokenizer(checkpoint, folder)
         plan = plan_for(checkpoint, target, options, progress)

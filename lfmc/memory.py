@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from math import prod
 
+import torch
+
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import UnsupportedError
 from lfmc.model import DecoderConfig, state_specs
@@ -81,14 +83,28 @@ def footprints(checkpoint: Checkpoint) -> list[Footprint]:
     return [footprint(checkpoint, n) for n in lengths]
 
 
-def installed_nbytes() -> int:
-    """Bytes of memory that this machine has."""
+def installed_nbytes(device: str = "cpu") -> int:
+    """Bytes of memory that this machine, or its first GPU for "cuda", has."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def fits_in_memory(checkpoint: Checkpoint, bytes_per_param: int) -> bool:
-    """Whether this machine has so many bytes for each parameter."""
-    return bytes_per_param * checkpoint.num_params <= installed_nbytes()
+def require_memory(
+    checkpoint: Checkpoint, needed: int, what: str, todo: str, device: str = "cpu"
+) -> None:
+    """Raise `UnsupportedError`, with both numbers, where `needed` bytes are more than there are."""
+    installed = installed_nbytes(device)
+    if needed > installed:
+        each = needed / checkpoint.num_params
+        place = "on the GPU" if device == "cuda" else "installed"
+        raise UnsupportedError(
+            f"{what} of this model does not fit in memory",
+            where=checkpoint.path,
+            expected=f"{needed / 2**30:.1f} GiB ({each:.0f} bytes a parameter)",
+            got=f"{installed / 2**30:.1f} GiB {place}",
+            todo=todo,
+        )
 
 
 def return_freed_memory() -> None:
@@ -100,16 +116,3 @@ def return_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
-
-
-def require_memory(checkpoint: Checkpoint, bytes_per_param: int, what: str, todo: str) -> None:
-    """Raise `UnsupportedError`, with both numbers, where `what` needs more than is installed."""
-    needed, installed = bytes_per_param * checkpoint.num_params, installed_nbytes()
-    if needed > installed:
-        raise UnsupportedError(
-            f"{what} holds the whole model in memory, and this one does not fit",
-            where=checkpoint.path,
-            expected=f"{needed / 2**30:.1f} GiB ({bytes_per_param} bytes a parameter)",
-            got=f"{installed / 2**30:.1f} GiB installed",
-            todo=todo,
-        )

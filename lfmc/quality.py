@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import InputError
+from lfmc.model import Decoder, initial_state
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,15 @@ def compare(reference: Tensor, logits: Tensor, tokens: Tensor) -> Quality:
     meter = QualityMeter()
     meter.add(reference, logits, tokens)
     return meter.result()
+
+
+def logits_of(decoder: Decoder, tokens: Tensor, batch: int = 8) -> Iterator[Tensor]:
+    """Logits `[B, T, V]` for `tokens` `[N, T]`, at most `batch` texts at a time."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    for start in range(0, len(tokens), batch):
+        part = tokens[start : start + batch]
+        states = initial_state(decoder.config, len(part), tokens.shape[1], tokens.device)
+        yield decoder(part, positions, states)[0]
 
 
 def windows(tokenizer: Any, text: str, length: int, count: int, bos_id: int | None) -> Tensor:

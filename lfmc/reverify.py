@@ -54,7 +54,8 @@ def _against(
             expected=f"fingerprint {known[:16]}...",
             got=f"{checkpoint.fingerprint[:16]}...",
         )
-    require_memory(checkpoint, PARITY_BYTES_PER_PARAM, "parity", "leave MODEL out")
+    needed = PARITY_BYTES_PER_PARAM * checkpoint.num_params
+    require_memory(checkpoint, needed, "parity", "leave MODEL out")
     target = get_target(bundle.target)
     plan = BitPlan.from_json((bundle.path / PLAN).read_text(encoding="utf-8"))
     asked = Request(bundle.manifest["context"], bundle.manifest["layout"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,16 +52,26 @@ class SparseMoe(nn.Module):
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
         return chosen, weights * self.moe.scale
 
+    def run_chosen(self, x: Tensor, tell: Callable[[Tensor], None] = lambda rows: None) -> Tensor:
+        """Outputs `[N, H]` of tokens `x` `[N, H]`, each expert run on those that chose it.
+
+        `tell` is given which these are, int64 `[n]`, rising, before the expert runs.
+        """
+        chosen, weights = self.route(x)
+        y = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            rows, slots = (chosen == index).nonzero(as_tuple=True)
+            tell(rows)
+            own = expert(x.index_select(0, rows)) * weights[rows, slots].unsqueeze(1)
+            y = y.index_add(0, rows, own)
+        return y
+
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, 1)  # (N, H)
+        if self.only_chosen:
+            return self.run_chosen(flat).view_as(x)
         chosen, weights = self.route(flat)
         y = torch.zeros_like(flat)
-        if self.only_chosen:
-            for index, expert in enumerate(self.experts):
-                rows, slots = (chosen == index).nonzero(as_tuple=True)
-                own = expert(flat[rows]) * weights[rows, slots].unsqueeze(1)
-                y = y.index_add(0, rows, own)
-            return y.view_as(x)
         shares = flat.new_zeros(flat.shape[0], self.moe.num_experts).scatter(1, chosen, weights)
         for index, expert in enumerate(self.experts):
             y = y + expert(flat) * shares[:, index : index + 1]

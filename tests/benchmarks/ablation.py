@@ -21,11 +21,10 @@ from lfmc.calib_free import auto
 from lfmc.calib_free.allocate import Budget, make_plan
 from lfmc.calib_free.formats import GENERIC, Capabilities, Format
 from lfmc.calib_free.roles import QUANTIZED, role
-from lfmc.calib_free.sample import logits_of
 from lfmc.calib_free.sensitivity import Sensitivity
 from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.quality import windows
+from lfmc.quality import logits_of, windows
 
 GROUP_64 = Capabilities(
     *(tuple(f for f in GENERIC.linear if (f.group, f.symmetric) == (64, False)),) * 3,

@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -130,31 +129,24 @@ class Stages:
 def child(options: argparse.Namespace) -> None:
     """One plan, in this process; JSON of its seconds and its memory."""
     from lfmc.cache import default_cache
-    from lfmc.calib_free import auto
     from lfmc.calib_free.allocate import Budget, make_plan
-    from lfmc.calib_free.solve import Solution
+    from lfmc.calib_free.resources import Resources
     from lfmc.checkpoint import open_checkpoint
     from lfmc.targets.base import get_target
-
-    def narrowest(choices: list[Any], limit: int) -> Solution:
-        picks = [min(range(len(c.options)), key=lambda i: c.options[i].nbytes) for c in choices]
-        size = sum(c.options[i].nbytes for c, i in zip(choices, picks, strict=True))
-        return Solution(tuple(picks), 0.0, size, 0.0)
 
     torch.set_num_threads(options.threads)
     stages, start = Stages(), time.perf_counter()
     checkpoint = open_checkpoint(options.folder)
     capabilities = get_target(options.target).capabilities(checkpoint.config)
-    with patch.object(auto, "solve", narrowest if options.no_knapsack else auto.solve):
-        plan = make_plan(
-            checkpoint,
-            capabilities,
-            options.methods,
-            Budget(options.bits),
-            target=options.target,
-            progress=stages.step,
-            resources=auto.Resources(cache=default_cache()),
-        )
+    plan = make_plan(
+        checkpoint,
+        capabilities,
+        options.methods,
+        Budget(options.bits),
+        target=options.target,
+        progress=stages.step,
+        resources=Resources(cache=default_cache()),
+    )
     stages.step("end")
     usage = resource.getrusage(resource.RUSAGE_SELF)
     print(
@@ -181,7 +173,6 @@ def plans(options: argparse.Namespace) -> Iterator[str]:
             command = [sys.executable, __file__, "--child", "--folder", str(options.folder)]
             command += ["--methods", method, "--bits", str(bits), "--target", options.target]
             command += ["--threads", str(options.threads)]
-            command += ["--no-knapsack"] if options.no_knapsack else []
             environment = {**os.environ, "LFMC_CACHE": cache}
             made = subprocess.run(command, env=environment, capture_output=True, text=True)
             yield made.stdout.strip() if made.returncode == 0 else made.stderr
@@ -195,7 +186,6 @@ def main() -> None:
     parser.add_argument("--bits", type=float, default=4.5)
     parser.add_argument("--target", default="onnx")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-knapsack", action="store_true", help="the narrowest formats instead")
     parser.add_argument(
         "--again", action="store_true", help="a second plan by auto, half a bit less"
     )

@@ -24,11 +24,10 @@ from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
 from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.formats import GENERIC, Capabilities
 from lfmc.calib_free.plan import BitPlan, dequantized_weights
-from lfmc.calib_free.sample import logits_of
 from lfmc.checkpoint import Checkpoint, demo_path, open_checkpoint
 from lfmc.errors import LfmcError
 from lfmc.model import DecoderConfig
-from lfmc.quality import Quality, QualityMeter, windows
+from lfmc.quality import Quality, QualityMeter, logits_of, windows
 
 PASSAGES = Path(str(files("lfmc") / "data" / "passages.txt"))
 COLUMNS = "model | method | budget | actual bits/weight | KL | top-1 | perplexity | plan, s"

@@ -11,13 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lfmc.cache import NOTHING, Cache
-from lfmc.calib_free import auto
+from lfmc.calib_free import auto, fit, paper
 from lfmc.calib_free.allocate import METHODS, Budget, make_plan
 from lfmc.calib_free.alphaq import AlphaQOptions
-from lfmc.calib_free.auto import Resources, Sample
+from lfmc.calib_free.auto import Sample
+from lfmc.calib_free.fit import Effort, Work
 from lfmc.calib_free.formats import GENERIC, Capabilities, Format, parse_format
 from lfmc.calib_free.plan import BitPlan
+from lfmc.calib_free.resources import Resources
 from lfmc.calib_free.roles import QUANTIZED
+from lfmc.calib_free.training import Course
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError, LfmcError, UnsupportedError
 from tests.calib_free.conftest import MakeCheckpoint
@@ -120,10 +123,13 @@ def test_the_same_seed_gives_the_same_plan_to_the_byte(
 
 
 def test_a_plan_opens_no_file_but_the_checkpoint_and_its_cache(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, kept = make_checkpoint("lfm2_moe"), tmp_path / "kept"
-    make_plan(own, PHONE, "auto", Budget(12.0))  # imports happen here
+    monkeypatch.setenv("LFMC_CACHE", str(kept))
+    for effort in ("best", "max"):
+        monkeypatch.setitem(fit.WORK, effort, Work(8, 16, Course(2, 4), Course(2, 4)))
+    make_plan(own, PHONE, "auto", Budget(12.0), effort=Effort("best"))  # imports happen here
     opened: list[str] = []
     watching = True
     sink = (os.devnull, None, os.O_WRONLY | os.O_CLOEXEC)  # where the solver's own output goes
@@ -137,10 +143,25 @@ def test_a_plan_opens_no_file_but_the_checkpoint_and_its_cache(
     fresh = Checkpoint(own.path, own.name, own.config, own.raw_config, own.tensors)
     for method in ("auto", "alphaq", "uniform", "4"):
         make_plan(fresh, PHONE, method, Budget(12.0), resources=Resources(cache=Cache(kept)))
+    for effort in ("best", "max"):
+        make_plan(fresh, PHONE, "4", Budget(12.0), effort=Effort(effort))
     watching = False
     assert opened
     assert {p for p in opened if not p.startswith((str(own.path), str(kept)))} == set()
     assert any(path.startswith(str(kept)) for path in opened)
+
+
+def test_spectra_are_cached_by_their_matrix(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, resources = make_checkpoint("lfm2_moe"), Resources(cache=Cache(tmp_path / "kept"))
+    wide = [
+        make_plan(checkpoint, PHONE, "alphaq", Budget(bits), resources=resources)
+        for bits in (12.0, 13.0)
+    ]
+    assert wide[0] == make_plan(checkpoint, PHONE, "alphaq", Budget(12.0))
+    monkeypatch.setattr(paper, "measure_task", lambda task: pytest.fail("measured again"))
+    assert wide[1] == make_plan(checkpoint, PHONE, "alphaq", Budget(13.0), resources=resources)
 
 
 def test_a_cache_changes_no_plan(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor
 
 from lfmc.calib_free.allocate import make_plan
-from lfmc.calib_free.blocks import Block, Stored, embed, head, planned_kl
-from lfmc.calib_free.blockwise import channel_worth, fit_blocks
+from lfmc.calib_free.blocks import Block, embed, head, planned_kl
+from lfmc.calib_free.blockwise import fit_blocks
 from lfmc.calib_free.distill import distill, kl
 from lfmc.calib_free.fit import with_fitted
 from lfmc.calib_free.fitted import Parts
 from lfmc.calib_free.formats import GENERIC
 from lfmc.calib_free.plan import BitPlan, dequantized_weights
-from lfmc.calib_free.sample import logits_of, sample
+from lfmc.calib_free.sensitivity import channel_worth
+from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.calib_free.student import Student
+from lfmc.calib_free.texts import write_texts
 from lfmc.calib_free.training import Course, Terms
 from lfmc.checkpoint import Checkpoint
+from lfmc.quality import logits_of
 from tests.calib_free.conftest import MakeCheckpoint
 
 SHORT = Course(steps=30, batch=4)
@@ -29,7 +32,7 @@ STAGES = pytest.mark.parametrize("stage", [distill, fit_blocks], ids=lambda f: f
 
 
 def texts_of(checkpoint: Checkpoint, count: int = 32) -> Tensor:
-    return sample(checkpoint.decoder(), count, LENGTH, seed=1)
+    return write_texts(StreamedDecoder(checkpoint), count, LENGTH, 1, lambda message: None)
 
 
 def terms(seconds: float | None = None, resume: Path | None = None) -> Terms:
@@ -87,16 +90,16 @@ def test_kl_block_by_block_is_that_of_the_whole(make_checkpoint: MakeCheckpoint,
 def test_channels_are_worth_what_their_gradients_say(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint("lfm2")
     texts = texts_of(checkpoint, 200)
-    worth = channel_worth(checkpoint, texts, 0, lambda message: None)
+    worth = channel_worth(StreamedDecoder(checkpoint), texts, 0, lambda message: None)
     # The KL of a small random change behind the second layer, against half its Fisher norm.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        hidden = embed(texts, Stored(checkpoint))
+        hidden = embed(texts, checkpoint.weights)
         for index in range(2):
             hidden = Block(checkpoint, index, "cpu")(hidden)
         noise = 0.02 * torch.randn(hidden.shape, generator=generator)
         after = [Block(checkpoint, 2, "cpu")(h) for h in (hidden, hidden + noise)]
-        logits = [head(checkpoint.config, h, Stored(checkpoint)) for h in after]
+        logits = [head(checkpoint.config, h, checkpoint.weights) for h in after]
     # Later tokens see the change too, so it is spread over tokens as the moments are.
     expected = 0.5 * float((noise.square() * worth[1]).sum(-1).mean())
     assert float(kl(*logits)) == pytest.approx(expected, rel=0.15)

@@ -8,6 +8,7 @@ import torch
 
 from lfmc.calib_free import fit, training
 from lfmc.calib_free.allocate import Budget, make_plan
+from lfmc.calib_free.blockwise import block_nbytes
 from lfmc.calib_free.fit import Effort, Work, fit_plan
 from lfmc.calib_free.formats import GENERIC
 from lfmc.calib_free.plan import quantize_tensor, stored_error
@@ -80,8 +81,9 @@ def test_a_model_too_large_to_learn_as_a_whole_learns_block_by_block(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(fit.WORK, "best", SHORT)
-    monkeypatch.setattr(fit, "fits_in_memory", lambda *arguments: False)
     checkpoint = make_checkpoint("lfm2")
+    memory = block_nbytes(checkpoint, SHORT.texts * SHORT.length)
+    monkeypatch.setattr(fit, "installed_nbytes", lambda device: memory)
     told: list[str] = []
     fitted = fit_plan(checkpoint, make_plan(checkpoint, GENERIC, "2", None), BEST, told.append)
     assert fitted.fitted_names

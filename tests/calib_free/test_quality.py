@@ -7,7 +7,8 @@ import torch
 
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
-from lfmc.quality import QualityMeter, compare, windows
+from lfmc.quality import QualityMeter, compare, logits_of, windows
+from tests.calib_free.conftest import MakeCheckpoint
 
 
 def test_numbers_worked_by_hand() -> None:
@@ -65,3 +66,13 @@ def test_windows_are_spread_over_the_text(demo: Checkpoint) -> None:
 def test_a_text_that_is_too_short_is_refused(demo: Checkpoint) -> None:
     with pytest.raises(InputError, match="too short"):
         windows(demo.tokenizer(), "Hello.", 16, 3, 1)
+
+
+def test_logits_do_not_depend_on_the_batch(make_checkpoint: MakeCheckpoint) -> None:
+    decoder = make_checkpoint("lfm2").decoder()
+    tokens = torch.randint(64, (5, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        apart = torch.cat(list(logits_of(decoder, tokens, batch=2)))
+        whole = torch.cat(list(logits_of(decoder, tokens, batch=8)))
+    assert whole.shape == (5, 9, 64)
+    torch.testing.assert_close(apart, whole)

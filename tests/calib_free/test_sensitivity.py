@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lfmc.calib_free import sensitivity, streamed
-from lfmc.calib_free.sample import logits_of
 from lfmc.calib_free.sensitivity import column_importance, pick_rows, sensitivities
 from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.calib_free.texts import choose, write_texts
 from lfmc.checkpoint import Checkpoint
 from lfmc.model import initial_state
+from lfmc.quality import logits_of
 from tests.calib_free.conftest import MakeCheckpoint
 
 
@@ -21,7 +21,7 @@ def _silent(message: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamed, "matmul_dtype", lambda: torch.float32)
+    monkeypatch.setattr(streamed, "matmul_dtype", lambda device: torch.float32)
 
 
 def labels_of(checkpoint: Checkpoint, tokens: Tensor, seed: int) -> Tensor:

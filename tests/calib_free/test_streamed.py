@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lfmc.calib_free import streamed
+from lfmc.calib_free import streamed, texts
 from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.calib_free.texts import choose, write_texts
 from lfmc.errors import UnsupportedError
@@ -25,7 +25,7 @@ def test_it_is_the_decoder(
     tied: bool,
     held: int,
 ) -> None:
-    monkeypatch.setattr(streamed, "matmul_dtype", lambda: torch.float32)
+    monkeypatch.setattr(streamed, "matmul_dtype", lambda device: torch.float32)
     monkeypatch.setattr(streamed, "HELD_NBYTES", held)
     checkpoint = make_checkpoint(model_type, tie_word_embeddings=tied)
     tokens = torch.randint(64, (3, 10), generator=torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def test_bfloat16_is_close(
     states = initial_state(checkpoint.config, 2, 6)
     made = []
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(streamed, "matmul_dtype", lambda dtype=dtype: dtype)
+        monkeypatch.setattr(streamed, "matmul_dtype", lambda device, dtype=dtype: dtype)
         stream = StreamedDecoder(checkpoint)
         with torch.inference_mode():
             made.append(stream.hidden(tokens, torch.arange(6), states)[0])
@@ -86,3 +86,18 @@ def test_no_start_token_no_text(make_checkpoint: MakeCheckpoint) -> None:
     stream = StreamedDecoder(make_checkpoint("lfm2", bos_token_id=None))
     with pytest.raises(UnsupportedError, match="no start token"):
         write_texts(stream, 1, 4, 0, _silent)
+
+
+def test_some_texts_begin_with_anything(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = StreamedDecoder(make_checkpoint("lfm2"))
+    whole = write_texts(stream, 12, 6, 0, _silent, varied=8)
+    monkeypatch.setitem(texts.BATCH, "cpu", 5)
+    parts = write_texts(stream, 12, 6, 0, _silent, varied=8)
+    monkeypatch.setattr(streamed, "CHUNK", 64)  # one text's logits at a time
+    ones = write_texts(stream, 12, 6, 0, _silent, varied=8)
+    assert torch.equal(whole[:8, 1], parts[:8, 1])
+    assert torch.equal(parts, ones)
+    assert len(whole[:8, 1].unique()) > 4  # of eight; the model itself says much the same
+    assert (whole[:, 2:] != whole[:1, 2:]).any()

@@ -7,7 +7,8 @@ from lfmc.calib_free.blocks import planned_kl
 from lfmc.calib_free.distill import distill
 from lfmc.calib_free.fit import with_fitted
 from lfmc.calib_free.formats import GENERIC
-from lfmc.calib_free.sample import sample
+from lfmc.calib_free.streamed import StreamedDecoder
+from lfmc.calib_free.texts import write_texts
 from lfmc.calib_free.together import distill_together
 from lfmc.calib_free.training import Course, Terms
 from lfmc.errors import InputError
@@ -20,7 +21,7 @@ def test_two_processes_learn_what_one_learns(make_checkpoint: MakeCheckpoint) ->
     pytest.importorskip("accelerate")
     checkpoint = make_checkpoint("lfm2")
     plan = make_plan(checkpoint, GENERIC, "2", None)
-    texts = sample(checkpoint.decoder(), 24, 24, seed=1)
+    texts = write_texts(StreamedDecoder(checkpoint), 24, 24, 1, lambda message: None)
     told: list[str] = []
     pair = distill_together(checkpoint, plan, texts[:16], Terms(0, told.append), COURSE, 2)
     single = distill(checkpoint, plan, texts[:16], Terms(0, lambda m: None), COURSE)
@@ -37,7 +38,7 @@ def test_a_fault_in_a_process_comes_back(make_checkpoint: MakeCheckpoint) -> Non
     pytest.importorskip("accelerate")
     checkpoint = make_checkpoint("lfm2")
     plan = make_plan(checkpoint, GENERIC, "2", None)
-    texts = sample(checkpoint.decoder(), 4, 8, seed=1)
+    texts = write_texts(StreamedDecoder(checkpoint), 4, 8, 1, lambda message: None)
     gone = checkpoint.path / "config.json"
     gone.unlink()
     with pytest.raises(Exception, match=InputError.__name__):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfmc.cache import NOTHING, Cache, default_cache, key_of, remembered, tensor_digest
+from lfmc.cache import NOTHING, Cache, default_cache, key_of, tensor_digest
 
 KEY = key_of("rule-1", "what", 3)
 
@@ -82,18 +82,3 @@ def test_a_digest_tells_values_dtypes_and_shapes_apart() -> None:
     assert len({tensor_digest(t) for t in tensors}) == len(tensors)
     wide = torch.arange(6.0).view(2, 3)
     assert tensor_digest(wide.T) == tensor_digest(wide.T.contiguous())
-
-
-def test_remembered_makes_a_value_once_a_tensor(tmp_path: Path) -> None:
-    cache, made = Cache(tmp_path), []
-
-    def largest(tensor: torch.Tensor) -> float:
-        made.append(tensor)
-        return float(tensor.max())
-
-    for _ in range(2):
-        assert remembered(cache, "largest-1", None, torch.arange(3.0), largest) == 2.0
-    assert len(made) == 1
-    assert remembered(cache, "largest-1", 7, torch.arange(3.0), largest) == 2.0
-    assert remembered(cache, "largest-1", None, torch.arange(4.0), largest) == 3.0
-    assert len(made) == 3

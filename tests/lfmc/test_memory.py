@@ -48,10 +48,10 @@ def test_footprints_stay_within_the_longest_context(
 
 def test_a_model_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     demo = open_checkpoint()
-    require_memory(demo, 12, "this", "nothing")
+    require_memory(demo, 12 * demo.num_params, "this", "nothing")
     monkeypatch.setattr("os.sysconf", lambda name: 1024)  # a page of 1 KiB, 1024 of them
     with pytest.raises(UnsupportedError, match="does not fit") as caught:
-        require_memory(demo, 12, "this", "buy memory")
+        require_memory(demo, 12 * demo.num_params, "this", "buy memory")
     assert "0.1 GiB (12 bytes a parameter)" in str(caught.value)
     assert caught.value.exit_code == 4
 

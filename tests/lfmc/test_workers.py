@@ -12,8 +12,8 @@ import torch
 
 from lfmc.calib_free import auto
 from lfmc.calib_free.allocate import Budget, make_plan
-from lfmc.calib_free.auto import Resources
 from lfmc.calib_free.formats import GENERIC
+from lfmc.calib_free.resources import Resources
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.workers import AHEAD, HERE, SCHEME, Cluster, open_workers
@@ -56,8 +56,8 @@ def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "LENGTH", 16)
 
 
-def plan_of(checkpoint: Checkpoint, **resources: Any) -> str:
-    made = make_plan(checkpoint, GENERIC, "auto", Budget(4.5), resources=Resources(**resources))
+def plan_of(checkpoint: Checkpoint, method: str = "auto", **resources: Any) -> str:
+    made = make_plan(checkpoint, GENERIC, method, Budget(4.5), resources=Resources(**resources))
     return made.to_json()
 
 
@@ -91,7 +91,8 @@ def test_a_cluster_gives_the_same_plan(address: str, any_checkpoint: Any) -> Non
     with open_workers(address) as workers:
         assert isinstance(workers, Cluster)
         assert list(workers.map(double, range(100))) == [2 * item for item in range(100)]
-        assert plan_of(checkpoint, workers=workers) == plan_of(checkpoint)
+        for method in ("auto", "alphaq"):
+            assert plan_of(checkpoint, method, workers=workers) == plan_of(checkpoint, method)
 
 
 def test_a_worker_that_dies_changes_nothing(
