@@ -20,10 +20,12 @@ import torch
 from rivals import rival_weights
 from torch import Tensor
 
+from lfmc.cache import default_cache
 from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
 from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.formats import GENERIC, Capabilities
 from lfmc.calib_free.plan import BitPlan, dequantized_weights
+from lfmc.calib_free.resources import ALONE, Resources
 from lfmc.checkpoint import Checkpoint, demo_path, open_checkpoint
 from lfmc.errors import LfmcError
 from lfmc.model import DecoderConfig
@@ -128,6 +130,7 @@ def row(
             target=options.target,
             effort=Effort(level, options.minutes, options.device) if level else FAST,
             alphaq=AlphaQOptions(gamma=options.gamma) if name == "alphaq" else None,
+            resources=Resources(cache=default_cache()) if options.cache else ALONE,
         )
     except LfmcError as error:
         return f"| {checkpoint.name} | {method} | {budget} | refused: {error.what} | | | | |"
@@ -152,6 +155,9 @@ def main() -> None:
     parser.add_argument("--rivals", default=[], type=lambda s: s.split(","))
     parser.add_argument("--minutes", type=float, help="bound of each fitting")
     parser.add_argument("--device", default="cpu", help="where to fit")
+    parser.add_argument(
+        "--cache", action="store_true", help="reuse what was measured before; seconds count less"
+    )
     parser.add_argument("--target", default="generic")
     parser.add_argument("--gamma", default=1.0, type=float)
     parser.add_argument("--length", default=256, type=int, help="tokens a window")
