@@ -9,7 +9,7 @@ from lfmc.calib_free.auto import Allocation, allocate_auto
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.curves import ROWS, curves, spread
 from lfmc.calib_free.decision import Decision, keep, kept_nbytes, unit_choice
-from lfmc.calib_free.fit import Effort, fit_plan, require_fitting
+from lfmc.calib_free.fit import Effort, fit_plan, require_effort
 from lfmc.calib_free.formats import Capabilities, Floats
 from lfmc.calib_free.gains import input_importance
 from lfmc.calib_free.paper import allocate_paper
@@ -56,8 +56,7 @@ def make_plan(
     Raises `InputError` for an unknown method, knobs of another one, or a budget below the smallest
     possible, which it names, and `UnsupportedError` for what the target or this machine can't do.
     """
-    if effort.level != "fast":
-        require_fitting(checkpoint, method, effort)
+    require_effort(checkpoint, method, effort)
     if method not in METHODS:
         raise InputError("there is no such method", expected=", ".join(METHODS), got=repr(method))
     if alphaq is not None and method != "alphaq":
@@ -79,8 +78,9 @@ def make_plan(
             checkpoint, capabilities, found, left or 0, seed, tell, observe, resources
         )
     elif method == "alphaq":
+        knobs, device = alphaq or AlphaQOptions(), effort.device
         more = allocate_paper(
-            checkpoint, capabilities, found, left or 0, alphaq or AlphaQOptions(), tell, resources
+            checkpoint, capabilities, found, left or 0, knobs, tell, resources, device
         )
     elif method == "uniform":
         more = allocate_uniform(checkpoint, capabilities, found, left or 0)

@@ -55,8 +55,9 @@ class Effort:
     """What a user is willing to spend; raises `InputError` for what makes no sense.
 
     `level` "fast" only chooses formats, "best" also fits codes, scales and norms within minutes on
-    a few CPU cores, "max" does so at length on a GPU. `minutes` bounds the fitting; `device` is
-    "cpu" or "cuda", of which `gpus` share what is learned end to end.
+    a few CPU cores, "max" does so at length on a GPU. `minutes` bounds the fitting. `device`,
+    "cpu" or "cuda", is where it is done and where the spectra of method "alphaq" are taken; `gpus`
+    of them share what is learned end to end.
     """
 
     LEVELS: ClassVar[tuple[str, ...]] = ("fast", "best", "max")
@@ -84,16 +85,18 @@ class Effort:
             )
 
 
-def require_fitting(checkpoint: Checkpoint, method: str, effort: Effort) -> None:
-    """Raise, before any work, where a plan of `method` could not be fitted here."""
-    if method == "none":
-        raise InputError("method 'none' quantizes nothing, so there is nothing to fit")
+def require_effort(checkpoint: Checkpoint, method: str, effort: Effort) -> None:
+    """Raise, before any work, where a plan of `method` could not have this effort here."""
     if effort.device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError(
             "torch sees no CUDA device here",
             where=f"torch {torch.__version__}",
             todo="use --device cpu, or install a CUDA build of torch",
         )
+    if effort.level == "fast":
+        return
+    if method == "none":
+        raise InputError("method 'none' quantizes nothing, so there is nothing to fit")
     if effort.gpus > 1:
         require_accelerate()
         if effort.gpus > torch.cuda.device_count():
@@ -120,7 +123,7 @@ def fit_plan(
     end to end; "max" does only that, for long. Formats and bytes stay. Of the plan as it was and
     what each of these made of it, the one of least KL on text that none has seen comes back;
     `progress` is told all of them. A "max" that was stopped goes on where it last saved itself in
-    the cache. `require_fitting` tells beforehand what can't be done.
+    the cache. `require_effort` tells beforehand what can't be done.
     """
     started, work = time.monotonic(), WORK[effort.level]
     stream = StreamedDecoder(checkpoint, effort.device)

@@ -36,8 +36,9 @@ def allocate_paper(
     options: AlphaQOptions,
     progress: Callable[[str], None],
     resources: Resources,
+    device: str = "cpu",
 ) -> dict[str, Decision]:
-    """Formats for every matrix of the units within `limit` bytes.
+    """Formats for every matrix of the units within `limit` bytes; spectra are taken on `device`.
 
     Raises `InputError` on a model without experts (the paper is about experts), for a width of
     `options` that the target lacks, or where the rest at 4 bits leaves too little, and
@@ -60,7 +61,7 @@ def allocate_paper(
                 reason = f"alphaq: {own.bits} bits outside the experts"
                 decisions[name] = Decision(own, "minmax", reason)
     formats = _formats(capabilities, options.bits)
-    alphas, weights = _signals(checkpoint, experts, options, progress, resources)
+    alphas, weights = _signals(checkpoint, experts, options, progress, resources, device)
     widths = _fit(checkpoint, experts, formats, weights, left)
     for unit, width in zip(experts, widths, strict=True):
         for name in unit.names:
@@ -110,6 +111,7 @@ class Task:
     weight: Tensor
     block: int
     tail: float
+    device: str
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Signal:
 
 def measure_task(task: Task) -> Signal:
     """The paper's two signals: work for any worker."""
-    alpha = pl_alpha_hill(task.weight, task.block, tail=task.tail)
+    alpha = pl_alpha_hill(task.weight, task.block, tail=task.tail, device=task.device)
     return Signal(alpha, float(task.weight.float().var(correction=0)))
 
 
@@ -132,6 +134,7 @@ def _signals(
     options: AlphaQOptions,
     progress: Callable[[str], None],
     resources: Resources,
+    device: str,
 ) -> tuple[dict[str, float], list[float]]:
     """Tail exponents by tensor name, and the summed `sensitivity * variance` of each unit."""
     found: dict[str, Signal] = {}
@@ -141,11 +144,11 @@ def _signals(
         for name in (n for unit in experts for n in unit.names):
             progress(f"spectra: {name}")
             weight = checkpoint.load(name)
-            key = key_of(RULE, options.block, options.tail, tensor_digest(weight))
+            key = key_of(RULE, device, options.block, options.tail, tensor_digest(weight))
             kept = resources.cache.get(key)
             if kept is None:
                 missing.append((name, key))
-                yield Task(weight, options.block, options.tail)
+                yield Task(weight, options.block, options.tail, device)
             else:
                 found[name] = Signal(**kept)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 SUBSPACE_SEED = 0
 REST = 0.4  # where the rest of the spectrum lies on average, relative to the end of the damped
-CHUNK = 56  # blocks in flight a thread: their matrices stay in the cache
+CHUNK = 56  # blocks in flight a thread: their matrices stay in the cache; a GPU takes all
 MAX_STAGE = 4  # degree between two orthogonalizations; bfloat16 loses what grows apart more
 MAX_DEGREE = 14
 GROWTH = 4.5  # and the largest may outgrow the edge by exp of this
@@ -103,15 +103,16 @@ def leading(grid: Tensor, chebyshev: Filter) -> Leading:
     """Leading eigenvalues of the Gram matrices `B B'` of blocks `[R, C, n, n]`, any float dtype.
 
     P = R C, row by row; a view of the whole matrix will do. Entries should be near 1 in size:
-    powers of them must fit float32.
+    powers of them must fit float32. The result is on the CPU, wherever the blocks are.
     """
     rows, columns, n, _ = grid.shape
-    chunks = max(1, round(rows * columns / CHUNK))
+    device, dtype = grid.device, fast_dtype(grid.device.type)
+    chunks = max(1, round(rows * columns / CHUNK)) if device.type == "cpu" else 1
     parts = grid.split(-(-rows // chunks))
     # Reused by every chunk: touching fresh memory takes as long as the arithmetic.
     size = len(parts[0]) * columns
-    exact = torch.empty(size, n, n)
-    stored, gram = (torch.empty(size, n, n, dtype=fast_dtype()) for _ in range(2))
+    exact = torch.empty(size, n, n, device=device)
+    stored, gram = (torch.empty(size, n, n, dtype=dtype, device=device) for _ in range(2))
     found = []
     for part in parts:
         count = len(part) * columns
@@ -122,7 +123,7 @@ def leading(grid: Tensor, chebyshev: Filter) -> Leading:
         second[:count].copy_(first[:count])
         found.append(_leading(exact[:count], stored[:count], gram[:count], chebyshev))
     values, errors = zip(*found, strict=True)
-    return Leading(torch.cat(values).double(), torch.cat(errors).double())
+    return Leading(torch.cat(values).cpu().double(), torch.cat(errors).cpu().double())
 
 
 def _leading(
@@ -136,7 +137,7 @@ def _leading(
     rows, info = _filtered(operator, stages, chebyshev.size)
     overlap = rows @ rows.mT
     factor, more = torch.linalg.cholesky_ex(overlap)
-    eye = torch.eye(chebyshev.size).expand_as(overlap)
+    eye = torch.eye(chebyshev.size, device=overlap.device).expand_as(overlap)
     basis = torch.linalg.solve_triangular(factor, eye, upper=False) @ rows
     image = basis @ exact
     ritz = image @ image.mT
@@ -157,8 +158,10 @@ def join(parts: Sequence[Leading]) -> Leading:
 
 
 @cache
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where this processor has instructions for its products, else float32."""
+def fast_dtype(device: str = "cpu") -> torch.dtype:
+    """bfloat16 where that processor has instructions for its products, else float32."""
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     known = torch.cpu.get_capabilities()
     fast = known.get("avx512_bf16", False) or known.get("amx_bf16", False)
     return torch.bfloat16 if fast else torch.float32
@@ -190,8 +193,8 @@ def _operator(stored: Tensor, gram: Tensor, chebyshev: Filter) -> tuple[Tensor, 
 def _filtered(operator: Tensor, stages: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
     """The polynomial times the random subspace, float32 `[C, m, n]`; 0 `[C]` where it is sound."""
     count, n, _ = operator.shape
-    now = _random(n, size).to(operator.dtype).expand(count, -1, -1)
-    info = torch.zeros(count, dtype=torch.int32)
+    now = _random(n, size).to(operator).expand(count, -1, -1)
+    info = torch.zeros(count, dtype=torch.int32, device=operator.device)
     for stage, degree in enumerate(stages):
         if stage:
             basis, broken = _orthonormal(now.float())
@@ -206,7 +209,7 @@ def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal rows `[P, m, n]` of the same span, by Cholesky, and LAPACK's info `[P]`."""
     gram = rows @ rows.mT
     factor, info = torch.linalg.cholesky_ex(gram)
-    eye = torch.eye(gram.shape[1]).expand_as(gram)
+    eye = torch.eye(gram.shape[1], device=gram.device).expand_as(gram)
     return torch.linalg.solve_triangular(factor, eye, upper=False) @ rows, info
 
 

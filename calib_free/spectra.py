@@ -67,26 +67,27 @@ def pl_alpha_hill(
     (at most 256, else a sample with a fixed seed) in one pool; a matrix smaller than a block
     either way gives its whole spectrum. Then Hill: `1 + k / sum(ln(top k / next one))` with
     `k = max(10, floor(tail * n))`, at most n - 1. A matrix of zeros, or one whose tail is flat,
-    has no tail: infinity. On the CPU large matrices are solved only as far as Hill looks, within
-    1e-3 of the exact exponent, on as many threads as torch uses; `device` "cuda" solves in full.
+    has no tail: infinity. Large matrices are solved only as far as Hill looks, within 1e-3 of the
+    exact exponent, on `device`, "cpu" or "cuda". What has to be solved in full is solved on the
+    CPU, on as many threads as torch uses: GPUs are no faster at that.
 
     Raises `InputError` for less than 2 rows or columns, numbers that are not finite, or a block or
     tail that make no sense, and `UnsupportedError` where there is no such device.
     """
+    if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
+        raise UnsupportedError("there is no such device", expected="cpu, or cuda", got=device)
     with _threads() as share:
         grid, _ = _grid(weight, block, tail)
         count = grid.shape[0] * grid.shape[1]
         k = tail_count(count * min(grid.shape[2:]), tail)
-        if device == "cpu" and count >= FEW_BLOCKS and _worthwhile(block, tail):
-            found = _leading(grid, k, tail, share)
+        if count >= FEW_BLOCKS and _worthwhile(block, tail):
+            found = _leading(grid, k, tail, share, device)
             if found is not None:
                 return _hill(found, k)
-        return _hill(_pool(_full(grid.flatten(0, 1), device, share)), k)
+        return _hill(_pool(_full(grid.flatten(0, 1), share)), k)
 
 
-def spectrum(
-    weight: Tensor, block: int = BLOCK, *, tail: float = TAIL, device: str = "cpu"
-) -> Spectrum:
+def spectrum(weight: Tensor, block: int = BLOCK, *, tail: float = TAIL) -> Spectrum:
     """The whole pooled spectrum of a matrix `[N, K]`, exact, and where its tail begins.
 
     For reports: it takes several times as long as `pl_alpha_hill`. Blocks, tail and errors are
@@ -94,7 +95,7 @@ def spectrum(
     """
     with _threads() as share:
         grid, exponent = _grid(weight, block, tail)
-        values = _pool(_full(grid.flatten(0, 1), device, share))
+        values = _pool(_full(grid.flatten(0, 1), share))
     k = tail_count(values.numel(), tail)
     scaled = values * 2.0**exponent * 2.0**exponent
     return Spectrum(scaled, k, float(scaled[k]), _hill(values, k))
@@ -162,17 +163,13 @@ def _cut(weight: Tensor, block: int) -> Tensor:
     return _blocks(grid, sample).unsqueeze(1)
 
 
-def _full(pieces: Tensor, device: str, share: Share) -> Tensor:
+def _full(pieces: Tensor, share: Share) -> Tensor:
     """Squared singular values of blocks `[P, N, K]`: float64 `[P, min(N, K)]`, ascending.
 
     They are the eigenvalues of the Gram matrices: as exact in float64 where the tail is read, and
     faster than an SVD a block.
     """
-    if device == "cpu":
-        return torch.cat(share(_gram_eigenvalues, pieces))
-    if device != "cuda" or not torch.cuda.is_available():
-        raise UnsupportedError("there is no such device", expected="cpu, or cuda", got=device)
-    return _gram_eigenvalues(pieces.to(device)).cpu()
+    return torch.cat(share(_gram_eigenvalues, pieces))
 
 
 def _gram_eigenvalues(pieces: Tensor) -> Tensor:
@@ -193,21 +190,24 @@ def _worthwhile(block: int, tail: float) -> bool:
     return block >= SMALL_BLOCK and 4 * ritz.subspace_size(block, tail) <= block
 
 
-def _leading(grid: Tensor, k: int, tail: float, share: Share) -> Tensor | None:
+def _leading(grid: Tensor, k: int, tail: float, share: Share, device: str) -> Tensor | None:
     """Eigenvalues of the tail and some below, pooled and sorted, float64; None where it can't.
 
     The `k + 1` largest are those of the whole pool, near enough for `ALPHA_ERROR`.
     """
     count = grid.shape[0] * grid.shape[1]
     pilots = torch.linspace(0, count - 1, PILOTS).long()
-    whole = _full(_blocks(grid, pilots), "cpu", share)
+    whole = _full(_blocks(grid, pilots), share)
     steepness = _hill(_pool(whole), tail_count(whole.numel(), tail)) - 1
     if not math.isfinite(steepness):
         return None
     chebyshev = ritz.design(whole.flip(-1), tail, ALPHA_ERROR / 4 / steepness**2)
     if chebyshev is None:
         return None
-    found = ritz.join(share(partial(ritz.leading, chebyshev=chebyshev), grid))
+    if device == "cpu":
+        found = ritz.join(share(partial(ritz.leading, chebyshev=chebyshev), grid))
+    else:
+        found = ritz.leading(grid.to(device), chebyshev)
     values, checked = found.values.clone(), found.error.shape[1]
     values[:, :checked] *= 1 + found.error
     solved = torch.zeros(count, dtype=torch.bool)
@@ -215,7 +215,7 @@ def _leading(grid: Tensor, k: int, tail: float, share: Share) -> Tensor | None:
     failed = ~solved & torch.isinf(found.error).any(dim=1)
     while True:
         if bool(failed.any()):
-            again = _full(_blocks(grid, failed.nonzero().flatten()), "cpu", share)
+            again = _full(_blocks(grid, failed.nonzero().flatten()), share)
             whole = torch.cat([whole, again])
             solved |= failed
         pooled = _pool(torch.cat([values[~solved].flatten(), whole.flatten()]))

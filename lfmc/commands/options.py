@@ -111,7 +111,10 @@ def plan_options(function: F) -> F:
             ),
             click.option("--minutes", type=float, help="At most this long for fitting."),
             click.option(
-                "--device", default="cpu", show_default=True, help="Where to fit: cpu or cuda."
+                "--device",
+                default="cpu",
+                show_default=True,
+                help="Where to fit, and to take alphaq's spectra: cpu or cuda.",
             ),
             click.option(
                 "--gpus",

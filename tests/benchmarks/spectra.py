@@ -1,6 +1,6 @@
 """The tail exponent of a matrix, against one SVD a block.
 
-`python tests/benchmarks/spectra.py [MODEL] [--threads N]` times `pl_alpha_hill` and a loop of
+`python tests/benchmarks/spectra.py [MODEL] [--threads N] [--device cuda]` times `pl_alpha_hill` and a loop of
 float32 `torch.linalg.svdvals` over 128 x 128 blocks, in interleaved rounds, on random matrices of
 LFM2-8B-A1B's expert shape and on heavy-tailed ones, all rounded to bfloat16. With MODEL also the
 largest expert matrices, or others, of that checkpoint. The loop has one thread, which is when it is
@@ -29,13 +29,14 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a checkpoint folder")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="cpu", help="of pl_alpha_hill; the loop is on the CPU")
     asked = parser.parse_args()
-    print(f"{asked.threads} threads, {asked.rounds} interleaved rounds\n")
+    print(f"{asked.threads} threads, {asked.device}, {asked.rounds} interleaved rounds\n")
     print("| matrix | SVD a block, ms | pl_alpha_hill, ms | ratio: min (median) | alpha | error |")
     print("|---|---|---|---|---|---|")
     errors = []
     for name, weight in matrices(asked.model).items():
-        errors.append(compare(name, weight, asked.rounds, asked.threads))
+        errors.append(compare(name, weight, asked.rounds, asked.threads, asked.device))
     print(f"\nworst error: {max(errors):.1e}")
 
 
@@ -70,7 +71,7 @@ def _power_law(normal: Callable[..., Tensor], rows: int, columns: int) -> Tensor
     return 40 * (left * torch.arange(1, rows + 1) ** -0.5) @ right.T
 
 
-def compare(name: str, weight: Tensor, rounds: int, threads: int) -> float:
+def compare(name: str, weight: Tensor, rounds: int, threads: int, device: str) -> float:
     """Time both sides in turn and print a row; the size of the error."""
     slow, fast = [], []
     for index in range(rounds + 1):
@@ -80,7 +81,7 @@ def compare(name: str, weight: Tensor, rounds: int, threads: int) -> float:
             torch.linalg.svdvals(piece.float())
         middle = time.perf_counter()
         torch.set_num_threads(threads)
-        alpha = pl_alpha_hill(weight)
+        alpha = pl_alpha_hill(weight, device=device)
         end = time.perf_counter()
         if index:  # the first round warms up
             slow.append(middle - start)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -162,6 +163,16 @@ def test_spectra_are_cached_by_their_matrix(
     assert wide[0] == make_plan(checkpoint, PHONE, "alphaq", Budget(12.0))
     monkeypatch.setattr(paper, "measure_task", lambda task: pytest.fail("measured again"))
     assert wide[1] == make_plan(checkpoint, PHONE, "alphaq", Budget(13.0), resources=resources)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_chooses_the_same_widths(make_checkpoint: MakeCheckpoint) -> None:
+    checkpoint = make_checkpoint("lfm2_moe")
+    here, there = (
+        make_plan(checkpoint, PHONE, "alphaq", Budget(12.0), effort=Effort(device=device))
+        for device in ("cpu", "cuda")
+    )
+    assert {r.name: r.format for r in here.rows} == {r.name: r.format for r in there.rows}
 
 
 def test_a_cache_changes_no_plan(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_it_is_the_exact_exponent(weight: Tensor, wide: bool, dtype: torch.dtype
 @given(MATRICES)
 def test_so_it_is_in_float32(weight: Tensor) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ritz, "fast_dtype", lambda: torch.float32)
+        patch.setattr(ritz, "fast_dtype", lambda device: torch.float32)
         assert pl_alpha_hill(weight) == pytest.approx(spectrum(weight).alpha, abs=1e-3)
 
 
