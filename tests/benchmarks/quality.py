@@ -128,6 +128,7 @@ def row(
             name,
             Budget(budget),
             target=options.target,
+            seed=options.seed,
             effort=Effort(level, options.minutes, options.device) if level else FAST,
             alphaq=AlphaQOptions(gamma=options.gamma) if name == "alphaq" else None,
             resources=Resources(cache=default_cache()) if options.cache else ALONE,
@@ -159,6 +160,7 @@ def main() -> None:
         "--cache", action="store_true", help="reuse what was measured before; seconds count less"
     )
     parser.add_argument("--target", default="generic")
+    parser.add_argument("--seed", default=0, type=int, help="of what the model samples")
     parser.add_argument("--gamma", default=1.0, type=float)
     parser.add_argument("--length", default=256, type=int, help="tokens a window")
     parser.add_argument("--count", type=int, help="windows, spread over the text")
