@@ -1,7 +1,8 @@
 """What each part of `auto` is worth: the method with one part changed, on text.
 
 `python tests/benchmarks/ablation.py MODEL_DIR... --text FILE.jsonl --bits 3.5` prints one markdown
-table of KL(fp32 || quantized) in nats per token. The text is only for measuring.
+table of KL(fp32 || quantized) in nats per token; with `--fitting` of the parts of effort "best"
+instead. The text is only for measuring, except in the one variant that says so.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -17,8 +20,8 @@ import torch
 from quality import measure, read_text
 from torch import Tensor
 
-from lfmc.calib_free import auto
-from lfmc.calib_free.allocate import Budget, make_plan
+from lfmc.calib_free import auto, fit
+from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
 from lfmc.calib_free.formats import GENERIC, Capabilities, Format
 from lfmc.calib_free.roles import QUANTIZED, role
 from lfmc.calib_free.sensitivity import Sensitivity
@@ -85,18 +88,48 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+BEST = fit.WORK["best"]
+
+
+def fitting_variants(tokens: Tensor) -> Mapping[str, Mapping[str, Any]]:
+    """The same for effort "best", on what `tokens` `[n, 256]` is measured on."""
+
+    def measured(decoder: StreamedDecoder, count: int, length: int, *rest: object) -> Tensor:
+        """In place of text from the model: what is measured on, as often as it takes."""
+        pieces = tokens.view(-1, length)
+        return pieces.repeat(-(-count // len(pieces)), 1)[:count]
+
+    def first_stage(*given: Any) -> list[tuple[str, fit.Stage, float]]:
+        return stages(*given)[:1]
+
+    stages = fit._stages
+    longer = replace(BEST.whole, steps=3 * BEST.whole.steps)
+    return {
+        "as it is": {},
+        "block by block only": {"_stages": first_stage},
+        "end to end only": {"WORK": {"best": replace(BEST, blocks=None)}},
+        "end to end only, three times as long": {
+            "WORK": {"best": replace(BEST, blocks=None, whole=longer)}
+        },
+        "half of the text": {"WORK": {"best": replace(BEST, texts=BEST.texts // 2)}},
+        "fitted to the text that is measured on": {"write_texts": measured},
+    }
+
+
 def kl(
     checkpoint: Checkpoint,
     reference: list[Tensor],
     tokens: Tensor,
     budget: float,
+    effort: Effort,
+    module: ModuleType,
     change: Mapping[str, Any],
 ) -> float:
-    """KL of `auto` with a change: attributes of its module, a seed, or capabilities."""
+    """KL of `auto` with a change: attributes of `module`, a seed, or capabilities."""
     values = dict(change)
     seed, capabilities = values.pop("seed", 0), values.pop("capabilities", GENERIC)
-    with patch.multiple(auto, **values) if values else nullcontext():
-        plan = make_plan(checkpoint, capabilities, "auto", Budget(budget), seed=seed)
+    with patch.multiple(module, **values) if values else nullcontext():
+        plan = make_plan(checkpoint, capabilities, "auto", Budget(budget), seed=seed, effort=effort)
     return measure(checkpoint, reference, tokens, plan).kl
 
 
@@ -107,6 +140,7 @@ def main() -> None:
     parser.add_argument("--bits", default=3.5, type=float)
     parser.add_argument("--length", default=256, type=int, help="tokens a window")
     parser.add_argument("--count", default=32, type=int, help="windows, spread over the text")
+    parser.add_argument("--fitting", action="store_true", help='of effort "best"')
     options = parser.parse_args()
     print("| model | bits/weight | variant | KL |\n|---|---|---|---|")
     for model in options.models:
@@ -116,8 +150,11 @@ def main() -> None:
         tokens = windows(checkpoint.tokenizer(), text, options.length, options.count, bos)
         with torch.inference_mode():
             reference = list(logits_of(checkpoint.decoder(), tokens))
-        for name, change in VARIANTS.items():
-            found = kl(checkpoint, reference, tokens, options.bits, change)
+        variants, module, effort = VARIANTS, auto, FAST
+        if options.fitting:
+            variants, module, effort = fitting_variants(tokens), fit, Effort("best")
+        for name, change in variants.items():
+            found = kl(checkpoint, reference, tokens, options.bits, effort, module, change)
             print(f"| {checkpoint.name} | {options.bits} | {name} | {found:.4f} |", flush=True)
 
 

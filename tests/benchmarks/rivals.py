@@ -1,8 +1,9 @@
-"""Quantizers that others ship, for the tables: every weight matrix in one format, data-free.
+"""Quantizers that others ship, data-free, for the tables.
 
-Written from their published algorithms, not their code: llama.cpp's Q4_0 and Q8_0 round to
-nearest, and HQQ (Badri & Shaji 2023, "Half-Quadratic Quantization") moves zero points for a
-heavy-tailed error.
+Written from their published algorithms, not their code. One format for every weight matrix:
+llama.cpp's Q4_0 and Q8_0 round to nearest, and HQQ (Badri & Shaji 2023, "Half-Quadratic
+Quantization") moves zero points for a heavy-tailed error. Two widths: Olive's selective mixed
+precision by signal-to-noise ratio.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from lfmc.calib_free.formats import Format
+from lfmc.calib_free.grids import quantize
 from lfmc.calib_free.roles import QUANTIZED, role
 from lfmc.checkpoint import Checkpoint
 
@@ -67,8 +70,45 @@ RIVALS: Mapping[str, tuple[float, Callable[[Tensor], Tensor]]] = {
 }
 
 
+OLIVE = {"olive4.5": (4.5, 4, 8), "olive3.5": (3.5, 2, 4), "olive2.5": (2.5, 2, 4)}
+
+
+def olive(
+    checkpoint: Checkpoint, budget: float, narrow: int, wide: int
+) -> tuple[float, dict[str, Tensor]]:
+    """Olive's `SelectiveMixedPrecision` with algorithm "snr", as far as a budget reaches.
+
+    Matrices with the least ratio of energy to squared error at the narrow width take the wide one.
+    Both are asymmetric min/max grids with groups of 64. Olive takes a share of the parameters; here
+    that is the largest whose bytes fit `budget` bits a weight.
+    """
+    low, high = (Format(bits, 64, False, "float16") for bits in (narrow, wide))
+    nbytes, ratios = 0, {}
+    found = {}
+    for name, info in checkpoint.tensors.items():
+        weight = checkpoint.load(name).float()
+        found[name] = weight
+        nbytes += info.numel * info.dtype.itemsize
+        if role(name, info.shape) in QUANTIZED:
+            nbytes += low.nbytes(info.shape) - info.numel * info.dtype.itemsize
+            found[name] = quantize(weight, low, None, "minmax").dequantize()
+            wrong = (weight - found[name]).square().sum()
+            ratios[name] = float(weight.square().sum() / wrong)
+    for name in sorted(ratios, key=ratios.__getitem__):
+        shape = checkpoint.tensors[name].shape
+        more = high.nbytes(shape) - low.nbytes(shape)
+        if nbytes + more > budget * checkpoint.num_params / 8:
+            break
+        nbytes += more
+        weight = checkpoint.load(name).float()
+        found[name] = quantize(weight, high, None, "minmax").dequantize()
+    return 8 * nbytes / checkpoint.num_params, found
+
+
 def rival_weights(checkpoint: Checkpoint, name: str) -> tuple[float, dict[str, Tensor]]:
     """Bits per weight over all parameters, and float32 weights by name, of a rival."""
+    if name in OLIVE:
+        return olive(checkpoint, *OLIVE[name])
     bits, change = RIVALS[name]
     found, nbits = {}, 0.0
     for tensor, info in checkpoint.tensors.items():

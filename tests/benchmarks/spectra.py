@@ -1,10 +1,10 @@
 """The tail exponent of a matrix, against one SVD a block.
 
-`python tests/benchmarks/spectra.py [MODEL] [--threads N] [--device cuda]` times `pl_alpha_hill` and a loop of
-float32 `torch.linalg.svdvals` over 128 x 128 blocks, in interleaved rounds, on random matrices of
-LFM2-8B-A1B's expert shape and on heavy-tailed ones, all rounded to bfloat16. With MODEL also the
-largest expert matrices, or others, of that checkpoint. The loop has one thread, which is when it is
-fastest. The error is the difference to the exponent of float64 SVDs.
+`python tests/benchmarks/spectra.py [MODEL] [--threads N] [--device cuda]` times `pl_alpha_hill`
+and a loop of float32 `torch.linalg.svdvals` over 128 x 128 blocks, in interleaved rounds, on random
+matrices of LFM2-8B-A1B's expert shape and on heavy-tailed ones, all rounded to bfloat16. With MODEL
+also the largest expert matrices, or others, of that checkpoint. The loop has one thread, which is
+when it is fastest. The error is the difference to the exponent of float64 SVDs.
 """
 
 from __future__ import annotations
