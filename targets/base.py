@@ -21,7 +21,10 @@ from lfmc.stepping import Stepper
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
-TARGETS: Mapping[str, str] = {"onnx": "lfmc.targets.onnx.target:OnnxTarget"}
+TARGETS: Mapping[str, str] = {
+    "coreml": "lfmc.targets.coreml.target:CoremlTarget",
+    "onnx": "lfmc.targets.onnx.target:OnnxTarget",
+}
 
 
 @dataclass(frozen=True)

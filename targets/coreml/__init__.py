@@ -1,0 +1,1 @@
+"""Core ML: a stateful ML program with two functions, and an interpreter that runs it anywhere."""

@@ -1,0 +1,127 @@
+"""The package on disk: writing it, loading its program, and reading its constants back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.pack import pack_bits
+from lfmc.errors import InputError, first_line
+from lfmc.targets.base import StoredTensor
+from lfmc.targets.coreml.constants import identifier
+from lfmc.targets.coreml.library import coremltools, quiet
+
+PACKAGE = "model.mlpackage"
+DECODE, PREFILL = "decode", "prefill"
+PROGRAM = "Data/com.apple.CoreML/model.mlmodel"
+WEIGHTS = "Data/com.apple.CoreML/weights"
+PARTS = {"codes": "data", "scales": "scale", "zeros": "offset"}
+
+
+def write_package(
+    functions: Mapping[str, Any],
+    folder: Path,
+    descriptions: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> list[str]:
+    """Save functions as one ML program; the files that were written, relative to `folder`.
+
+    `descriptions` explain inputs, outputs and states by name. None of coremltools' passes that
+    could fold, merge or requantize a constant is run.
+    """
+    ct = coremltools()
+    from coremltools.converters.mil.converter import mil_convert
+    from coremltools.converters.mil.mil import Program
+
+    program = Program()
+    for name, function in functions.items():
+        program.add_function(name, function)
+    program.default_function_name = DECODE
+    program.export_as_multifunction = True
+    with quiet():
+        model = mil_convert(
+            program,
+            convert_from="milinternal",
+            convert_to="mlprogram",
+            compute_units=ct.ComputeUnit.ALL,
+            specification_version=ct.target.iOS18.value,
+            pass_pipeline=ct.PassPipeline.EMPTY,
+            skip_model_load=True,
+        )
+    spec = model.get_spec()
+    for function in spec.description.functions:
+        for feature in (*function.input, *function.output, *function.state):
+            feature.shortDescription = descriptions.get(feature.name, "")
+    spec.description.metadata.userDefined.update(metadata)
+    path = folder / PACKAGE
+    with quiet():
+        ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True).save(str(path))
+    return sorted(str(p.relative_to(folder)) for p in path.rglob("*") if p.is_file())
+
+
+def load_program(folder: Path) -> Any:
+    """The program of a package, with its constants, as coremltools reads it from disk."""
+    path = folder / PACKAGE
+    if not (path / PROGRAM).is_file():
+        raise InputError("there is no Core ML package", where=path)
+    return _load(path, (path / PROGRAM).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, stamp: int) -> Any:
+    """`stamp` marks the version (of the program's file: reading weights touches theirs)."""
+    ct = coremltools()
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    try:
+        with quiet():
+            spec = ct.utils.load_spec(str(path))
+            program = load(spec, spec.specificationVersion, str(path / WEIGHTS))
+    except Exception as error:  # the library raises whatever its parsers raise
+        raise InputError(
+            "coremltools can't read the package", where=path, got=first_line(error)
+        ) from error
+    program.default_function_name = spec.description.defaultFunctionName
+    program.metadata = dict(spec.description.metadata.userDefined)
+    # A compressed matrix holds its parts itself: in the file they have no names of their own.
+    program.constants = {
+        op.name: op
+        for op in program.functions[DECODE].operations
+        if op.op_type.startswith("const")
+    }
+    return program
+
+
+def read_constant(folder: Path, stored: StoredTensor) -> Tensor:
+    """A constant as it lies on disk, in the form of `PackedTensor`'s parts.
+
+    Codes and zero points come back as bit streams of unsigned numbers, whatever sign they have.
+    """
+    program = load_program(folder)
+    owner = stored.name
+    if stored.part != "values":
+        owner = owner.removesuffix(f".{stored.part}")
+    op = program.constants.get(identifier(owner))
+    if op is None:
+        raise InputError(f"the package has no constant '{stored.name}'", where=folder / PACKAGE)
+    var = op.outputs[0] if stored.part == "values" else op.inputs[PARTS[stored.part]]
+    value = torch.from_numpy(np.ascontiguousarray(var.val))
+    if stored.part in ("scales", "values"):
+        return value
+    signed, bits = integer_type(var)
+    codes = value.short() + (1 << (bits - 1) if signed else 0)
+    return pack_bits(codes.to(torch.uint8), bits)
+
+
+def integer_type(var: Any) -> tuple[bool, int]:
+    """Whether the integers of a variable are signed, and their bits (4 for int4)."""
+    from coremltools.converters.mil.mil import types
+
+    kind = types.builtin_to_string(var.dtype)
+    return kind.startswith("int"), int(kind.removeprefix("u").removeprefix("int"))

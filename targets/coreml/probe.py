@@ -1,0 +1,62 @@
+"""Every n-bit operator of a package on its own: the input that it really gets, the plan's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from lfmc.parity import CaseResult, Rung, difference
+from lfmc.program import Program
+from lfmc.targets.base import Artifact
+from lfmc.targets.coreml.interpreter import Interpreter
+from lfmc.targets.coreml.package import DECODE
+
+TITLE = "every n-bit operator of the artifact, alone, in float16"
+TOKENS = 8
+# Weights and the result are rounded to float16: 2^-11 each, and errors of a sum partly cancel.
+TOLERANCE = 1e-3
+
+
+def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
+    """The worst operator of each kind, over some decoded tokens; `program` is bound."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    watch = {name: None for probe in artifact.probes for name in (*probe.inputs, probe.output)}
+    interpreter = Interpreter(folder, exact=False)
+    state, passed = interpreter.new_state(), interpreter.new_passed()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(program.config.vocab_size, (TOKENS,), generator=generator).int()
+    worst: dict[str, CaseResult] = {}
+    for position, token in enumerate(ids):
+        given = {
+            "input_ids": token.view(1, 1),
+            "position": torch.tensor([position], dtype=torch.int32),
+        }
+        found = interpreter.call(DECODE, {**given, **passed}, state, watch)
+        found.update(given)
+        passed = {key: found[f"{key}_out"] for key in passed}
+        for probe in artifact.probes:
+            (name,) = probe.inputs
+            expected = _run(program, nodes[probe.node], found[name])
+            result = difference(probe.kind, found[probe.output].float(), expected)
+            if probe.kind not in worst or result.difference > worst[probe.kind].difference:
+                worst[probe.kind] = result
+    if not worst:
+        return Rung(3, TITLE, None, skipped="the artifact has no n-bit operators")
+    return Rung(3, TITLE, TOLERANCE, tuple(worst.values()))
+
+
+def _run(program: Program, node: fx.Node, given: Tensor) -> Tensor:
+    """The program's own operator on an input of its own, without its bias."""
+    attributes = dict(program.module.named_buffers())
+
+    def value(argument: object) -> object:
+        return attributes[str(argument.target)] if isinstance(argument, fx.Node) else argument
+
+    _, codes, scales, zeros, *rest = node.args
+    parts = [value(part) for part in (codes, scales, zeros)]
+    if "linear" in str(node.target):
+        rest = [None, *rest[1:]]
+    first = given.float() if given.is_floating_point() else given.long()
+    return node.target(first, *parts, *rest)  # type: ignore[operator, no-any-return]

@@ -1,0 +1,79 @@
+"""Running a package the way an app does: chunks of a prompt, then one token at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfmc.errors import InputError
+from lfmc.targets.coreml.interpreter import Interpreter
+from lfmc.targets.coreml.package import DECODE, PREFILL
+from lfmc.targets.coreml.states import output_name
+
+FACTS_KEY = "lfmc"  # in the package's metadata, as JSON: context, chunk, vocab_size
+
+
+class CoremlStepper:
+    """One conversation, executed by the interpreter.
+
+    `prefill` takes a chunk of tokens, of which the first `valid` count; `decode` takes one. Where a
+    whole chunk no longer fits the context, tokens go one by one.
+    """
+
+    def __init__(self, folder: Path, *, exact: bool) -> None:
+        self._program = Interpreter(folder, exact=exact)
+        facts: dict[str, int] = json.loads(self._program.program.metadata[FACTS_KEY])
+        self.context, self._chunk = facts["context"], facts["chunk"]
+        self._vocab = facts["vocab_size"]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation: states are zeros again."""
+        self._length = 0
+        self._state = self._program.new_state()
+        self._passed = self._program.new_passed()
+
+    def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Float32 logits `[T, V]` of the tokens that come next."""
+        ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(-1)
+        self._check(ids)
+        logits = []
+        while len(ids):
+            fits = self._length + self._chunk <= self.context
+            count = min(len(ids), self._chunk) if fits and len(ids) > 1 else 1
+            logits.append(self._call(ids[:count]))
+            ids = ids[count:]
+            self._length += count
+        return torch.cat(logits)
+
+    def _call(self, ids: Tensor) -> Tensor:
+        given: dict[str, Any] = {"position": torch.tensor([self._length], dtype=torch.int32)}
+        name, count = DECODE, len(ids)
+        if count > 1:
+            name = PREFILL
+            given["valid"] = torch.tensor([count], dtype=torch.int32)
+            ids = torch.nn.functional.pad(ids, (0, self._chunk - count))
+        given["input_ids"] = ids.to(torch.int32).unsqueeze(0)
+        found = self._program.call(name, {**given, **self._passed}, self._state)
+        self._passed = {key: found[output_name(key)] for key in self._passed}
+        return found["logits"][0, :count].float()
+
+    def _check(self, ids: Tensor) -> None:
+        if not len(ids):
+            raise InputError("a step needs at least one token")
+        if self._length + len(ids) > self.context:
+            raise InputError(
+                "the conversation is longer than the exported context",
+                expected=f"at most {self.context} tokens",
+                got=f"{self._length + len(ids)}",
+                todo="reset, or export with a larger --context",
+            )
+        if int(ids.min()) < 0 or int(ids.max()) >= self._vocab:
+            raise InputError(
+                "a token id is outside of the vocabulary", expected=f"0 to {self._vocab - 1}"
+            )

@@ -1,0 +1,155 @@
+"""The Core ML target: capabilities and verbs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import Capabilities, Format
+from lfmc.model import DecoderConfig
+from lfmc.parity import Rung
+from lfmc.program import Program
+from lfmc.stepping import Stepper
+from lfmc.targets.base import Artifact, Request, StoredTensor
+from lfmc.targets.coreml.states import LAYOUTS, package_states
+from lfmc.trace import TraceSpec
+from lfmc.weights import PlannedWeights
+
+# constexpr_blockwise_shift_scale: int4 and int8, with an offset uint4 and uint8.
+FORMATS = tuple(
+    Format(bits, group, symmetric, "float16")
+    for bits in (4, 8)
+    for group in (32, 64, 128)
+    for symmetric in (True, False)
+)
+TOLERANCE = 2e-3  # of the logit scale, in float32 arithmetic
+
+
+@dataclass(frozen=True)
+class CoremlTarget:
+    """Core ML on iOS 18 and macOS 15 or later: an ML program with the functions prefill and decode.
+
+    `chunk` is how many tokens `prefill` takes at a time.
+    """
+
+    chunk: int = 64
+
+    name: ClassVar[str] = "coreml"
+    extra: ClassVar[str] = "coreml"
+    packages: ClassVar[tuple[str, ...]] = ("coremltools",)
+    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+
+    def capabilities(self, config: DecoderConfig) -> Capabilities:
+        moe, hidden = config.moe, config.hidden_size
+        inner = config.num_heads * config.head_dim
+        return Capabilities(
+            linear=_whole(hidden, config.ffn_size, inner),
+            embedding=_whole(hidden),
+            expert=_whole(hidden, moe.ffn_size) if moe else (),
+            floats=("float32", "float16"),
+            merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
+            expert_unit="matrix",
+            expert_layer_shares_group=True,  # so a layer needs a stack a width, not a format
+            negative_scales=True,
+            graph_base=GRAPH_BASE,
+            graph_per_layer=GRAPH_PER_LAYER,
+            graph_per_expert=GRAPH_PER_EXPERT,
+        )
+
+    def check(self, config: DecoderConfig, request: Request) -> None:
+        from lfmc.targets.coreml.library import coremltools
+
+        coremltools()
+
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
+        return TraceSpec(context=request.context, batch=1, length=None)
+
+    def lower(
+        self, program: Program, weights: PlannedWeights, request: Request, folder: Path
+    ) -> Artifact:
+        from lfmc.targets.coreml.library import coremltools, quiet
+
+        ct = coremltools()
+        from lfmc.targets.coreml.constants import Constants
+        from lfmc.targets.coreml.lower import Lowering
+        from lfmc.targets.coreml.package import DECODE, PACKAGE, PREFILL, write_package
+        from lfmc.targets.coreml.runtime import FACTS_KEY
+
+        states = package_states(program.states, request.layout)
+        constants = Constants()
+        chunk = min(self.chunk, request.context)
+        functions, probes = {}, []
+        for name, tokens in ((DECODE, 1), (PREFILL, chunk)):
+            lowering = Lowering(
+                program, weights, states, request.context, tokens, name == PREFILL, constants
+            )
+            with quiet():
+                functions[name] = lowering.run(ct.target.iOS18)
+            probes += lowering.probed if name == DECODE else []
+        own = {
+            "context": request.context,
+            "chunk": chunk,
+            "vocab_size": program.config.vocab_size,
+        }
+        files = write_package(functions, folder, DESCRIPTIONS, {FACTS_KEY: json.dumps(own)})
+        facts = {
+            "package": PACKAGE,
+            "functions": {DECODE: 1, PREFILL: chunk},
+            "minimum_deployment_target": "iOS18",
+            "compute_units": "CPU_AND_GPU",
+            "states": [
+                {
+                    "name": state.name,
+                    "shape": list(state.shape),
+                    "dtype": "float16",
+                    "kept_by": "MLState" if state.kept else "caller",
+                    "reset": "zeros",
+                }
+                for state in states
+            ],
+        }
+        return Artifact(tuple(files), tuple(constants.stored), tuple(probes), facts)
+
+    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
+        from lfmc.targets.coreml.package import read_constant
+
+        return read_constant(folder, stored)
+
+    def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        from lfmc.targets.coreml.runtime import CoremlStepper
+
+        return CoremlStepper(folder, exact=exact)
+
+    def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
+        return program.module
+
+    def tolerance(self, program: Program) -> float:
+        return TOLERANCE
+
+    def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
+        from lfmc.targets.coreml.probe import operator_parity
+
+        return operator_parity(program, folder, artifact)
+
+
+def _whole(*columns: int) -> tuple[Format, ...]:
+    """Formats whose group divides every one of these row lengths: blocks can't be padded."""
+    return tuple(f for f in FORMATS if all(size % f.group == 0 for size in columns))
+
+
+DESCRIPTIONS = {
+    "input_ids": "Token ids. What lies behind the valid ones is ignored.",
+    "position": "How many tokens came before these.",
+    "valid": "How many of the tokens count, from the first on.",
+    "logits": "For each token, the scores of what comes next.",
+}
+
+# Bytes of the package that are not weights: measured, with a margin.
+GRAPH_BASE = 60_000
+GRAPH_PER_LAYER = 40_000
+GRAPH_PER_EXPERT = 300
