@@ -24,14 +24,13 @@ from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
 from lfmc.targets.base import Probe
 from lfmc.targets.coreml.constants import Constants, identifier
-from lfmc.targets.coreml.states import PackageState, output_name
+from lfmc.targets.coreml.states import DIGIT, PackageState, output_name
 from lfmc.weights import PlannedWeights
 
 Result = Var | Sequence[Var] | None
 
 HALF, WIDE = types.fp16, types.fp32
 HIDDEN = -1e4  # what a mask adds: its exponential is 0 in float16
-DIGIT = 64  # positions are taken apart into digits of this base
 
 
 @dataclass
@@ -92,6 +91,17 @@ class Lowering:
             self.values[codes] = self.constants.matrix(name, sources, [packed], "rows")
         return self.values[codes]
 
+    def linear(self, x: Var, matrix: Var, bias: fx.Node | None, **named: str) -> Var:
+        """`x` times a matrix `[N, K]`. Without a bias, one of zeros that all of this size share:
+        else coremltools would write one for each of them."""
+        if bias is None:
+            kind, size = types.builtin_to_string(matrix.dtype), matrix.shape[0]
+            zeros = torch.zeros(size, dtype=torch.float16 if kind == "fp16" else torch.float32)
+            added = self.constants.table(f"zeros.{kind}.{size}", zeros)
+        else:
+            added = self.value(bias, matrix.dtype)
+        return mb.linear(x=x, weight=matrix, bias=added, **named)
+
     def probe(self, node: fx.Node, kind: str, given: Var, result: Var) -> Var:
         """Note an n-bit operator, for a comparison of its own; returns its result."""
         self.probed.append(Probe(node.name, kind, (given.name,), result.name))
@@ -138,7 +148,8 @@ class Lowering:
     def mask(self, window: int) -> Var:
         """What attention adds to its scores, float16 `[T, C]`; one a kind of layer."""
         if window not in self._masks:
-            slots = np.arange(self.context, dtype=np.int32)[None]
+            slots = mb.range_1d(start=np.int32(0), end=np.int32(self.context), step=np.int32(1))
+            slots = mb.expand_dims(x=slots, axes=[0])
             now = mb.expand_dims(x=self.positions, axes=[1])
             hidden = mb.greater(x=slots, y=now)
             if window:
@@ -213,16 +224,14 @@ def _embedding_nbits(low: Lowering, node: fx.Node) -> Var:
 def _linear(low: Lowering, node: fx.Node) -> Var:
     x, weight, bias = arguments(node)
     matrix = low.value(weight)
-    given = {} if bias is None else {"bias": low.value(bias, matrix.dtype)}
-    return mb.linear(x=low.value(x, matrix.dtype), weight=matrix, **given)
+    return low.linear(low.value(x, matrix.dtype), matrix, bias)
 
 
 def _linear_nbits(low: Lowering, node: fx.Node) -> Var:
     x, codes, _, _, bias, bits, *_ = arguments(node)
     given = low.value(x, HALF)
-    y = mb.linear(x=given, weight=low.quantized(codes), name=node.name)
-    low.probe(node, f"linear {bits} bit", given, y)
-    return y if bias is None else mb.add(x=y, y=low.value(bias, HALF))
+    y = low.linear(given, low.quantized(codes), bias, name=node.name)
+    return low.probe(node, f"linear {bits} bit", given, y)
 
 
 def _norm(low: Lowering, x: Var, weight: fx.Node, eps: Any) -> Var:

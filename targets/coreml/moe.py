@@ -131,7 +131,7 @@ def _dense(
 ) -> Var:
     """Of many tokens `[T, H]`: products of all experts, in the order of the stacks."""
     gate, up, down = stacks
-    hot = mb.one_hot(indices=chosen, one_hot_vector_size=count, axis=-1, on_value=1.0)
+    hot = mb.one_hot(indices=chosen, one_hot_vector_size=count, axis=-1, on_value=1.0, off_value=0.0)
     spread = mb.mul(x=hot, y=mb.expand_dims(x=shares, axes=[2]))  # (T, k, E)
     every = mb.transpose(x=mb.reduce_sum(x=spread, axes=[1], keep_dims=False), perm=[1, 0])
     columns = mb.expand_dims(x=mb.transpose(x=x, perm=[1, 0]), axes=[0])  # (1, H, T)

@@ -206,6 +206,10 @@ def _slice_update(
     return made
 
 
+def _range(start: Any, end: Any, step: Any) -> Tensor:
+    return torch.arange(*(int(_number(x)) for x in (start, end, step)), dtype=torch.int32)
+
+
 def _read_state(input: Any) -> Tensor:
     return input.state[input.name]  # type: ignore[no-any-return]
 
@@ -264,6 +268,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "mod": _binary(torch.remainder),
     "mul": _binary(torch.mul),
     "one_hot": _one_hot,
+    "range_1d": _range,
     "read_state": _read_state,
     "real_div": _binary(torch.div),
     "reduce_mean": _reduce("mean"),

@@ -48,15 +48,11 @@ def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
 
 
 def _run(program: Program, node: fx.Node, given: Tensor) -> Tensor:
-    """The program's own operator on an input of its own, without its bias."""
+    """The program's own operator on an input of its own."""
     attributes = dict(program.module.named_buffers())
 
     def value(argument: object) -> object:
         return attributes[str(argument.target)] if isinstance(argument, fx.Node) else argument
 
-    _, codes, scales, zeros, *rest = node.args
-    parts = [value(part) for part in (codes, scales, zeros)]
-    if "linear" in str(node.target):
-        rest = [None, *rest[1:]]
     first = given.float() if given.is_floating_point() else given.long()
-    return node.target(first, *parts, *rest)  # type: ignore[operator, no-any-return]
+    return node.target(first, *map(value, node.args[1:]))  # type: ignore[operator, no-any-return]

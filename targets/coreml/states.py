@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lfmc.model import StateSpec
 
+DIGIT = 64  # positions are taken apart into digits of this base, with rotary tables for each
 LAYOUTS = ("mlstate", "conv-io")
 NAMES = {"conv": "conv_state", "key": "key_cache", "value": "value_cache"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +17,7 @@ from lfmc.parity import Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor
-from lfmc.targets.coreml.states import LAYOUTS, package_states
+from lfmc.targets.coreml.states import DIGIT, LAYOUTS, package_states
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
@@ -56,9 +57,8 @@ class CoremlTarget:
             expert_unit="matrix",
             expert_layer_shares_group=True,  # so a layer needs a stack a width, not a format
             negative_scales=True,
-            graph_base=GRAPH_BASE,
+            graph_base=GRAPH_BASE + _table_nbytes(config),
             graph_per_layer=GRAPH_PER_LAYER,
-            graph_per_expert=GRAPH_PER_EXPERT,
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:
@@ -149,7 +149,16 @@ DESCRIPTIONS = {
     "logits": "For each token, the scores of what comes next.",
 }
 
-# Bytes of the package that are not weights: measured, with a margin.
-GRAPH_BASE = 60_000
-GRAPH_PER_LAYER = 40_000
-GRAPH_PER_EXPERT = 300
+# Bytes of both functions' operators and of the gaps between constants: measured, with a margin.
+GRAPH_BASE = 12_000
+GRAPH_PER_LAYER = 56_000
+
+
+def _table_nbytes(config: DecoderConfig) -> int:
+    """Constants that are not the checkpoint's: rotary tables, and a zero for each kind of row."""
+    digits = math.ceil(math.log(config.max_context, DIGIT))
+    rotary = len(config.rope) * digits * DIGIT * config.head_dim * 4
+    moe = config.moe.num_experts if config.moe else 0
+    rows = config.vocab_size + 4 * config.hidden_size + 2 * config.ffn_size + moe
+    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    return rotary + 4 * (rows + heads)
