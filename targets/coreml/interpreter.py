@@ -128,7 +128,9 @@ class Interpreter:
         array = np.asarray(value)
         if array.dtype.kind == "U":
             return str(array)
-        return self._rounded(torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape), var)
+        return self._rounded(
+            torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape), var
+        )
 
     def _matrix(self, op: Any) -> Tensor:
         """A constant that is stored compressed; the same one in every function is made once."""

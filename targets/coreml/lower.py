@@ -27,7 +27,7 @@ from lfmc.targets.coreml.constants import Constants, identifier
 from lfmc.targets.coreml.states import DIGIT, PackageState, output_name
 from lfmc.weights import PlannedWeights
 
-Result = Var | Sequence[Var] | None
+Result = Any  # a variable, several, or none: coremltools has no types
 
 HALF, WIDE = types.fp16, types.fp32
 HIDDEN = -1e4  # what a mask adds: its exponential is 0 in float16
@@ -300,7 +300,7 @@ def _attention(low: Lowering, node: fx.Node) -> Sequence[Var]:
     scores = mb.matmul(x=grouped, y=new_keys, transpose_y=True)
     scores = mb.reshape(x=scores, shape=[1, heads, tokens, low.context])
     shares = mb.softmax(x=mb.add(x=scores, y=low.mask(window)), axis=-1)
-    shares = mb.reshape(x=shares, shape=grouped.shape[:3] + (low.context,))
+    shares = mb.reshape(x=shares, shape=(*grouped.shape[:3], low.context))
     mixed = mb.reshape(x=mb.matmul(x=shares, y=new_values), shape=[1, heads, tokens, dim])
     return mb.transpose(x=mixed, perm=[0, 2, 1, 3]), new_keys, new_values
 
@@ -331,11 +331,12 @@ def _sigmoid(low: Lowering, node: fx.Node) -> Var:
 
 def _split(low: Lowering, node: fx.Node) -> Sequence[Var]:
     x, sizes, dim = arguments(node)
-    return mb.split(x=low.value(x), split_sizes=list(sizes), axis=dim)
+    parts: Sequence[Var] = mb.split(x=low.value(x), split_sizes=list(sizes), axis=dim)
+    return parts
 
 
 def _getitem(low: Lowering, node: fx.Node) -> Var:
-    source, index = node.args
+    source, index = arguments(node)
     return low.values[source][index]
 
 

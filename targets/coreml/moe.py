@@ -1,7 +1,7 @@
 """Sparse experts in an ML program, with a width for every expert.
 
 A constant has one number format, so a layer's matrices are stacked by format: `[E', N, K]` for the
-experts that share one, and a stack of its own for each of w1, w3 and w2. Two forms compute the same:
+experts that share one, and a stack of its own for each of w1, w3 and w2. Two forms compute it:
 
 chosen (one token)    for each stack, the k chosen experts' matrices are gathered by their place in
                       it, and results of experts that are not in it are masked out:
@@ -61,7 +61,7 @@ def _stacks(low: Lowering, weights: Sequence[fx.Node]) -> list[Stack]:
     """One matrix of each expert, stacked by number format."""
     groups: dict[Format | None, list[tuple[int, str]]] = {}
     for index, weight in enumerate(weights):
-        constant = weight.args[0] if weight.op == "call_function" else weight
+        constant = arguments(weight)[0] if weight.op == "call_function" else weight
         name = low.program.weights[str(constant.target)].sources[0]
         planned = low.weights.format(name)
         key = planned if isinstance(planned, Format) else None
@@ -131,7 +131,9 @@ def _dense(
 ) -> Var:
     """Of many tokens `[T, H]`: products of all experts, in the order of the stacks."""
     gate, up, down = stacks
-    hot = mb.one_hot(indices=chosen, one_hot_vector_size=count, axis=-1, on_value=1.0, off_value=0.0)
+    hot = mb.one_hot(
+        indices=chosen, one_hot_vector_size=count, axis=-1, on_value=1.0, off_value=0.0
+    )
     spread = mb.mul(x=hot, y=mb.expand_dims(x=shares, axes=[2]))  # (T, k, E)
     every = mb.transpose(x=mb.reduce_sum(x=spread, axes=[1], keep_dims=False), perm=[1, 0])
     columns = mb.expand_dims(x=mb.transpose(x=x, perm=[1, 0]), axes=[0])  # (1, H, T)

@@ -46,7 +46,7 @@ def _cast(x: Tensor, dtype: str) -> Tensor:
 
 
 def _rsqrt(x: Tensor, epsilon: Any = 1e-12) -> Tensor:
-    return (_wide(x) + _number(epsilon)).rsqrt()
+    return torch.rsqrt(_wide(x) + _number(epsilon))
 
 
 def _softmax(x: Tensor, axis: Any = -1) -> Tensor:
@@ -56,7 +56,8 @@ def _softmax(x: Tensor, axis: Any = -1) -> Tensor:
 def _reduce(name: str) -> Callable[..., Tensor]:
     def run(x: Tensor, axes: Any = None, keep_dims: Any = False) -> Tensor:
         dims = list(range(x.dim())) if axes is None else _ints(axes)
-        return getattr(torch, name)(_wide(x), dims, keepdim=bool(_number(keep_dims)))
+        made: Tensor = getattr(torch, name)(_wide(x), dims, keepdim=bool(_number(keep_dims)))
+        return made
 
     return run
 
@@ -66,9 +67,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _matmul(x: Tensor, y: Tensor, transpose_x: Any = False, transpose_y: Any = False) -> Tensor:
-    x, y = _wide(x), _wide(y)
-    x = x.transpose(-1, -2) if _number(transpose_x) else x
-    return x @ (y.transpose(-1, -2) if _number(transpose_y) else y)
+    x = _wide(x.transpose(-1, -2) if _number(transpose_x) else x)
+    return torch.matmul(x, _wide(y.transpose(-1, -2) if _number(transpose_y) else y))
 
 
 def _conv(
@@ -83,8 +83,14 @@ def _conv(
 ) -> Tensor:
     if pad_type != "valid" or x.dim() != 3:
         raise NotImplementedError(f"conv with padding '{pad_type}' in {x.dim() - 2} dims")
-    how = {"stride": _ints(strides), "dilation": _ints(dilations), "groups": int(_number(groups))}
-    return F.conv1d(_wide(x), _wide(weight), _wide(bias), **how)
+    return F.conv1d(
+        _wide(x),
+        _wide(weight),
+        _wide(bias),
+        stride=_ints(strides),
+        dilation=_ints(dilations),
+        groups=int(_number(groups)),
+    )
 
 
 def _gather(
@@ -157,9 +163,9 @@ def _split(
     x: Tensor, axis: Any, split_sizes: Any = None, num_splits: Any = None
 ) -> Sequence[Tensor]:
     axis = int(_number(axis))
-    if split_sizes is not None:
-        return x.split(_ints(split_sizes), axis)
-    return x.split(x.shape[axis] // int(_number(num_splits)), axis)
+    if split_sizes is None:
+        split_sizes = [x.shape[axis] // int(_number(num_splits))] * int(_number(num_splits))
+    return torch.split(x, _ints(split_sizes), axis)
 
 
 def _concat(values: list[Any], axis: Any, interleave: Any = False) -> Tensor:
@@ -241,7 +247,8 @@ def lut_to_dense(indices: Any, lut: Any, vector_axis: Any = None) -> Tensor:
     grid = np.indices(places.shape, sparse=True)
     blocks = lut.shape[: places.ndim]
     own = tuple(grid[i] * blocks[i] // places.shape[i] for i in range(places.ndim))
-    return torch.from_numpy(np.asarray(lut)[(*own, places, 0)])
+    where = (*own, places, 0)
+    return torch.from_numpy(np.asarray(lut)[where])
 
 
 CONSTEXPR: dict[str, Callable[..., Tensor]] = {

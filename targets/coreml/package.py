@@ -91,9 +91,7 @@ def _load(path: Path, stamp: int) -> Any:
     program.metadata = dict(spec.description.metadata.userDefined)
     # A compressed matrix holds its parts itself: in the file they have no names of their own.
     program.constants = {
-        op.name: op
-        for op in program.functions[DECODE].operations
-        if op.op_type.startswith("const")
+        op.name: op for op in program.functions[DECODE].operations if op.op_type.startswith("const")
     }
     return program
 

@@ -1,4 +1,4 @@
-"""Every n-bit operator of a package on its own: the input that it really gets, the plan's weights."""
+"""Every n-bit operator of a package on its own: its input in the package, the plan's weights."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ DESCRIPTIONS = {
 
 # Bytes of both functions' operators and of the gaps between constants: measured, with a margin.
 GRAPH_BASE = 12_000
-GRAPH_PER_LAYER = 56_000
+GRAPH_PER_LAYER = 72_000
 
 
 def _table_nbytes(config: DecoderConfig) -> int:

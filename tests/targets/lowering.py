@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lfmc.calib_free.allocate import make_plan
-from lfmc.calib_free.formats import Floats, Format
+from lfmc.calib_free.formats import GENERIC, Floats, Format
 from lfmc.calib_free.plan import BitPlan, PlanRow
 from lfmc.checkpoint import Checkpoint
 from lfmc.exporter import Options, build_program, request
@@ -38,11 +38,12 @@ def lower(
     choose: Choose,
     folder: Path,
     *,
-    layout: str = "plain",
+    name: str = "onnx",
+    layout: str | None = None,
     context: int = 96,
 ) -> Lowered:
-    """Lower a checkpoint to ONNX with the format that `choose` gives each quantizable row."""
-    target = get_target("onnx")
+    """Lower a checkpoint to a target with the format that `choose` gives each quantizable row."""
+    target = get_target(name)
     plan = choose_formats(checkpoint, choose)
     asked = request(checkpoint, target, Options(context=context, layout=layout))
     weights = PlannedWeights(checkpoint, plan)
@@ -54,7 +55,7 @@ def lower(
 
 def choose_formats(checkpoint: Checkpoint, choose: Choose) -> BitPlan:
     """A plan without a budget, whose quantizable rows have the formats that are chosen."""
-    base = make_plan(checkpoint, get_target("onnx").capabilities(checkpoint.config), "4", None)
+    base = make_plan(checkpoint, GENERIC, "4", None)
     return replace(base, rows=tuple(_row(row, choose) for row in base.rows))
 
 

@@ -1,0 +1,146 @@
+"""The package, run by the interpreter, against the same quantized weights in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lfmc.calib_free.formats import Floats, Format
+from lfmc.calib_free.plan import PlanRow
+from lfmc.errors import GateError, InputError
+from lfmc.parity import cases, compare
+from lfmc.rungs import read_back
+from lfmc.stepping import TorchStepper
+from lfmc.targets.coreml.probe import operator_parity
+from lfmc.targets.coreml.target import TOLERANCE
+from tests.factories import random_tokens
+from tests.targets.lowering import Choose, Lowered, expert_of, floats, lower
+
+Make = Callable[..., Lowered]
+
+
+def four_bit(row: PlanRow) -> Format:
+    return Format(4, 32, False, "float16")
+
+
+def mixed(row: PlanRow) -> Format:
+    """Experts of 4 and 8 bits in turn, w2 the other way round; an 8-bit symmetric embedding."""
+    if row.role == "expert":
+        turn = expert_of(row) + row.name.endswith("w2.weight")
+        return Format((4, 8)[turn % 2], 32, False, "float16")
+    return Format(8 if row.role in ("embedding", "head") else 4, 32, True, "float16")
+
+
+def half(row: PlanRow) -> Floats:
+    return Floats("float16")
+
+
+PACKAGES: list[tuple[str, Choose, str]] = [
+    ("lfm2", four_bit, "mlstate"),
+    ("lfm2", half, "conv-io"),
+    ("lfm2-conv-bias", mixed, "conv-io"),
+    ("lfm2-untied", mixed, "mlstate"),
+    ("lfm2_moe", mixed, "mlstate"),
+    ("lfm2_moe", floats, "mlstate"),
+    ("lfm2_moe-scaled", four_bit, "conv-io"),
+    ("lfm2_moe-no-bias", mixed, "mlstate"),
+    ("lfm3", mixed, "mlstate"),
+    ("lfm3-attention-bias", four_bit, "conv-io"),
+    ("lfm3-plain", floats, "mlstate"),
+]
+
+
+@pytest.mark.parametrize(("name", "choose", "layout"), PACKAGES)
+def test_matrix_in_float32(lowered: Make, name: str, choose: Choose, layout: str) -> None:
+    made = lowered(name, choose, layout, "coreml")
+    config, context = made.checkpoint.config, made.request.context
+    rung = compare(
+        3,
+        "package",
+        made.target.run(made.folder, exact=True),
+        TorchStepper(made.program.module, config, context),
+        cases(config, context, full=True),
+        config.vocab_size,
+        tolerance=2e-5,  # a hundredth of what an export allows
+    )
+    assert rung.passed, rung
+
+
+@pytest.mark.parametrize(("name", "choose", "layout"), PACKAGES)
+def test_constants_on_disk_are_the_plan(
+    lowered: Make, name: str, choose: Choose, layout: str
+) -> None:
+    made = lowered(name, choose, layout, "coreml")
+    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    assert set(errors) == {row.name for row in made.plan.rows if row.format.startswith("int")}
+    stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
+    planned = sum(row.nbytes for row in made.plan.rows)
+    assert 0.99 * planned <= stored <= planned
+    capabilities = made.target.capabilities(made.checkpoint.config)
+    total = sum((made.folder / name).stat().st_size for name in made.artifact.files)
+    assert total <= planned + capabilities.graph_reserve(made.checkpoint.config)
+
+
+@pytest.mark.parametrize(("name", "choose"), [("lfm2_moe", mixed), ("lfm3", mixed)])
+def test_every_operator_alone_in_float16(lowered: Make, name: str, choose: Choose) -> None:
+    made = lowered(name, choose, "mlstate", "coreml")
+    rung = operator_parity(made.program, made.folder, made.artifact)
+    assert rung.passed, rung
+    assert {case.case for case in rung.cases} == {"gather 8 bit", "linear 4 bit", "linear 8 bit"}
+
+
+def test_float16_rounds_little(lowered: Make) -> None:
+    made = lowered("lfm2", four_bit, "mlstate", "coreml")
+    tokens = random_tokens(made.checkpoint.config, 1, 40)[0]
+    exact = made.target.run(made.folder, exact=True).step(tokens)
+    rounded = made.target.run(made.folder).step(tokens)
+    worst = float((exact - rounded).abs().max() / exact.abs().max())
+    assert 1e-6 < worst < 1e-2
+
+
+def test_a_padded_chunk_leaves_no_trace(lowered: Make) -> None:
+    made = lowered("lfm3", mixed, "mlstate", "coreml")
+    tokens = random_tokens(made.checkpoint.config, 1, 20)[0]
+    whole, single = (made.target.run(made.folder, exact=True) for _ in range(2))
+    whole.step(tokens[:19])  # of a chunk of 64
+    one_by_one = torch.cat([single.step(token.view(1)) for token in tokens[:19]])
+    assert torch.allclose(whole.step(tokens[19:]), single.step(tokens[19:]), atol=1e-4)
+    assert one_by_one.shape == (19, made.checkpoint.config.vocab_size)
+
+
+def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
+    made = lowered("lfm2", four_bit, "mlstate", "coreml")
+    context = made.request.context
+    tokens = random_tokens(made.checkpoint.config, 1, context)[0]
+    stepper = made.target.run(made.folder, exact=True)
+    reference = TorchStepper(made.program.module, made.checkpoint.config, context)
+    found = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])  # 50 + 46 of 96
+    scale = float(found.abs().max())
+    assert torch.allclose(found, reference.step(tokens), atol=TOLERANCE * scale / 100)
+    with pytest.raises(InputError, match="longer than the exported context"):
+        stepper.step([1])
+    stepper.reset()
+    with pytest.raises(InputError, match="outside of the vocabulary"):
+        stepper.step([made.checkpoint.config.vocab_size])
+    with pytest.raises(InputError, match="at least one token"):
+        stepper.step([])
+
+
+def test_a_changed_weight_is_found(
+    any_checkpoint: Callable[..., object], tmp_path: object, lowered: Make
+) -> None:
+    from pathlib import Path
+
+    made = lowered("lfm2", four_bit, "mlstate", "coreml")
+    folder = Path(str(tmp_path))
+    own = lower(made.checkpoint, four_bit, folder, name="coreml", layout="mlstate")
+    weights = next(folder.rglob("weight.bin"))
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    weights.write_bytes(data)
+    program = next(folder.rglob("model.mlmodel"))
+    program.touch()
+    with pytest.raises(GateError, match="are not the plan's"):
+        read_back(own.weights, own.target, folder, own.artifact)
