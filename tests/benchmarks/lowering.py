@@ -1,0 +1,98 @@
+"""What lowering takes: seconds by stage and peak memory, and the operators of a program.
+
+`python tests/benchmarks/lowering.py --shape 350m --target coreml` writes a checkpoint of that shape
+with random bf16 weights (under --folder, removed at the end), quantizes and lowers it in a process
+of its own, without parity. It also prints how many operators the graph has before and after fusion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from shapes import SHAPES, write_checkpoint
+
+from lfmc.calib_free.allocate import make_plan
+from lfmc.calib_free.formats import parse_format
+from lfmc.checkpoint import open_checkpoint
+from lfmc.exporter import Options, request
+from lfmc.passes.base import apply
+from lfmc.passes.pipeline import pipeline
+from lfmc.program import Program, operator_name
+from lfmc.targets.base import get_target
+from lfmc.trace import trace
+from lfmc.weights import PlannedWeights
+
+
+def child(options: argparse.Namespace) -> None:
+    """Plan, trace, fuse and lower; a line for each."""
+    checkpoint, target = open_checkpoint(options.folder), get_target(options.target)
+    asked = request(checkpoint, target, Options(context=options.context))
+    clock = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        print(f"{name}: {now - clock:.1f} s, peak {_peak():.2f} GiB", flush=True)
+        clock = now
+
+    capabilities = target.capabilities(checkpoint.config)
+    plan = make_plan(checkpoint, capabilities, options.bits, None, target=target.name)
+    lap(f"plan ({options.bits} bits)")
+    program = trace(checkpoint.config, target.trace_spec(checkpoint.config, asked))
+    before = histogram(program)
+    lap("trace")
+    apply(pipeline({row.name: parse_format(row.format) for row in plan.rows}), program)
+    lap("passes")
+    artifact = Path(tempfile.mkdtemp(dir=options.folder))
+    made = target.lower(program, PlannedWeights(checkpoint, plan), asked, artifact)
+    lap("quantize and lower")
+    nbytes = sum((artifact / name).stat().st_size for name in made.files)
+    print(f"{nbytes:,} bytes on disk, the plan has {plan.nbytes:,}")
+    for title, counts in (("before", before), ("after", histogram(program))):
+        print(f"\n{sum(counts.values())} operators {title} fusion")
+        for name, count in counts.most_common(16):
+            print(f"  {name:<28} {count:>5}  {'#' * max(1, count * 60 // max(counts.values()))}")
+
+
+def histogram(program: Program) -> Counter[str]:
+    """How often each operator is called."""
+    nodes = program.graph.nodes
+    return Counter(operator_name(node) for node in nodes if node.op == "call_function")
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--target", default="coreml")
+    parser.add_argument("--bits", default="4")
+    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--folder", type=Path, help="for the checkpoint")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options)
+        return
+    if options.folder is None:
+        options.folder = Path(tempfile.gettempdir()) / f"lfmc-lowering-{options.shape}"
+    try:
+        write_checkpoint(options.shape, options.folder)
+        given = [f"--{name}={value}" for name, value in vars(options).items() if name != "child"]
+        subprocess.run([sys.executable, __file__, "--child", *given], check=True)
+    finally:
+        shutil.rmtree(options.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
