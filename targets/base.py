@@ -68,6 +68,7 @@ class Probe:
 class Artifact:
     """What lowering wrote: file names (relative), the tensors in them, and facts for the manifest.
 
+    `known_troubles` among the facts (each with `what` and `link`) are printed after an export.
     `probes` are places where the artifact's own operators can be compared one by one.
     """
 

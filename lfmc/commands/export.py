@@ -118,4 +118,6 @@ def command(
         out.print(parity_table(checked.rungs))
     quality = checked.quality if checked else None
     out.print(plan_table(report.plan, report.errors, result_lines(report, quality)))
+    for trouble in bundle.manifest.get("known_troubles", ()):
+        click.echo(f"note: {trouble['what']} ({trouble['link']})")
     click.echo(f"bundle: {bundle.path}")

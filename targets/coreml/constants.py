@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from lfmc.calib_free.pack import PackedTensor
 from lfmc.targets.base import Arrangement, StoredTensor
+from lfmc.targets.coreml.names import identifier
 
 
 @dataclass
@@ -85,11 +85,6 @@ class Constants:
         var = mb.const(val=array, name=full)
         var.op.weight_id = full
         return var
-
-
-def identifier(name: str) -> str:
-    """A name as ML programs may have it: letters, digits and underscores."""
-    return re.sub(r"\W", "_", name)
 
 
 def _numpy_type(kind: str) -> Any:

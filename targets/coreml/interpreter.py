@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import UnsupportedError
+from lfmc.targets.coreml.names import output_name
 from lfmc.targets.coreml.operators import CONSTEXPR, OPERATORS
 from lfmc.targets.coreml.package import load_program
-from lfmc.targets.coreml.states import output_name
 
 DTYPES = {
     "fp16": torch.float16,

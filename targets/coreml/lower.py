@@ -23,8 +23,9 @@ from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
 from lfmc.targets.base import Probe
-from lfmc.targets.coreml.constants import Constants, identifier
-from lfmc.targets.coreml.states import DIGIT, PackageState, output_name
+from lfmc.targets.coreml.constants import Constants
+from lfmc.targets.coreml.names import output_name
+from lfmc.targets.coreml.states import DIGIT, PackageState
 from lfmc.weights import PlannedWeights
 
 Result = Any  # a variable, several, or none: coremltools has no types
@@ -399,5 +400,3 @@ HANDLERS: dict[str, Handler] = {
     "lfm.rms_norm": _rms_norm,
     "lfm.swiglu": _swiglu,
 }
-
-__all__ = ["HALF", "WIDE", "Lowering", "cast", "identifier"]

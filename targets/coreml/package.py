@@ -14,11 +14,10 @@ from torch import Tensor
 from lfmc.calib_free.pack import pack_bits
 from lfmc.errors import InputError, first_line
 from lfmc.targets.base import StoredTensor
-from lfmc.targets.coreml.constants import identifier
 from lfmc.targets.coreml.library import coremltools, quiet
+from lfmc.targets.coreml.names import DECODE, identifier
 
 PACKAGE = "model.mlpackage"
-DECODE, PREFILL = "decode", "prefill"
 PROGRAM = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS = "Data/com.apple.CoreML/weights"
 PARTS = {"codes": "data", "scales": "scale", "zeros": "offset"}

@@ -11,7 +11,7 @@ from lfmc.parity import CaseResult, Rung, difference
 from lfmc.program import Program
 from lfmc.targets.base import Artifact
 from lfmc.targets.coreml.interpreter import Interpreter
-from lfmc.targets.coreml.package import DECODE
+from lfmc.targets.coreml.names import DECODE, output_name
 
 TITLE = "every n-bit operator of the artifact, alone, in float16"
 TOKENS = 8
@@ -35,7 +35,7 @@ def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
         }
         found = interpreter.call(DECODE, {**given, **passed}, state, watch)
         found.update(given)
-        passed = {key: found[f"{key}_out"] for key in passed}
+        passed = {key: found[output_name(key)] for key in passed}
         for probe in artifact.probes:
             (name,) = probe.inputs
             expected = _run(program, nodes[probe.node], found[name])

@@ -12,10 +12,7 @@ from torch import Tensor
 
 from lfmc.errors import InputError
 from lfmc.targets.coreml.interpreter import Interpreter
-from lfmc.targets.coreml.package import DECODE, PREFILL
-from lfmc.targets.coreml.states import output_name
-
-FACTS_KEY = "lfmc"  # in the package's metadata, as JSON: context, chunk, vocab_size
+from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL, output_name
 
 
 class CoremlStepper:

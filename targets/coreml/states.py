@@ -36,8 +36,3 @@ def package_states(specs: Sequence[StateSpec], layout: str) -> list[PackageState
         )
         for spec in specs
     ]
-
-
-def output_name(name: str) -> str:
-    """The output that continues a state which is no MLState."""
-    return f"{name}_out"

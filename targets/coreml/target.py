@@ -76,9 +76,10 @@ class CoremlTarget:
 
         ct = coremltools()
         from lfmc.targets.coreml.constants import Constants
+        from lfmc.targets.coreml.known import known_troubles
         from lfmc.targets.coreml.lower import Lowering
-        from lfmc.targets.coreml.package import DECODE, PACKAGE, PREFILL, write_package
-        from lfmc.targets.coreml.runtime import FACTS_KEY
+        from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL
+        from lfmc.targets.coreml.package import PACKAGE, write_package
 
         states = package_states(program.states, request.layout)
         constants = Constants()
@@ -102,6 +103,9 @@ class CoremlTarget:
             "functions": {DECODE: 1, PREFILL: chunk},
             "minimum_deployment_target": "iOS18",
             "compute_units": "CPU_AND_GPU",
+            "known_troubles": known_troubles(
+                ct.__version__, map(weights.format, weights.checkpoint.tensors), states
+            ),
             "states": [
                 {
                     "name": state.name,

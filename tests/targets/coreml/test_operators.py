@@ -15,8 +15,9 @@ from torch import Tensor
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.targets.coreml.interpreter import Interpreter
 from lfmc.targets.coreml.library import coremltools
+from lfmc.targets.coreml.names import DECODE
 from lfmc.targets.coreml.operators import OPERATORS
-from lfmc.targets.coreml.package import DECODE, write_package
+from lfmc.targets.coreml.package import write_package
 
 mb = pytest.importorskip("coremltools.converters.mil").Builder
 
