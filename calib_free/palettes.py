@@ -45,13 +45,21 @@ def _best(x: Tensor, cost: Tensor, f: Format) -> tuple[Tensor, Tensor]:
 
 
 def _lloyd(x: Tensor, cost: Tensor, table: Tensor, f: Format) -> tuple[Tensor, Tensor]:
-    """Codes int64 and tables from a first guess; a value that nothing is nearest to stays."""
+    """Codes int64 and tables from a first guess.
+
+    Of the values that nothing is nearest to, one a row and round goes where the error is largest.
+    """
     weighted = x * cost
     for _ in range(ROUNDS):
         codes = _nearest(x, table)
         total = torch.zeros_like(table).scatter_add_(1, codes, weighted)
         mass = torch.zeros_like(table).scatter_add_(1, codes, cost)
-        table = torch.where(mass > 0, total / mass.clamp(min=1e-30), table).sort(1).values
+        table = torch.where(mass > 0, total / mass.clamp(min=1e-30), table)
+        idle, place = (mass == 0).max(1)
+        error = (table.gather(1, codes) - x).square_().mul_(cost)
+        worst = x.gather(1, error.argmax(1, keepdim=True))
+        moved = table.scatter(1, place.unsqueeze(1), worst)
+        table = torch.where(idle.unsqueeze(1), moved, table).sort(1).values
     limit = torch.finfo(getattr(torch, f.scale_dtype)).max
     stored = table.clamp(-limit, limit).to(getattr(torch, f.scale_dtype))
     return _nearest(x, stored.float()), stored

@@ -159,8 +159,8 @@ DESCRIPTIONS = {
 
 # Bytes of both functions' operators and of the gaps between constants: measured, with a margin.
 GRAPH_BASE = 12_000
-GRAPH_PER_LAYER = 72_000
-GRAPH_OF_EXPERTS = 40_000  # of a layer with a stack for every width
+GRAPH_PER_LAYER = 42_000
+GRAPH_OF_EXPERTS = 76_000  # of a layer with a stack for every width
 GRAPH_PER_EXPERT = 200
 
 
