@@ -129,9 +129,10 @@ class CoremlTarget:
         return read_constant(folder, stored)
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        from lfmc.targets.coreml.interpreter import Interpreter
         from lfmc.targets.coreml.runtime import CoremlStepper
 
-        return CoremlStepper(folder, exact=exact)
+        return CoremlStepper(Interpreter(folder, exact=exact))
 
     def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
         return program.module
