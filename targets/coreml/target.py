@@ -160,8 +160,8 @@ DESCRIPTIONS = {
 
 # Bytes of both functions' operators and of the gaps between constants: measured, with a margin.
 GRAPH_BASE = 12_000
-GRAPH_PER_LAYER = 42_000
-GRAPH_OF_EXPERTS = 76_000  # of a layer with a stack for every width
+GRAPH_PER_LAYER = 62_000
+GRAPH_OF_EXPERTS = 56_000  # of a layer with a stack for every width
 GRAPH_PER_EXPERT = 200
 
 
