@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from lfmc.calib_free.formats import Capabilities, Floats, Format, parse_format
-from lfmc.calib_free.grids import GRIDS
+from lfmc.calib_free.grids import GRIDS, PALETTE
 from lfmc.calib_free.importance import decode
 from lfmc.calib_free.roles import Unit, role, units
 from lfmc.checkpoint import Checkpoint
@@ -96,6 +96,8 @@ def _check_row(row: PlanRow, checkpoint: Checkpoint, capabilities: Capabilities)
     else:
         good = row.format in allowed
         grids = tuple(g for g in GRIDS if g != "signed" or capabilities.negative_scales)
+        if number_format.palette:
+            grids = (PALETTE,)
     if not good:
         raise InputError(
             f"the target can't store tensor '{row.name}' as {row.format}",

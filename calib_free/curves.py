@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lfmc.calib_free.formats import Capabilities, Format
-from lfmc.calib_free.grids import row_errors
+from lfmc.calib_free.grids import PALETTE, row_errors
 
 ROWS = 24  # of every matrix, evenly spaced: enough for a relative error within a few percent
 
@@ -17,6 +17,8 @@ Curve = Mapping[Format, float]
 
 def grid_for(number_format: Format, capabilities: Capabilities) -> str:
     """The searched grid that a format has on a target."""
+    if number_format.palette:
+        return PALETTE
     return "signed" if number_format.symmetric and capabilities.negative_scales else "clip"
 
 

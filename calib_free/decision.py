@@ -31,16 +31,19 @@ class Decision:
 def nearest(wanted: Format, formats: Sequence[Format]) -> Format:
     """The format closest to `wanted`: by width (the wider of two), group, symmetry, scales.
 
+    A palette counts as a very long group.
+
     Raises `UnsupportedError` where the target stores no integers in this place.
     """
     if not formats:
         raise UnsupportedError("the target stores no integer format here", expected=wanted.name)
+    columns = 1 << 20
     return min(
         formats,
         key=lambda f: (
             abs(f.bits - wanted.bits),
             f.bits < wanted.bits,
-            abs(log2(f.group / wanted.group)),
+            abs(log2((f.group or columns) / (wanted.group or columns))),
             f.symmetric != wanted.symmetric,
             f.scale_dtype != wanted.scale_dtype,
             f,

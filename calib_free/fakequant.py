@@ -5,6 +5,7 @@ What it stands for while it trains is, to the bit, what `packed` stores when it 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,6 +74,39 @@ class FakeQuant(nn.Module):
             scale.squeeze(-1).to(getattr(torch, self.format.scale_dtype)).cpu(),
             None if self.format.symmetric else zero.squeeze(-1).to(torch.uint8).cpu(),
         )
+
+
+class FakePalette(nn.Module):
+    """A palette whose tables can be trained; its codes stay.
+
+    `moved` `[N, 2^bits]` is how far each value has moved, in standard deviations of its row.
+    """
+
+    def __init__(self, packed: PackedTensor) -> None:
+        super().__init__()
+        self.first = packed
+        self.codes: Tensor
+        self.table: Tensor
+        self.unit: Tensor
+        self.register_buffer("codes", packed.codes.long())
+        self.register_buffer("table", packed.scales.float())
+        self.register_buffer("unit", packed.dequantize().std(1, keepdim=True))
+        self.moved = nn.Parameter(torch.zeros_like(self.table))
+
+    def _stored(self) -> Tensor:
+        table = self.table + self.moved * self.unit
+        dtype = self.first.scales.dtype
+        limit = torch.finfo(dtype).max
+        return straight_through(table, table.detach().clamp(-limit, limit).to(dtype).float())
+
+    def forward(self) -> Tensor:
+        """The weight that is stored, float32 `[N, K]`."""
+        return self._stored().gather(1, self.codes)
+
+    @torch.no_grad()
+    def packed(self) -> PackedTensor:
+        """The codes, with the tables of what `forward` gives, on the CPU."""
+        return replace(self.first, scales=self._stored().to(self.first.scales.dtype).cpu())
 
 
 def straight_through(value: Tensor, rounded: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def packed_of(parts: Parts, number_format: Format, shape: tuple[int, int]) -> Pa
     return PackedTensor(
         number_format,
         shape,
-        unpack_bits(parts["codes"], bits, groups * number_format.group),
+        unpack_bits(parts["codes"], bits, number_format.codes(shape[1])),
         parts["scales"],
         None if zeros is None else unpack_bits(zeros, bits, groups),
     )

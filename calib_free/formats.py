@@ -15,6 +15,7 @@ FLOAT_NBYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 ExpertUnit = Literal["matrix", "expert", "layer"]
 
 _NAME = re.compile(r"int([1-9])-g([1-9]\d*)-(sym|asym)-(\w+)")
+_PALETTE = re.compile(r"lut([1-9])-(\w+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -22,8 +23,9 @@ class Format:
     """Unsigned codes of `bits`, one scale (and zero point) for every `group` columns of a row.
 
     A weight is `(code - zero) * scale`; a symmetric format has the zero point `2^(bits - 1)` and
-    stores none. Raises `InputError` for a width outside 1..8, a group below 1 or a scale dtype
-    that does not exist.
+    stores none. A group of 0 makes it a palette: a row has a table of `2^bits` values in place of
+    scales, a code picks one, and there are no zero points. Raises `InputError` for a width outside
+    1..8, a group below 0 or a scale dtype that does not exist.
     """
 
     bits: int
@@ -32,7 +34,8 @@ class Format:
     scale_dtype: str
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8 or self.group < 1 or self.scale_dtype not in FLOAT_NBYTES:
+        sensible = self.group > 0 or (self.group == 0 and self.symmetric)
+        if not 1 <= self.bits <= 8 or not sensible or self.scale_dtype not in FLOAT_NBYTES:
             raise InputError(
                 "there is no such number format",
                 expected=f"1 to 8 bits, a group of 1 or more, scales in {', '.join(FLOAT_NBYTES)}",
@@ -41,16 +44,23 @@ class Format:
 
     @property
     def name(self) -> str:
+        if self.palette:
+            return f"lut{self.bits}-{self.scale_dtype}"
         kind = "sym" if self.symmetric else "asym"
         return f"int{self.bits}-g{self.group}-{kind}-{self.scale_dtype}"
 
     @classmethod
     def parse(cls, name: str) -> Format:
-        """The format of a name like `int4-g32-asym-float16`; raises `InputError` for another."""
+        """The format of a name like `int4-g32-asym-float16` or `lut3-float16`; raises `InputError`
+        for another."""
+        if palette := _PALETTE.fullmatch(name):
+            return cls(int(palette[1]), 0, True, palette[2])
         match = _NAME.fullmatch(name)
         if match is None:
             raise InputError(
-                "a number format can't be read", expected="int4-g32-asym-float16", got=repr(name)
+                "a number format can't be read",
+                expected="int4-g32-asym-float16 or lut3-float16",
+                got=repr(name),
             )
         bits, group, kind, scale_dtype = match.groups()
         return cls(int(bits), int(group), kind == "sym", scale_dtype)
@@ -60,15 +70,24 @@ class Format:
         """The zero point that a symmetric format implies."""
         return 1 << (self.bits - 1)
 
+    @property
+    def palette(self) -> bool:
+        """Codes pick values from a table."""
+        return self.group == 0
+
     def groups(self, columns: int) -> int:
-        """Groups of a row; the last may be partly padding."""
-        return -(-columns // self.group)
+        """Groups of a row, of which the last may be partly padding; values of a palette's table."""
+        return 1 << self.bits if self.palette else -(-columns // self.group)
+
+    def codes(self, columns: int) -> int:
+        """Codes of a row, with those that pad its last group."""
+        return columns if self.palette else self.groups(columns) * self.group
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Bytes of a matrix `(N, K)`: codes and zero points fill whole bytes a row, and scales."""
         rows, columns = shape
         groups = self.groups(columns)
-        codes = -(-groups * self.group * self.bits // 8)
+        codes = -(-self.codes(columns) * self.bits // 8)
         zeros = 0 if self.symmetric else -(-groups * self.bits // 8)
         return rows * (codes + zeros + groups * FLOAT_NBYTES[self.scale_dtype])
 

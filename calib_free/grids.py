@@ -13,7 +13,9 @@ from torch import Tensor
 
 from lfmc.calib_free.formats import Format
 from lfmc.calib_free.pack import PackedTensor
+from lfmc.calib_free.palettes import fit_palettes
 
+PALETTE = "kmeans"  # the only grid of a palette, and of nothing else
 GRIDS = ("minmax", "clip", "signed")
 # How a group's range is chosen: from end to end; searched for least squared error; or searched
 # with scales of either sign (a symmetric format then puts either extreme on its longer side).
@@ -47,16 +49,21 @@ def quantize(
     """Quantize a finite float32 matrix `[N, K]`; the same input gives the same codes.
 
     `importance` `[K]`, not negative, weighs the squared error of each column in a searched grid
-    (None: all alike); `grid` is one of `GRIDS`. Groups of zeros, of one value, and of values
-    whose scale the scale dtype holds only rounded give finite weights; zeros stay exact.
+    (None: all alike); `grid` is one of `GRIDS`, or `PALETTE` for a palette. Groups of zeros, of one
+    value, and of values whose scale the scale dtype holds only rounded give finite weights; zeros
+    stay exact.
     Raises `ValueError` for an unknown grid or shapes that do not fit.
     """
-    if grid not in GRIDS:
-        raise ValueError(f"unknown grid {grid!r}, expected one of {', '.join(GRIDS)}")
+    known = (PALETTE,) if number_format.palette else GRIDS
+    if grid not in known:
+        raise ValueError(f"unknown grid {grid!r}, expected one of {', '.join(known)}")
     rows, columns = weight.shape
     if importance is not None and importance.shape != (columns,):
         raise ValueError(f"importance has shape {list(importance.shape)}, expected [{columns}]")
     cost = torch.ones(1, columns) if importance is None else importance.float().unsqueeze(0)
+    if number_format.palette:
+        codes, tables = fit_palettes(weight.float(), cost, number_format)
+        return PackedTensor(number_format, (rows, columns), codes, tables, None)
     x, cost = _grouped(weight, number_format), _grouped(cost, number_format)
     parts = [_chunk(x[i], cost, number_format, grid) for i in _slices(x)]
     codes, scales, zeros = (torch.cat(list(column)) for column in zip(*parts, strict=True))
@@ -74,6 +81,9 @@ def row_errors(weight: Tensor, cost: Tensor, number_format: Format, grid: str) -
 
     `cost` `[N, K]` weighs the error of each element, in the search and in the sum.
     """
+    if number_format.palette:
+        codes, tables = fit_palettes(weight.float(), cost.float(), number_format)
+        return ((tables.float().gather(1, codes.long()) - weight).square() * cost).sum(1)
     x, weights = _grouped(weight, number_format), _grouped(cost, number_format)
     fits = [_search(x[i], weights[i], number_format, grid) for i in _slices(x)]
     return torch.cat([fit.error.sum((1, 2)) for fit in fits])

@@ -17,7 +17,8 @@ class PackedTensor:
 
     `codes` are uint8 `[N, G * group]`, one code a byte, `G` groups a row; columns past `K` hold
     the zero point. `scales` are `[N, G]` in the format's scale dtype, `zeros` uint8 `[N, G]`, or
-    None where the format is symmetric. A weight is `(code - zero) * scale`.
+    None where the format is symmetric. A weight is `(code - zero) * scale`. A palette has codes
+    `[N, K]` and tables `[N, 2^bits]` as its `scales`; a weight is `scales[row, code]`.
     """
 
     format: Format
@@ -29,6 +30,8 @@ class PackedTensor:
     def dequantize(self) -> Tensor:
         """The weights that these codes stand for, float32 `[N, K]`, computed in float32."""
         rows, columns = self.shape
+        if self.format.palette:
+            return self.scales.float().gather(1, self.codes.long())
         zeros: Tensor | int = self.format.zero_point
         if self.zeros is not None:
             zeros = self.zeros.unsqueeze(-1).float()

@@ -73,7 +73,8 @@ def allocate_paper(
 
 def _formats(capabilities: Capabilities, asked: Sequence[int] | None) -> dict[int, Format]:
     """The format of each candidate width; all of one group and symmetry."""
-    found = {f.bits for f in capabilities.expert}
+    grids = [f for f in capabilities.expert if not f.palette]  # the paper knows no others
+    found = {f.bits for f in grids}
     if asked is not None and not set(asked) <= found:
         raise InputError(
             "the target can't store experts at all of the widths that were asked for",
@@ -88,11 +89,8 @@ def _formats(capabilities: Capabilities, asked: Sequence[int] | None) -> dict[in
             expected=", ".join(map(str, BITS)),
             got=", ".join(map(str, sorted(found))) or "none",
         )
-    layouts = {(f.group, f.symmetric, f.scale_dtype) for f in capabilities.expert}
-    whole = {
-        layout: {f.bits: f for f in capabilities.expert if _layout(f) == layout}
-        for layout in layouts
-    }
+    layouts = {_layout(f) for f in grids}
+    whole = {layout: {f.bits: f for f in grids if _layout(f) == layout} for layout in layouts}
     full = [by_bits for by_bits in whole.values() if set(widths) <= set(by_bits)]
     if not full:
         raise UnsupportedError("the target has no group size that all of AlphaQ's widths share")

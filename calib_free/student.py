@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lfmc.calib_free.fakequant import FakeQuant, straight_through
+from lfmc.calib_free.fakequant import FakePalette, FakeQuant, straight_through
 from lfmc.calib_free.fitted import Parts, parts_of
 from lfmc.calib_free.formats import Floats, parse_format
 from lfmc.calib_free.pack import split_rows, stack_rows
@@ -44,6 +44,17 @@ class StoredFloats(nn.Module):
         return {"values": self.value.detach().to(self.dtype).cpu()}
 
 
+Fake = FakeQuant | FakePalette
+
+
+def _fake(checkpoint: Checkpoint, plan: BitPlan, stack: list[str]) -> Fake:
+    """What learns in place of matrices of one format and width, one below the other."""
+    packed = stack_rows([quantize_tensor(checkpoint, plan, name) for name in stack])
+    if packed.format.palette:
+        return FakePalette(packed)
+    return FakeQuant(torch.cat([checkpoint.load(name).float() for name in stack]), packed)
+
+
 class Student(nn.Module):
     """The tensors `names` of a plan (None: all of them), to be put in place of a decoder's own.
 
@@ -68,13 +79,7 @@ class Student(nn.Module):
         self.float_modules = nn.ModuleList(self.floats.values())
         self.stacks = list(alike.values())
         self.heights = [[plan.row(name).shape[0] for name in stack] for stack in self.stacks]
-        self.matrices = nn.ModuleList(
-            FakeQuant(
-                torch.cat([checkpoint.load(name).float() for name in stack]),
-                stack_rows([quantize_tensor(checkpoint, plan, name) for name in stack]),
-            )
-            for stack in self.stacks
-        )
+        self.matrices = nn.ModuleList(_fake(checkpoint, plan, stack) for stack in self.stacks)
 
     def forward(self) -> dict[str, Tensor]:
         """What the plan stores, float32, by name."""
@@ -87,16 +92,17 @@ class Student(nn.Module):
         """What is stored of every tensor that learns, on the CPU."""
         found = {n: m.parts() for n, m in self.floats.items() if m.value.requires_grad}
         for stack, heights, module in zip(self.stacks, self.heights, self.matrices, strict=True):
-            pieces = split_rows(cast(FakeQuant, module).packed(), heights)
+            pieces = split_rows(cast(Fake, module).packed(), heights)
             found |= zip(stack, map(parts_of, pieces), strict=True)
         return found
 
     def optimizer(self) -> torch.optim.Adam:
         """Adam with a rate for each kind of parameter."""
-        matrices = [cast(FakeQuant, module) for module in self.matrices]
+        grids = [module for module in self.matrices if isinstance(module, FakeQuant)]
+        palettes = [module for module in self.matrices if isinstance(module, FakePalette)]
         rates = {
-            RATE_LATENT: [p for m in matrices for p in (m.latent, m.zero)],
-            RATE_SCALE: [m.log_scale for m in matrices],
+            RATE_LATENT: [p for m in grids for p in (m.latent, m.zero)],
+            RATE_SCALE: [m.log_scale for m in grids] + [m.moved for m in palettes],
             RATE_FLOAT: [m.value for m in self.floats.values()],
         }
         groups = [

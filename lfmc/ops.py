@@ -168,8 +168,11 @@ def dequantize(
     """Float32 `[rows, columns]` of packed codes: `(code - zero) * scale`, one scale a group.
 
     `codes` uint8 `[rows, bytes]` (a little-endian bit stream, rows padded to whole groups),
-    `scales` `[rows, groups]`, `zeros` uint8 `[rows, groups]`, or None for `2^(bits - 1)`.
+    `scales` `[rows, groups]`, `zeros` uint8 `[rows, groups]`, or None for `2^(bits - 1)`. With
+    `group` 0 each code picks from its row of `scales` `[rows, 2^bits]`.
     """
+    if group == 0:
+        return scales.float().gather(1, unpack_bits(codes, bits, columns).long())
     rows, groups = scales.shape
     q = unpack_bits(codes, bits, groups * group).view(rows, groups, group).float()
     zero = float(1 << (bits - 1)) if zeros is None else zeros.float().unsqueeze(-1)

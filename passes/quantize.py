@@ -40,13 +40,14 @@ def planned_format(program: Program, node: object, formats: Formats) -> Format |
 def add_parts(program: Program, node: fx.Node, format: Format) -> tuple[fx.Node | None, ...]:
     """Nodes for the codes, scales and zero points (None if symmetric) of a weight node.
 
-    Codes are uint8 `[N, ceil(G * group * bits / 8)]`, scales `[N, G]`, zero points uint8 `[N, G]`.
+    Codes are uint8 `[N, ceil(G * group * bits / 8)]`, scales `[N, G]`, zero points uint8 `[N, G]`;
+    of a palette codes `[N, ceil(K * bits / 8)]` and tables `[N, 2^bits]`.
     """
     value, base = node.meta["val"], str(node.target).removesuffix(".weight")
     rows, columns = value.shape
     groups = format.groups(columns)
     sources = program.weights[str(node.target)].sources
-    code_bytes = -(-groups * format.group * format.bits // 8)
+    code_bytes = -(-format.codes(columns) * format.bits // 8)
     shapes: dict[Part, tuple[int, torch.dtype]] = {
         "codes": (code_bytes, torch.uint8),
         "scales": (groups, getattr(torch, format.scale_dtype)),

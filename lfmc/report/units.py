@@ -25,6 +25,10 @@ def stored_as(stored: Format | Floats) -> str:
     """A format in words: `4 bits, groups of 32, asymmetric, float16 scales`."""
     if isinstance(stored, Floats):
         return f"{stored.dtype}, not quantized"
+    if stored.palette:
+        return (
+            f"{stored.bits} bits, a table of {1 << stored.bits} {stored.scale_dtype} values a row"
+        )
     kind = "symmetric" if stored.symmetric else "asymmetric"
     return f"{stored.bits} bits, groups of {stored.group}, {kind}, {stored.scale_dtype} scales"
 

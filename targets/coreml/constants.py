@@ -36,13 +36,14 @@ class Constants:
     def matrix(
         self, name: str, sources: tuple[str, ...], pieces: list[PackedTensor], order: Arrangement
     ) -> Var:
-        """A float16 matrix that stays codes and scales in the file: `(data - offset) * scale`.
+        """A float16 matrix, compressed in the file: `(data - offset) * scale`, or a palette.
 
         With "rows" it is one piece, with "experts" pieces `[E, N, K]`. Codes of a symmetric format
-        are stored signed, with no offset.
+        are stored signed, with no offset; those of a palette pick from its row's table.
         """
         number_format = pieces[0].format
-        signed, bits = number_format.symmetric, number_format.bits
+        bits, palette = number_format.bits, number_format.palette
+        signed = number_format.symmetric and not palette
         kind = _numpy_type(f"{'int' if signed else 'uint'}{bits}")
         shift = number_format.zero_point if signed else 0
 
@@ -53,6 +54,13 @@ class Constants:
             return self._write(full, part, sources, order, array, -(-array.size * width // 8))
 
         codes = [piece.codes.short() - shift for piece in pieces]
+        if palette:
+            tables = [piece.scales[:, None, :, None] for piece in pieces]  # (N, 1, 2^bits, 1)
+            return mb.constexpr_lut_to_dense(
+                indices=write("codes", codes, kind, bits),
+                lut=write("scales", tables, np.float16, 16),
+                name=identifier(name),
+            )
         given = {
             "data": write("codes", codes, kind, bits),
             "scale": write("scales", [piece.scales for piece in pieces], np.float16, 16),

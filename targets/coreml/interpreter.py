@@ -41,6 +41,7 @@ class Interpreter:
 
     def __init__(self, folder: Path, *, exact: bool) -> None:
         self.program = load_program(folder)
+        self.metadata: Mapping[str, str] = self.program.metadata
         self.exact = exact
         self._constants: dict[Any, Any] = {}
         self._matrices: dict[str, Tensor] = {}

@@ -20,7 +20,7 @@ from lfmc.targets.coreml.names import DECODE, identifier
 PACKAGE = "model.mlpackage"
 PROGRAM = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS = "Data/com.apple.CoreML/weights"
-PARTS = {"codes": "data", "scales": "scale", "zeros": "offset"}
+PARTS = {"codes": ("data", "indices"), "scales": ("scale", "lut"), "zeros": ("offset",)}
 
 
 def write_package(
@@ -107,9 +107,14 @@ def read_constant(folder: Path, stored: StoredTensor) -> Tensor:
     op = program.constants.get(identifier(owner))
     if op is None:
         raise InputError(f"the package has no constant '{stored.name}'", where=folder / PACKAGE)
-    var = op.outputs[0] if stored.part == "values" else op.inputs[PARTS[stored.part]]
+    if stored.part == "values":
+        return torch.from_numpy(np.ascontiguousarray(op.outputs[0].val))
+    key = next(key for key in PARTS[stored.part] if op.inputs.get(key) is not None)
+    var = op.inputs[key]
     value = torch.from_numpy(np.ascontiguousarray(var.val))
-    if stored.part in ("scales", "values"):
+    if key == "lut":
+        return value.squeeze(-1).squeeze(-2)  # one table a row
+    if key == "scale":
         return value
     signed, bits = integer_type(var)
     codes = value.short() + (1 << (bits - 1) if signed else 0)

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lfmc.errors import InputError
-from lfmc.targets.coreml.interpreter import Interpreter
 from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL, output_name
 
 
+class Engine(Protocol):
+    """What executes the functions of a package: the interpreter, or Core ML itself."""
+
+    metadata: Mapping[str, str]
+
+    def new_state(self) -> Any:
+        """States that the system keeps, all zeros."""
+
+    def new_passed(self) -> dict[str, Tensor]:
+        """States that are inputs and outputs, all zeros."""
+        ...
+
+    def call(self, name: str, given: Mapping[str, Tensor], state: Any) -> dict[str, Tensor]:
+        """Outputs by name; `state` is updated."""
+        ...
+
+
 class CoremlStepper:
-    """One conversation, executed by the interpreter.
+    """One conversation.
 
     `prefill` takes a chunk of tokens, of which the first `valid` count; `decode` takes one. Where a
     whole chunk no longer fits the context, tokens go one by one.
     """
 
-    def __init__(self, folder: Path, *, exact: bool) -> None:
-        self._program = Interpreter(folder, exact=exact)
-        facts: dict[str, int] = json.loads(self._program.program.metadata[FACTS_KEY])
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        facts: dict[str, int] = json.loads(engine.metadata[FACTS_KEY])
         self.context, self._chunk = facts["context"], facts["chunk"]
         self._vocab = facts["vocab_size"]
         self.reset()
@@ -32,8 +47,8 @@ class CoremlStepper:
     def reset(self) -> None:
         """Forget the conversation: states are zeros again."""
         self._length = 0
-        self._state = self._program.new_state()
-        self._passed = self._program.new_passed()
+        self._state = self._engine.new_state()
+        self._passed = self._engine.new_passed()
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Float32 logits `[T, V]` of the tokens that come next."""
@@ -56,7 +71,7 @@ class CoremlStepper:
             given["valid"] = torch.tensor([count], dtype=torch.int32)
             ids = torch.nn.functional.pad(ids, (0, self._chunk - count))
         given["input_ids"] = ids.to(torch.int32).unsqueeze(0)
-        found = self._program.call(name, {**given, **self._passed}, self._state)
+        found = self._engine.call(name, {**given, **self._passed}, self._state)
         self._passed = {key: found[output_name(key)] for key in self._passed}
         return found["logits"][0, :count].float()
 

@@ -22,12 +22,16 @@ from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
 # constexpr_blockwise_shift_scale: int4 and int8, with an offset uint4 and uint8.
-FORMATS = tuple(
+GRIDS = tuple(
     Format(bits, group, symmetric, "float16")
     for bits in (4, 8)
     for group in (32, 64, 128)
     for symmetric in (True, False)
 )
+# constexpr_lut_to_dense, with a table a row. (It has 4 and 8 bits, too, and needs more for them.)
+PALETTES = tuple(Format(bits, 0, True, "float16") for bits in (2, 3, 6))
+# One format a width, so that a layer's experts are few stacks.
+EXPERTS = (*PALETTES, Format(4, 32, False, "float16"), Format(8, 128, True, "float16"))
 TOLERANCE = 2e-3  # of the logit scale, in float32 arithmetic
 
 
@@ -51,14 +55,14 @@ class CoremlTarget:
         return Capabilities(
             linear=_whole(hidden, config.ffn_size, inner),
             embedding=_whole(hidden),
-            expert=_whole(hidden, moe.ffn_size) if moe else (),
+            expert=_whole(hidden, moe.ffn_size, formats=EXPERTS) if moe else (),
             floats=("float32", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
-            expert_layer_shares_group=True,  # so a layer needs a stack a width, not a format
             negative_scales=True,
             graph_base=GRAPH_BASE + _table_nbytes(config),
-            graph_per_layer=GRAPH_PER_LAYER,
+            graph_per_layer=GRAPH_PER_LAYER + (GRAPH_OF_EXPERTS if moe else 0),
+            graph_per_expert=GRAPH_PER_EXPERT,
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:
@@ -125,9 +129,10 @@ class CoremlTarget:
         return read_constant(folder, stored)
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        from lfmc.targets.coreml.interpreter import Interpreter
         from lfmc.targets.coreml.runtime import CoremlStepper
 
-        return CoremlStepper(folder, exact=exact)
+        return CoremlStepper(Interpreter(folder, exact=exact))
 
     def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
         return program.module
@@ -141,9 +146,9 @@ class CoremlTarget:
         return operator_parity(program, folder, artifact)
 
 
-def _whole(*columns: int) -> tuple[Format, ...]:
+def _whole(*columns: int, formats: tuple[Format, ...] = (*PALETTES, *GRIDS)) -> tuple[Format, ...]:
     """Formats whose group divides every one of these row lengths: blocks can't be padded."""
-    return tuple(f for f in FORMATS if all(size % f.group == 0 for size in columns))
+    return tuple(f for f in formats if f.palette or all(size % f.group == 0 for size in columns))
 
 
 DESCRIPTIONS = {
@@ -155,7 +160,9 @@ DESCRIPTIONS = {
 
 # Bytes of both functions' operators and of the gaps between constants: measured, with a margin.
 GRAPH_BASE = 12_000
-GRAPH_PER_LAYER = 72_000
+GRAPH_PER_LAYER = 62_000
+GRAPH_OF_EXPERTS = 56_000  # of a layer with a stack for every width
+GRAPH_PER_EXPERT = 200
 
 
 def _table_nbytes(config: DecoderConfig) -> int:

@@ -10,7 +10,7 @@ from lfmc.calib_free import fit, training
 from lfmc.calib_free.allocate import Budget, make_plan
 from lfmc.calib_free.blockwise import block_nbytes
 from lfmc.calib_free.fit import Effort, Work, fit_plan
-from lfmc.calib_free.formats import GENERIC
+from lfmc.calib_free.formats import GENERIC, Capabilities, Format
 from lfmc.calib_free.plan import quantize_tensor, stored_error
 from lfmc.calib_free.training import Course
 from lfmc.errors import InputError, UnsupportedError
@@ -57,6 +57,23 @@ def test_fitting_keeps_formats_and_bytes(
             packed = quantize_tensor(checkpoint, fitted, row.name)
             error = stored_error(checkpoint, fitted, row.name, packed)
             assert row.error == pytest.approx(error, rel=1e-4)
+
+
+def test_tables_of_palettes_are_fitted(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fit.WORK, "best", SHORT)
+    tables = (Format(2, 0, True, "float16"),)
+    capabilities = Capabilities(tables, tables, tables, ("float32",))
+    checkpoint = make_checkpoint("lfm2_moe")
+    told: list[str] = []
+    fitted = make_plan(checkpoint, capabilities, "2", None, effort=BEST, progress=told.append)
+    fitted.check(checkpoint, capabilities)
+    learned = [row for row in fitted.rows if row.format == "lut2-float16"]
+    assert learned
+    assert all(row.grid == "fitted" for row in learned)
+    kls = [float(line.split(": ")[-1]) for line in told if line.startswith("KL")]
+    assert kls[-1] < kls[0]
 
 
 def test_a_fit_that_does_not_help_is_not_kept(

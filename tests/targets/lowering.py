@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.formats import GENERIC, Floats, Format
+from lfmc.calib_free.grids import PALETTE
 from lfmc.calib_free.plan import BitPlan, PlanRow
 from lfmc.checkpoint import Checkpoint
 from lfmc.exporter import Options, build_program, request
@@ -63,9 +64,10 @@ def _row(row: PlanRow, choose: Choose) -> PlanRow:
     if row.role not in ("embedding", "head", "linear", "expert"):
         return row
     chosen = choose(row)
-    grid = "minmax" if isinstance(chosen, Format) else "none"
-    if isinstance(chosen, Format) and chosen.symmetric:
-        grid = "signed"  # some scales are negative
+    grid = "none"
+    if isinstance(chosen, Format):
+        # Signed: some scales are negative.
+        grid = PALETTE if chosen.palette else "signed" if chosen.symmetric else "minmax"
     return replace(row, format=chosen.name, grid=grid, nbytes=chosen.nbytes(row.shape))
 
 

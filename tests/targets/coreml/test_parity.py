@@ -33,6 +33,20 @@ def mixed(row: PlanRow) -> Format:
     return Format(8 if row.role in ("embedding", "head") else 4, 32, True, "float16")
 
 
+def palettes(row: PlanRow) -> Format:
+    """Every width that there is: experts of 2, 3, 4, 6 and 8 bits in turn, palettes elsewhere."""
+    widths = {
+        2: Format(2, 0, True, "float16"),
+        3: Format(3, 0, True, "float16"),
+        4: Format(4, 32, False, "float16"),
+        6: Format(6, 0, True, "float16"),
+        8: Format(8, 32, True, "float16"),
+    }
+    if row.role == "expert":
+        return widths[(2, 3, 4, 6, 8)[(expert_of(row) + row.name.endswith("w2.weight")) % 5]]
+    return widths[{"embedding": 6, "head": 6}.get(row.role, 3)]
+
+
 def half(row: PlanRow) -> Floats:
     return Floats("float16")
 
@@ -43,6 +57,8 @@ PACKAGES: list[tuple[str, Choose, str]] = [
     ("lfm2-conv-bias", mixed, "conv-io"),
     ("lfm2-untied", mixed, "mlstate"),
     ("lfm2_moe", mixed, "mlstate"),
+    ("lfm2_moe", palettes, "mlstate"),
+    ("lfm3", palettes, "conv-io"),
     ("lfm2_moe", floats, "mlstate"),
     ("lfm2_moe-scaled", four_bit, "conv-io"),
     ("lfm2_moe-no-bias", mixed, "mlstate"),
@@ -74,7 +90,8 @@ def test_constants_on_disk_are_the_plan(
 ) -> None:
     made = lowered(name, choose, layout, "coreml")
     errors = read_back(made.weights, made.target, made.folder, made.artifact)
-    assert set(errors) == {row.name for row in made.plan.rows if row.format.startswith("int")}
+    quantized = {row.name for row in made.plan.rows if row.format.startswith(("int", "lut"))}
+    assert set(errors) == quantized
     stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
     planned = sum(row.nbytes for row in made.plan.rows)
     assert 0.99 * planned <= stored <= planned
@@ -83,12 +100,20 @@ def test_constants_on_disk_are_the_plan(
     assert total <= planned + capabilities.graph_reserve(made.checkpoint.config)
 
 
-@pytest.mark.parametrize(("name", "choose"), [("lfm2_moe", mixed), ("lfm3", mixed)])
-def test_every_operator_alone_in_float16(lowered: Make, name: str, choose: Choose) -> None:
+@pytest.mark.parametrize(
+    ("name", "choose", "kinds"),
+    [
+        ("lfm2_moe", mixed, {"gather 8 bit", "linear 4 bit", "linear 8 bit"}),
+        ("lfm2_moe", palettes, {"gather 6 bit", "linear 3 bit", "linear 6 bit"}),
+    ],
+)
+def test_every_operator_alone_in_float16(
+    lowered: Make, name: str, choose: Choose, kinds: set[str]
+) -> None:
     made = lowered(name, choose, "mlstate", "coreml")
     rung = operator_parity(made.program, made.folder, made.artifact)
     assert rung.passed, rung
-    assert {case.case for case in rung.cases} == {"gather 8 bit", "linear 4 bit", "linear 8 bit"}
+    assert {case.case for case in rung.cases} == kinds
 
 
 def test_float16_rounds_little(lowered: Make) -> None:

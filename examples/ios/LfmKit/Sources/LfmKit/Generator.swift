@@ -1,0 +1,81 @@
+import Foundation
+import Tokenizers
+
+/// A piece of generated text, and how fast tokens come.
+public struct Piece: Sendable {
+    public let text: String
+    public let tokensPerSecond: Double
+}
+
+/// Text in, text out: tokenizer, chat template, sampling and stop tokens around a model.
+public final class Generator {
+    public let model: LanguageModel
+    private let tokenizer: Tokenizer
+
+    public init(bundle: URL) async throws {
+        model = try await LanguageModel(bundle: bundle)
+        tokenizer = try await AutoTokenizer.from(modelFolder: bundle)
+    }
+
+    /// The answer to a message, piece by piece, in a new conversation.
+    ///
+    /// `temperature` 0 takes the likeliest token each time.
+    public func answer(
+        to message: String, temperature: Float = 0.3, limit: Int = 512
+    ) throws -> AsyncThrowingStream<Piece, Error> {
+        let chat = [["role": "user", "content": message]]
+        let prompt = try tokenizer.applyChatTemplate(messages: chat)
+        return stream(prompt, temperature: temperature, limit: limit)
+    }
+
+    private func stream(
+        _ prompt: [Int], temperature: Float, limit: Int
+    ) -> AsyncThrowingStream<Piece, Error> {
+        AsyncThrowingStream { continuation in
+            let task = Task {
+                do {
+                    model.reset()
+                    var scores = try await model.step(prompt)
+                    var made: [Int] = []
+                    var told = ""
+                    let start = Date()
+                    while made.count < limit, model.length < model.manifest.context {
+                        try Task.checkCancellation()
+                        let token = choose(scores, temperature: temperature)
+                        if model.manifest.tokens.stop.contains(token) { break }
+                        made.append(token)
+                        // Only whole characters: a token may be a part of one.
+                        let text = tokenizer.decode(tokens: made)
+                        if !text.hasSuffix("\u{FFFD}"), text.hasPrefix(told) {
+                            let speed = Double(made.count) / -start.timeIntervalSinceNow
+                            let piece = String(text.dropFirst(told.count))
+                            continuation.yield(Piece(text: piece, tokensPerSecond: speed))
+                            told = text
+                        }
+                        scores = try await model.step([token])
+                    }
+                    continuation.finish()
+                } catch {
+                    continuation.finish(throwing: error)
+                }
+            }
+            continuation.onTermination = { _ in task.cancel() }
+        }
+    }
+
+    private func choose(_ scores: [Float], temperature: Float) -> Int {
+        guard let best = scores.max(), temperature > 0 else { return likeliest(scores) }
+        let shares = scores.map { exp(($0 - best) / temperature) }
+        var point = Float.random(in: 0..<1) * shares.reduce(0, +)
+        for (token, share) in shares.enumerated() {
+            point -= share
+            if point <= 0 { return token }
+        }
+        return likeliest(scores)
+    }
+}
+
+/// The first of the largest.
+func likeliest(_ scores: [Float]) -> Int {
+    scores.indices.max { scores[$0] < scores[$1] } ?? 0
+}

@@ -1,0 +1,90 @@
+import CoreML
+import Foundation
+
+/// One conversation with the package of a bundle. Not for two tasks at a time.
+public final class LanguageModel {
+    public let manifest: Manifest
+    public private(set) var length = 0
+
+    private let prefill: MLModel
+    private let decode: MLModel
+    private var state: MLState
+    private var passed: [String: MLFeatureValue] = [:]
+
+    /// Compiles the package, which takes a while for a large model, and loads both functions.
+    public init(bundle: URL) async throws {
+        manifest = try Manifest(bundle: bundle)
+        let package = bundle.appending(path: manifest.package)
+        let compiled = try await MLModel.compileModel(at: package)
+        decode = try await Self.load(compiled, function: "decode", units: manifest.units)
+        prefill = try await Self.load(compiled, function: "prefill", units: manifest.units)
+        state = decode.makeState()
+        reset()
+    }
+
+    private static func load(
+        _ compiled: URL, function: String, units: MLComputeUnits
+    ) async throws -> MLModel {
+        let configuration = MLModelConfiguration()
+        configuration.functionName = function
+        configuration.computeUnits = units
+        return try await MLModel.load(contentsOf: compiled, configuration: configuration)
+    }
+
+    /// Forgets the conversation: states are zeros again.
+    public func reset() {
+        length = 0
+        state = decode.makeState()
+        for item in manifest.passedStates {
+            let zeros = MLShapedArray<Float16>(repeating: 0, shape: item.shape)
+            passed[item.name] = MLFeatureValue(shapedArray: zeros)
+        }
+    }
+
+    /// Scores of what follows the last of `tokens`, which continue the conversation.
+    public func step(_ tokens: [Int]) async throws -> [Float] {
+        guard length + tokens.count <= manifest.context else {
+            throw LfmError.contextIsFull(manifest.context)
+        }
+        var rest = tokens[...]
+        var scores: [Float] = []
+        while !rest.isEmpty {
+            // A chunk is written as a whole, so it has to fit; the last tokens go one by one.
+            let fits = length + manifest.chunk <= manifest.context
+            let count = fits && rest.count > 1 ? min(rest.count, manifest.chunk) : 1
+            scores = try await call(Array(rest.prefix(count)))
+            rest = rest.dropFirst(count)
+            length += count
+        }
+        return scores
+    }
+
+    private func call(_ tokens: [Int]) async throws -> [Float] {
+        let chunked = tokens.count > 1
+        let size = chunked ? manifest.chunk : 1
+        let padding = [Int32](repeating: 0, count: size - tokens.count)
+        var inputs = passed
+        inputs["input_ids"] = feature(tokens.map(Int32.init) + padding, shape: [1, size])
+        inputs["position"] = feature([Int32(length)], shape: [1])
+        if chunked {
+            inputs["valid"] = feature([Int32(tokens.count)], shape: [1])
+        }
+        let provider = try MLDictionaryFeatureProvider(dictionary: inputs)
+        let model = chunked ? prefill : decode
+        let outputs = try await model.prediction(from: provider, using: state)
+        for item in manifest.passedStates {
+            let name = item.name + "_out"
+            guard let value = outputs.featureValue(for: name) else {
+                throw LfmError.missingOutput(name)
+            }
+            passed[item.name] = value
+        }
+        let logits = outputs.featureValue(for: "logits")?.shapedArrayValue(of: Float16.self)
+        guard let logits else { throw LfmError.missingOutput("logits") }
+        return logits[0][tokens.count - 1].scalars.map(Float.init)
+    }
+
+    private func feature(_ values: [Int32], shape: [Int]) -> MLFeatureValue {
+        MLFeatureValue(shapedArray: MLShapedArray<Int32>(scalars: values, shape: shape))
+    }
+}

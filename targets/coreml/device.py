@@ -1,0 +1,61 @@
+"""Running a package by Apple's own runtime: on a Mac only."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfmc.errors import UnsupportedError
+from lfmc.targets.coreml.library import coremltools
+from lfmc.targets.coreml.names import DECODE, PREFILL, output_name
+from lfmc.targets.coreml.package import PACKAGE
+
+
+class Device:
+    """The functions of a package in Core ML, with the calls of `Interpreter`.
+
+    Both functions are given the state that `decode` made. Raises `UnsupportedError` elsewhere than
+    on macOS 15 or later.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if platform.system() != "Darwin":
+            raise UnsupportedError(
+                "Core ML runs on Apple's systems only",
+                got=platform.system(),
+                todo="lfmc runs packages here by its interpreter",
+            )
+        ct = coremltools()
+        path, units = str(folder / PACKAGE), ct.ComputeUnit.CPU_AND_GPU
+        self._models: dict[str, Any] = {
+            name: ct.models.MLModel(path, compute_units=units, function_name=name)
+            for name in (DECODE, PREFILL)
+        }
+        self.metadata = dict(self._models[DECODE].user_defined_metadata)
+
+    def new_state(self) -> Any:
+        """A fresh MLState."""
+        return self._models[DECODE].make_state()
+
+    def new_passed(self) -> dict[str, Tensor]:
+        """Zeros for every state that is an input, with an output that continues it."""
+        (function,) = (
+            f for f in self._models[DECODE].get_spec().description.functions if f.name == DECODE
+        )
+        outputs = {feature.name for feature in function.output}
+        return {
+            feature.name: torch.zeros(tuple(feature.type.multiArrayType.shape), dtype=torch.float16)
+            for feature in function.input
+            if output_name(feature.name) in outputs
+        }
+
+    def call(self, name: str, given: Mapping[str, Tensor], state: Any) -> dict[str, Tensor]:
+        """Outputs of a function by name; `state` is updated."""
+        arrays = {key: value.numpy() for key, value in given.items()}
+        found = self._models[name].predict(arrays, state=state)
+        return {key: torch.from_numpy(value) for key, value in found.items()}
