@@ -60,6 +60,11 @@ def hqq(weight: Tensor, bits: int, group: int = 64) -> Tensor:
     return ((codes - best_zero.half().float()) * (1 / inverse).half().float()).view_as(weight)
 
 
+def clip(weight: Tensor, bits: int) -> Tensor:
+    """The searched range of `calib_free.grids`, groups of 64, all columns alike."""
+    return quantize(weight, Format(bits, 64, False, "float16"), None, "clip").dequantize()
+
+
 RIVALS: Mapping[str, tuple[float, Callable[[Tensor], Tensor]]] = {
     # name: (bits per weight of a matrix, its weights as they would be used)
     "q4_0": (4.5, lambda weight: ggml(weight, 4)),
@@ -67,6 +72,10 @@ RIVALS: Mapping[str, tuple[float, Callable[[Tensor], Tensor]]] = {
     "hqq4": (4.5, lambda weight: hqq(weight, 4)),
     "hqq3": (3.5, lambda weight: hqq(weight, 3)),
     "hqq2": (2.5, lambda weight: hqq(weight, 2)),
+    # No rivals: lfmc's own grid with nothing but the weights, in HQQ's groups.
+    "clip4": (4.3125, lambda weight: clip(weight, 4)),
+    "clip3": (3.296875, lambda weight: clip(weight, 3)),
+    "clip2": (2.28125, lambda weight: clip(weight, 2)),
 }
 
 
