@@ -12,7 +12,7 @@ An operator that is not in the table is an error, never skipped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Interpreter:
         name: str,
         given: Mapping[str, Tensor],
         state: dict[str, Tensor],
-        watch: Mapping[str, None] | None = None,
+        watch: Collection[str] = (),
     ) -> dict[str, Tensor]:
         """Outputs of a function by name, and of variables in `watch`; `state` is updated."""
         function = self.program.functions[name]
@@ -83,7 +83,7 @@ class Interpreter:
         for op in function.operations:
             self._run(op, values)
             for var in op.outputs:
-                if watch is not None and var.name in watch:
+                if var.name in watch:
                     found[var.name] = values[var]
             for var in last.get(op, ()):
                 values.pop(var, None)

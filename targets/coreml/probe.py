@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
     """The worst operator of each kind, over some decoded tokens; `program` is bound."""
     nodes = {node.name: node for node in program.graph.nodes}
-    watch = {name: None for probe in artifact.probes for name in (*probe.inputs, probe.output)}
+    watch = {name for probe in artifact.probes for name in (*probe.inputs, probe.output)}
     interpreter = Interpreter(folder, exact=False)
     state, passed = interpreter.new_state(), interpreter.new_passed()
     generator = torch.Generator().manual_seed(0)
