@@ -12,6 +12,8 @@ from lfmc.calib_free.solve import Choice, Option
 from lfmc.checkpoint import Checkpoint, TensorInfo
 from lfmc.errors import UnsupportedError
 
+LONG = 1 << 20  # columns that a palette counts as
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -37,13 +39,12 @@ def nearest(wanted: Format, formats: Sequence[Format]) -> Format:
     """
     if not formats:
         raise UnsupportedError("the target stores no integer format here", expected=wanted.name)
-    columns = 1 << 20
     return min(
         formats,
         key=lambda f: (
             abs(f.bits - wanted.bits),
             f.bits < wanted.bits,
-            abs(log2((f.group or columns) / (wanted.group or columns))),
+            abs(log2((f.group or LONG) / (wanted.group or LONG))),
             f.symmetric != wanted.symmetric,
             f.scale_dtype != wanted.scale_dtype,
             f,

@@ -90,7 +90,7 @@ class FakePalette(nn.Module):
         self.unit: Tensor
         self.register_buffer("codes", packed.codes.long())
         self.register_buffer("table", packed.scales.float())
-        self.register_buffer("unit", packed.dequantize().std(1, keepdim=True))
+        self.register_buffer("unit", packed.dequantize().std(1, correction=0, keepdim=True))
         self.moved = nn.Parameter(torch.zeros_like(self.table))
 
     def _stored(self) -> Tensor:

@@ -91,6 +91,13 @@ class Format:
         zeros = 0 if self.symmetric else -(-groups * self.bits // 8)
         return rows * (codes + zeros + groups * FLOAT_NBYTES[self.scale_dtype])
 
+    def padding(self, shape: Sequence[int]) -> int:
+        """How much of `nbytes` only fills rows of codes and zero points up to whole bytes."""
+        rows, columns = shape
+        counts = [self.codes(columns)] + [self.groups(columns)] * (not self.symmetric)
+        widths = [count * self.bits for count in counts]
+        return sum(rows * -(-width // 8) - -(-rows * width // 8) for width in widths)
+
 
 @dataclass(frozen=True, order=True)
 class Floats:

@@ -36,7 +36,7 @@ def allocate_paper(
     options: AlphaQOptions,
     progress: Callable[[str], None],
     resources: Resources,
-    device: str = "cpu",
+    device: str,
 ) -> dict[str, Decision]:
     """Formats for every matrix of the units within `limit` bytes; spectra are taken on `device`.
 

@@ -158,7 +158,7 @@ def join(parts: Sequence[Leading]) -> Leading:
 
 
 @cache
-def fast_dtype(device: str = "cpu") -> torch.dtype:
+def fast_dtype(device: str) -> torch.dtype:
     """bfloat16 where that processor has instructions for its products, else float32."""
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32

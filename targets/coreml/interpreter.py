@@ -44,7 +44,8 @@ class Interpreter:
         self.metadata: Mapping[str, str] = self.program.metadata
         self.exact = exact
         self._constants: dict[Any, Any] = {}
-        self._matrices: dict[str, Tensor] = {}
+        self._matrices: dict[Any, Tensor] = {}
+        self._named: dict[str, Any] = {}
 
     def new_state(self) -> dict[str, Tensor]:
         """Zeros for every state that the system keeps."""
@@ -134,24 +135,22 @@ class Interpreter:
         )
 
     def _matrix(self, op: Any) -> Tensor:
-        """A constant that is stored compressed; the same one in every function is made once."""
-        stored = next(iter(op.inputs.values())).name
-        if stored not in self._matrices:
-            parts = {key: var.val for key, var in op.inputs.items() if var is not None}
-            made = CONSTEXPR[op.op_type](**parts)
-            self._matrices[stored] = self._rounded(made, op.outputs[0])
-        return self._matrices[stored]
+        """A constant that is stored compressed; functions that have the same one share it."""
+        if op not in self._matrices:
+            twin = self._named.setdefault(op.name, op)
+            if twin is not op and _same(twin, op):
+                self._matrices[op] = self._matrices[twin]
+            else:
+                made = CONSTEXPR[op.op_type](**_parts(op))
+                self._matrices[op] = self._rounded(made, op.outputs[0])
+        return self._matrices[op]
 
     def _rounded(self, value: Any, var: Any) -> Any:
         from coremltools.converters.mil.mil import types
 
         if not isinstance(value, Tensor) or var.dtype is None:
             return value
-        declared = DTYPES[types.builtin_to_string(var.dtype)]
-        return value.to(self._dtype(declared)) if declared != value.dtype else self._wide(value)
-
-    def _wide(self, value: Tensor) -> Tensor:
-        return value.to(self._dtype(value.dtype))
+        return value.to(self._dtype(DTYPES[types.builtin_to_string(var.dtype)]))
 
     def _dtype(self, declared: torch.dtype) -> torch.dtype:
         """What a value of a declared dtype is held in."""
@@ -163,6 +162,21 @@ class _Held:
 
     def __init__(self, state: dict[str, Tensor], name: str) -> None:
         self.state, self.name = state, name
+
+
+def _parts(op: Any) -> dict[str, Any]:
+    """The arrays of a compressed constant."""
+    return {key: var.val for key, var in op.inputs.items() if var is not None}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two compressed constants are one and the same."""
+    ours, theirs = _parts(a), _parts(b)
+    return (
+        a.op_type == b.op_type
+        and ours.keys() == theirs.keys()
+        and all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    )
 
 
 def _last_uses(function: Any) -> dict[Any, list[Any]]:

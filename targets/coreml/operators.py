@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lfmc.errors import UnsupportedError
+
 # What `cast` makes; float16 stays wide here, and is rounded with every other result.
 DTYPES = {"fp16": torch.float32, "fp32": torch.float32, "int32": torch.int32, "bool": torch.bool}
 
@@ -28,6 +30,15 @@ def _ints(x: Any) -> list[int]:
 
 def _number(x: Any) -> Any:
     return x.item() if isinstance(x, Tensor) else x
+
+
+def _unknown(form: str) -> UnsupportedError:
+    """For forms of operators that no package of lfmc has."""
+    return UnsupportedError(
+        "the interpreter does not know this form of an operator",
+        got=form,
+        todo="run the package on a Mac",
+    )
 
 
 def _binary(function: Callable[[Any, Any], Tensor]) -> Callable[..., Tensor]:
@@ -82,7 +93,7 @@ def _conv(
     groups: Any = 1,
 ) -> Tensor:
     if pad_type != "valid" or x.dim() != 3:
-        raise NotImplementedError(f"conv with padding '{pad_type}' in {x.dim() - 2} dims")
+        raise _unknown(f"conv with padding '{pad_type}' in {x.dim() - 2} dims")
     return F.conv1d(
         _wide(x),
         _wide(weight),
@@ -97,7 +108,7 @@ def _gather(
     x: Tensor, indices: Tensor, axis: Any = 0, batch_dims: Any = 0, validate_indices: Any = False
 ) -> Tensor:
     if _number(batch_dims):
-        raise NotImplementedError("gather with batch dims")
+        raise _unknown("gather with batch dims")
     axis = int(_number(axis)) % x.dim()
     where = torch.as_tensor(indices).long()
     where = torch.where(where < 0, where + x.shape[axis], where)
@@ -129,7 +140,7 @@ def _one_hot(
     indices: Tensor, one_hot_vector_size: Any, axis: Any = -1, on_value: Any = 1, off_value: Any = 0
 ) -> Tensor:
     if int(_number(axis)) != -1:
-        raise NotImplementedError("one_hot along another axis than the last")
+        raise _unknown("one_hot along another axis than the last")
     hot = F.one_hot(indices.long(), int(_number(one_hot_vector_size)))
     on, off = torch.as_tensor(_number(on_value)), torch.as_tensor(_number(off_value))
     return torch.where(hot.bool(), on, off)
@@ -170,7 +181,7 @@ def _split(
 
 def _concat(values: list[Any], axis: Any, interleave: Any = False) -> Tensor:
     if _number(interleave):
-        raise NotImplementedError("interleaved concat")
+        raise _unknown("interleaved concat")
     return torch.cat([torch.as_tensor(value) for value in values], int(_number(axis)))
 
 
@@ -195,7 +206,7 @@ def _slice_update(
     """A copy of `x` with `update` in a slice of it."""
     rank = x.dim()
     if squeeze_mask is not None and any(_ints(squeeze_mask)):
-        raise NotImplementedError("slice_update that squeezes")
+        raise _unknown("slice_update that squeezes")
     from_start = [False] * rank if begin_mask is None else _ints(begin_mask)
     to_end = [False] * rank if end_mask is None else _ints(end_mask)
     steps = [1] * rank if stride is None else _ints(stride)
@@ -242,7 +253,7 @@ def blockwise_shift_scale(data: Any, scale: Any, offset: Any = None) -> Tensor:
 def lut_to_dense(indices: Any, lut: Any, vector_axis: Any = None) -> Tensor:
     """Each index replaced by its entry in the table of its block: `lut` `[blocks..., 2^n, 1]`."""
     if vector_axis is not None or lut.shape[-1] != 1:
-        raise NotImplementedError("tables of vectors")
+        raise _unknown("tables of vectors")
     places = np.asarray(indices).astype(np.int64)
     grid = np.indices(places.shape, sparse=True)
     blocks = lut.shape[: places.ndim]
