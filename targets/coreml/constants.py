@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,55 +27,74 @@ class Constants:
 
     stored: list[StoredTensor] = field(default_factory=list)
     _arrays: dict[str, Any] = field(default_factory=dict)
+    _matrices: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def values(
-        self, name: str, sources: tuple[str, ...], value: Tensor, order: Arrangement = "rows"
+        self, name: str, sources: tuple[str, ...], value: Callable[[], Tensor], order: Arrangement
     ) -> Var:
-        """A tensor of the checkpoint that stays float, in the dtype that the plan stores."""
-        return self._write(name, "values", sources, order, value.numpy(), value.nbytes)
+        """A tensor of the checkpoint that stays float, in the dtype that the plan stores.
+
+        `value` is called for the first function only.
+        """
+        if identifier(name) not in self._arrays:
+            made = value()
+            self._store(name, "values", sources, order, made.numpy(), made.nbytes)
+        return self._const(name)
 
     def matrix(
-        self, name: str, sources: tuple[str, ...], pieces: list[PackedTensor], order: Arrangement
+        self,
+        name: str,
+        sources: tuple[str, ...],
+        pieces: Callable[[], list[PackedTensor]],
+        order: Arrangement,
     ) -> Var:
         """A float16 matrix, compressed in the file: `(data - offset) * scale`, or a palette.
 
-        With "rows" it is one piece, with "experts" pieces `[E, N, K]`. Codes of a symmetric format
-        are stored signed, with no offset; those of a palette pick from its row's table.
+        `pieces` is called for the first function only. With "rows" it gives one, with "experts"
+        those of `[E, N, K]`. Codes of a symmetric format are stored signed, with no offset; those
+        of a palette pick from its row's table.
         """
+        if name not in self._matrices:
+            self._matrices[name] = self._encode(name, sources, pieces(), order)
+        inputs = {key: self._const(part) for key, part in self._matrices[name].items()}
+        palette = "lut" in inputs
+        make = mb.constexpr_lut_to_dense if palette else mb.constexpr_blockwise_shift_scale
+        return make(**inputs, name=identifier(name))
+
+    def table(self, name: str, value: Tensor) -> Var:
+        """A constant that is not of the checkpoint."""
+        self._arrays.setdefault(identifier(name), value.numpy())
+        return self._const(name)
+
+    def _encode(
+        self, name: str, sources: tuple[str, ...], pieces: list[PackedTensor], order: Arrangement
+    ) -> dict[str, str]:
+        """Store the parts of a matrix; the operator's inputs, and the names of what they get."""
         number_format = pieces[0].format
         bits, palette = number_format.bits, number_format.palette
         signed = number_format.symmetric and not palette
         kind = _numpy_type(f"{'int' if signed else 'uint'}{bits}")
         shift = number_format.zero_point if signed else 0
 
-        def write(part: str, tensors: list[Tensor], dtype: Any, width: int) -> Var:
+        def store(part: str, tensors: list[Tensor], dtype: Any, width: int) -> str:
             joined = tensors[0] if order == "rows" else torch.stack(tensors)
             array = joined.numpy().astype(dtype)
             full = f"{name}.{part}"
-            return self._write(full, part, sources, order, array, -(-array.size * width // 8))
+            self._store(full, part, sources, order, array, -(-array.size * width // 8))
+            return full
 
-        codes = [piece.codes.short() - shift for piece in pieces]
+        codes = store("codes", [piece.codes.short() - shift for piece in pieces], kind, bits)
+        scales = [piece.scales for piece in pieces]
         if palette:
-            tables = [piece.scales[:, None, :, None] for piece in pieces]  # (N, 1, 2^bits, 1)
-            return mb.constexpr_lut_to_dense(
-                indices=write("codes", codes, kind, bits),
-                lut=write("scales", tables, np.float16, 16),
-                name=identifier(name),
-            )
-        given = {
-            "data": write("codes", codes, kind, bits),
-            "scale": write("scales", [piece.scales for piece in pieces], np.float16, 16),
-        }
+            tables = [table[:, None, :, None] for table in scales]  # (N, 1, 2^bits, 1)
+            return {"indices": codes, "lut": store("scales", tables, np.float16, 16)}
+        inputs = {"data": codes, "scale": store("scales", scales, np.float16, 16)}
         zeros = [piece.zeros for piece in pieces if piece.zeros is not None]
         if zeros:
-            given["offset"] = write("zeros", zeros, kind, bits)
-        return mb.constexpr_blockwise_shift_scale(**given, name=identifier(name))
+            inputs["offset"] = store("zeros", zeros, kind, bits)
+        return inputs
 
-    def table(self, name: str, value: Tensor) -> Var:
-        """A constant that is not of the checkpoint."""
-        return self._shared(name, value.numpy())
-
-    def _write(
+    def _store(
         self,
         name: str,
         part: str,
@@ -82,15 +102,13 @@ class Constants:
         order: Arrangement,
         array: Any,
         nbytes: int,
-    ) -> Var:
-        if identifier(name) not in self._arrays:
-            self.stored.append(StoredTensor(name, part, sources, order, nbytes))
-        return self._shared(name, array)
+    ) -> None:
+        self._arrays[identifier(name)] = array
+        self.stored.append(StoredTensor(name, part, sources, order, nbytes))
 
-    def _shared(self, name: str, array: Any) -> Var:
+    def _const(self, name: str) -> Var:
         full = identifier(name)
-        array = self._arrays.setdefault(full, array)
-        var = mb.const(val=array, name=full)
+        var = mb.const(val=self._arrays[full], name=full)
         var.op.weight_id = full
         return var
 

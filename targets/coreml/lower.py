@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,14 @@ from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
 from lfmc.targets.base import Probe
 from lfmc.targets.coreml.constants import Constants
+from lfmc.targets.coreml.dtypes import HALF, WIDE, cast
+from lfmc.targets.coreml.moe import lower_moe
 from lfmc.targets.coreml.names import output_name
 from lfmc.targets.coreml.states import DIGIT, PackageState
 from lfmc.weights import PlannedWeights
 
 Result = Any  # a variable, several, or none: coremltools has no types
 
-HALF, WIDE = types.fp16, types.fp32
 HIDDEN = -1e4  # what a mask adds: its exponential is 0 in float16
 
 
@@ -77,7 +79,8 @@ class Lowering:
         if node not in self.values:
             name = str(node.target)
             sources = self.program.weights[name].sources
-            self.values[node] = self.constants.values(name, sources, self.weights.floats(sources))
+            value = partial(self.weights.floats, sources)
+            self.values[node] = self.constants.values(name, sources, value, "rows")
         value = self.values[node]
         if not isinstance(value, Var):
             raise UnsupportedError("a Core ML operator got no tensor", got=str(node))
@@ -88,8 +91,9 @@ class Lowering:
         if codes not in self.values:
             name = str(codes.target).removesuffix(".codes")
             sources = self.program.weights[str(codes.target)].sources
-            packed = self.weights.packed(sources)
-            self.values[codes] = self.constants.matrix(name, sources, [packed], "rows")
+            self.values[codes] = self.constants.matrix(
+                name, sources, lambda: [self.weights.packed(sources)], "rows"
+            )
         return self.values[codes]
 
     def linear(self, x: Var, matrix: Var, bias: fx.Node | None, **named: str) -> Var:
@@ -187,13 +191,6 @@ class Lowering:
             self.values[inv_freq] = turned
         cos, sin = self.values[inv_freq]
         return cos, sin
-
-
-def cast(x: Var, dtype: Any) -> Var:
-    """`x` in another dtype, or itself."""
-    if x.dtype == dtype:
-        return x
-    return mb.cast(x=x, dtype=types.builtin_to_string(dtype))
 
 
 def _sum_of_angles(a: Sequence[Var], b: Sequence[Var]) -> list[Var]:
@@ -373,12 +370,6 @@ def _nothing(low: Lowering, node: fx.Node) -> None:
     """Read by the operator that uses it (an expert's codes, a symbolic size)."""
 
 
-def _moe(low: Lowering, node: fx.Node) -> Var:
-    from lfmc.targets.coreml.moe import lower_moe
-
-    return lower_moe(low, node)
-
-
 HANDLERS: dict[str, Handler] = {
     "aten.add": _add,
     "aten.embedding": _embedding,
@@ -396,7 +387,7 @@ HANDLERS: dict[str, Handler] = {
     "lfm.embedding_nbits": _embedding_nbits,
     "lfm.gated_short_conv": _gated_short_conv,
     "lfm.linear_nbits": _linear_nbits,
-    "lfm.moe": _moe,
+    "lfm.moe": lower_moe,
     "lfm.rms_norm": _rms_norm,
     "lfm.swiglu": _swiglu,
 }
