@@ -11,7 +11,7 @@ Rungs 1 to 3 run the matrix of `cases`: every way in which an app feeds tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -147,6 +147,17 @@ def difference(name: str, ours: Tensor, theirs: Tensor) -> CaseResult:
     worst = float((ours - theirs).abs().max()) / max(scale, 1e-30)
     same = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
     return CaseResult(name, worst, same)
+
+
+def operators_rung(title: str, tolerance: float, results: Iterable[CaseResult]) -> Rung:
+    """Rung 3 for operators one by one: of each kind (their `case`) the worst."""
+    worst: dict[str, CaseResult] = {}
+    for result in results:
+        if result.case not in worst or result.difference > worst[result.case].difference:
+            worst[result.case] = result
+    if not worst:
+        return skipped(3, title, "the artifact has no n-bit operators")
+    return Rung(3, title, tolerance, tuple(worst.values()))
 
 
 def skipped(number: int, title: str, reason: str) -> Rung:

@@ -50,6 +50,11 @@ class Program:
             if node.op == "call_function" and operator_name(node) == name:
                 yield node
 
+    def tensor_behind(self, weight: fx.Node) -> str:
+        """The checkpoint's tensor of a constant, or of the codes that a call dequantizes."""
+        constant: Any = weight.args[0] if weight.op == "call_function" else weight
+        return self.weights[str(constant.target)].sources[0]
+
     def count(self, name: str) -> int:
         return sum(1 for _ in self.nodes(name))
 

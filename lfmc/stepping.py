@@ -24,6 +24,24 @@ class Stepper(Protocol):
         """Float32 logits `[T, V]` for `T` more tokens, any `T` from 1 up to what is left."""
 
 
+def require_tokens(ids: Tensor, length: int, context: int, vocab_size: int) -> None:
+    """Raise `InputError` where an artifact can't take `ids` `[..., T]` behind `length` others."""
+    if not ids.shape[-1]:
+        raise InputError("a step needs at least one token")
+    total = length + ids.shape[-1]
+    if total > context:
+        raise InputError(
+            "the conversation is longer than the exported context",
+            expected=f"at most {context} tokens",
+            got=f"{total}",
+            todo="reset, or export with a larger --context",
+        )
+    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
+        raise InputError(
+            "a token id is outside of the vocabulary", expected=f"0 to {vocab_size - 1}"
+        )
+
+
 class TorchStepper:
     """Carries the states of `function(tokens, positions, *states) -> (logits, *states)`.
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from lfmc.calib_free.formats import Capabilities
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.model import DecoderConfig
 from lfmc.parity import Rung
-from lfmc.program import Program
+from lfmc.program import Program, operator_name
 from lfmc.stepping import Stepper
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
@@ -111,6 +111,21 @@ class Target(Protocol):
 
     def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
         """Every n-bit operator of the artifact, as shipped, on the input that it really gets."""
+
+
+Handler = TypeVar("Handler")
+
+
+def find_handler(handlers: Mapping[str, Handler], node: fx.Node, target: str) -> Handler:
+    """A lowering's function for the operator of a node; `UnsupportedError` where it has none."""
+    name = operator_name(node)
+    if name not in handlers:
+        raise UnsupportedError(
+            f"the {target} target has no form for operator '{name}'",
+            where=node.name,
+            todo="a pass that should have fused it did not match; please report the model",
+        )
+    return handlers[name]
 
 
 def get_target(name: str) -> Target:

@@ -22,8 +22,8 @@ from torch import fx
 from lfmc.errors import UnsupportedError
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
-from lfmc.program import Program, operator_name
-from lfmc.targets.base import Probe
+from lfmc.program import Program
+from lfmc.targets.base import Probe, find_handler
 from lfmc.targets.coreml.constants import Constants
 from lfmc.targets.coreml.dtypes import HALF, WIDE, cast
 from lfmc.targets.coreml.moe import lower_moe
@@ -141,14 +141,7 @@ class Lowering:
         return found
 
     def _call(self, node: fx.Node) -> Result:
-        handler = HANDLERS.get(operator_name(node))
-        if handler is None:
-            raise UnsupportedError(
-                f"the Core ML target has no form for operator '{operator_name(node)}'",
-                where=node.name,
-                todo="a pass that should have fused it did not match; please report the model",
-            )
-        return handler(self, node)
+        return find_handler(HANDLERS, node, "Core ML")(self, node)
 
     def mask(self, window: int) -> Var:
         """What attention adds to its scores, float16 `[T, C]`; one a kind of layer."""

@@ -73,8 +73,7 @@ def _stacks(low: Lowering, weights: Sequence[fx.Node]) -> list[Stack]:
     """One matrix of each expert, stacked by number format."""
     groups: dict[Format | None, list[tuple[int, str]]] = {}
     for index, weight in enumerate(weights):
-        constant = arguments(weight)[0] if weight.op == "call_function" else weight
-        name = low.program.weights[str(constant.target)].sources[0]
+        name = low.program.tensor_behind(weight)
         planned = low.weights.format(name)
         key = planned if isinstance(planned, Format) else None
         groups.setdefault(key, []).append((index, name))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx
 
-from lfmc.parity import CaseResult, Rung, difference
+from lfmc.parity import CaseResult, Rung, difference, operators_rung
 from lfmc.program import Program
 from lfmc.targets.base import Artifact
 from lfmc.targets.coreml.interpreter import Interpreter
@@ -21,13 +22,17 @@ TOLERANCE = 1e-3
 
 def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
     """The worst operator of each kind, over some decoded tokens; `program` is bound."""
+    return operators_rung(TITLE, TOLERANCE, _results(program, folder, artifact))
+
+
+def _results(program: Program, folder: Path, artifact: Artifact) -> Iterator[CaseResult]:
     nodes = {node.name: node for node in program.graph.nodes}
+    attributes = dict(program.module.named_buffers())
     watch = {name for probe in artifact.probes for name in (*probe.inputs, probe.output)}
     interpreter = Interpreter(folder, exact=False)
     state, passed = interpreter.new_state(), interpreter.new_passed()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(program.config.vocab_size, (TOKENS,), generator=generator).int()
-    worst: dict[str, CaseResult] = {}
     for position, token in enumerate(ids):
         given = {
             "input_ids": token.view(1, 1),
@@ -38,18 +43,12 @@ def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
         passed = {key: found[output_name(key)] for key in passed}
         for probe in artifact.probes:
             (name,) = probe.inputs
-            expected = _run(program, nodes[probe.node], found[name])
-            result = difference(probe.kind, found[probe.output].float(), expected)
-            if probe.kind not in worst or result.difference > worst[probe.kind].difference:
-                worst[probe.kind] = result
-    if not worst:
-        return Rung(3, TITLE, None, skipped="the artifact has no n-bit operators")
-    return Rung(3, TITLE, TOLERANCE, tuple(worst.values()))
+            expected = _alone(nodes[probe.node], found[name], attributes)
+            yield difference(probe.kind, found[probe.output].float(), expected)
 
 
-def _run(program: Program, node: fx.Node, given: Tensor) -> Tensor:
-    """The program's own operator on an input of its own."""
-    attributes = dict(program.module.named_buffers())
+def _alone(node: fx.Node, given: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
+    """The program's own operator, with its weights, on an input of its own."""
 
     def value(argument: object) -> object:
         return attributes[str(argument.target)] if isinstance(argument, fx.Node) else argument

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lfmc.errors import InputError
+from lfmc.stepping import require_tokens
 from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL, output_name
 
 
@@ -53,7 +53,7 @@ class CoremlStepper:
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Float32 logits `[T, V]` of the tokens that come next."""
         ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(-1)
-        self._check(ids)
+        require_tokens(ids, self._length, self.context, self._vocab)
         logits = []
         while len(ids):
             fits = self._length + self._chunk <= self.context
@@ -74,18 +74,3 @@ class CoremlStepper:
         found = self._engine.call(name, {**given, **self._passed}, self._state)
         self._passed = {key: found[output_name(key)] for key in self._passed}
         return found["logits"][0, :count].float()
-
-    def _check(self, ids: Tensor) -> None:
-        if not len(ids):
-            raise InputError("a step needs at least one token")
-        if self._length + len(ids) > self.context:
-            raise InputError(
-                "the conversation is longer than the exported context",
-                expected=f"at most {self.context} tokens",
-                got=f"{self._length + len(ids)}",
-                todo="reset, or export with a larger --context",
-            )
-        if int(ids.min()) < 0 or int(ids.max()) >= self._vocab:
-            raise InputError(
-                "a token id is outside of the vocabulary", expected=f"0 to {self._vocab - 1}"
-            )

@@ -18,7 +18,7 @@ from lfmc.errors import UnsupportedError
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
-from lfmc.targets.base import Probe
+from lfmc.targets.base import Probe, find_handler
 from lfmc.targets.onnx.emitter import CONTRIB, Emitter
 from lfmc.targets.onnx.layouts import Layout
 from lfmc.weights import PlannedWeights
@@ -115,14 +115,7 @@ class Lowering:
             self.emit.output(self.value(value), name, dims)
 
     def _call(self, node: fx.Node) -> Result:
-        handler = HANDLERS.get(operator_name(node))
-        if handler is None:
-            raise UnsupportedError(
-                f"the ONNX target has no form for operator '{operator_name(node)}'",
-                where=node.name,
-                todo="a pass that should have fused it did not match; please report the model",
-            )
-        return handler(self, node)
+        return find_handler(HANDLERS, node, "ONNX")(self, node)
 
 
 Handler = Callable[[Lowering, fx.Node], Result]

@@ -58,8 +58,7 @@ Member = tuple[int, tuple[str, str, str]]
 
 
 def _sources(low: Lowering, *weights: fx.Node) -> tuple[str, str, str]:
-    nodes = [w.args[0] if w.op == "call_function" else w for w in weights]
-    one, three, two = (low.program.weights[str(n.target)].sources[0] for n in nodes)  # type: ignore[union-attr]
+    one, three, two = map(low.program.tensor_behind, weights)
     return one, three, two
 
 

@@ -9,13 +9,14 @@ which an activation lies so close to the middle of two codes that it may be roun
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lfmc.parity import FLOAT_TOLERANCE, CaseResult, Rung
+from lfmc.parity import FLOAT_TOLERANCE, CaseResult, Rung, operators_rung
 from lfmc.program import Program
 from lfmc.targets.base import Artifact, require
 from lfmc.targets.onnx.activations import run_alone
@@ -29,19 +30,17 @@ TIED_TOLERANCE = 2e-2
 
 def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
     """The worst operator of each kind; `program` is bound to its weights."""
+    return operators_rung(TITLE, FLOAT_TOLERANCE, _results(program, folder, artifact))
+
+
+def _results(program: Program, folder: Path, artifact: Artifact) -> Iterator[CaseResult]:
     values = _run_with_values(program, folder, artifact)
     nodes = {node.name: node for node in program.graph.nodes}
-    worst: dict[str, CaseResult] = {}
     for probe in artifact.probes:
         inputs = [torch.from_numpy(values[name]) for name in probe.inputs]
         expected, ties = run_alone(program, nodes[probe.node], inputs)
         found = torch.from_numpy(values[probe.output])
-        result = _by_rows(probe.kind, found.reshape(expected.shape), expected, ties)
-        if probe.kind not in worst or result.difference > worst[probe.kind].difference:
-            worst[probe.kind] = result
-    if not worst:
-        return Rung(3, TITLE, None, skipped="the artifact has no n-bit operators")
-    return Rung(3, TITLE, FLOAT_TOLERANCE, tuple(worst.values()))
+        yield _by_rows(probe.kind, found.reshape(expected.shape), expected, ties)
 
 
 def _by_rows(kind: str, found: Tensor, expected: Tensor, ties: Tensor) -> CaseResult:

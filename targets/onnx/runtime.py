@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import InputError, first_line
+from lfmc.stepping import require_tokens
 from lfmc.targets.base import require
 from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE
 
@@ -83,25 +84,13 @@ class OnnxStepper:
         return logits[0] if self._batch == 1 else logits
 
     def _check(self, ids: Tensor) -> None:
-        if ids.shape[1] < 1:
-            raise InputError("a step needs at least one token")
-        if self._length + ids.shape[1] > self.context:
-            raise InputError(
-                "the conversation is longer than the exported context",
-                expected=f"at most {self.context} tokens",
-                got=f"{self._length + ids.shape[1]}",
-                todo="reset, or export with a larger --context",
-            )
+        vocab = self._session.get_outputs()[0].shape[-1]
+        require_tokens(ids, self._length, self.context, vocab)
         if self._batch > 1 and self._length and ids.shape[1] > 1:
             raise InputError(
                 "ONNX Runtime continues a batch one token at a time",
                 expected="one token a row, or a batch of one",
                 got=f"{ids.shape[1]} tokens",
-            )
-        vocab = self._session.get_outputs()[0].shape[-1]
-        if int(ids.min()) < 0 or int(ids.max()) >= vocab:
-            raise InputError(
-                "a token id is outside of the vocabulary", expected=f"0 to {vocab - 1}"
             )
 
 

@@ -1,15 +1,15 @@
 """What lowering takes: seconds by stage and peak memory, and the operators of a program.
 
 `python tests/benchmarks/lowering.py --shape 350m --target coreml` writes a checkpoint of that shape
-with random bf16 weights (under --folder, removed at the end), quantizes and lowers it in a process
-of its own, without parity. It also prints how many operators the graph has before and after fusion.
+with random bf16 weights (under --folder, removed at the end unless it was there before), quantizes
+and lowers it in a process of its own, without parity. It also prints how many operators the graph
+has before and after fusion.
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from shapes import SHAPES, write_checkpoint
+from shapes import SHAPES, checkpoint_of
 
 from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.formats import parse_format
@@ -84,14 +84,9 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    if options.folder is None:
-        options.folder = Path(tempfile.gettempdir()) / f"lfmc-lowering-{options.shape}"
-    try:
-        write_checkpoint(options.shape, options.folder)
+    with checkpoint_of(options.shape, options.folder) as options.folder:
         given = [f"--{name}={value}" for name, value in vars(options).items() if name != "child"]
         subprocess.run([sys.executable, __file__, "--child", *given], check=True)
-    finally:
-        shutil.rmtree(options.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 `python tests/benchmarks/planning.py --shape 8b --methods auto,alphaq,uniform` writes a checkpoint
 of LFM2-8B-A1B's shape with random bf16 weights (17 GB, under --folder, removed at the end unless
---keep), and makes each plan in a process of its own. With --again, `auto` makes a second plan at
-another budget, from the cache of the first.
+--keep or it was there before), and makes each plan in a process of its own. With --again, `auto`
+makes a second plan at another budget, from the cache of the first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from shapes import SHAPES, write_checkpoint
+from shapes import SHAPES, checkpoint_of
 
 
 class Stages:
@@ -107,16 +106,9 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    if options.folder is None:
-        options.folder = Path(tempfile.gettempdir()) / f"lfmc-planning-{options.shape}"
-    try:
-        if not options.folder.exists():
-            write_checkpoint(options.shape, options.folder)
+    with checkpoint_of(options.shape, options.folder, keep=options.keep) as options.folder:
         for line in plans(options):
             print(line, flush=True)
-    finally:
-        if not options.keep:
-            shutil.rmtree(options.folder)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,24 @@ COMMON = {
     "eos_token_id": 7,
 }
 POOL = 1 << 26  # random numbers, used again and again: nothing here depends on their independence
+
+
+@contextmanager
+def checkpoint_of(shape: str, folder: Path | None, *, keep: bool = False) -> Iterator[Path]:
+    """A folder with a checkpoint of that shape: one that is there, or a new one.
+
+    A new one is removed at the end, unless `keep`; it is temporary for `folder` None.
+    """
+    folder = folder or Path(tempfile.gettempdir()) / f"lfmc-{shape}"
+    if folder.exists():
+        yield folder
+        return
+    try:
+        write_checkpoint(shape, folder)
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder)
 
 
 def write_checkpoint(shape: str, folder: Path) -> None:

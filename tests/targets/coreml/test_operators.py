@@ -15,8 +15,8 @@ from torch import Tensor
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.targets.coreml.interpreter import Interpreter
 from lfmc.targets.coreml.library import coremltools
-from lfmc.targets.coreml.names import DECODE
-from lfmc.targets.coreml.operators import OPERATORS
+from lfmc.targets.coreml.names import DECODE, PREFILL
+from lfmc.targets.coreml.operators import OPERATORS, lut_to_dense
 from lfmc.targets.coreml.package import write_package
 
 mb = pytest.importorskip("coremltools.converters.mil").Builder
@@ -210,6 +210,45 @@ def test_rounding_is_to_the_declared_dtype(tmp_path: Path) -> None:
 def test_an_unknown_operator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="does not know the operator 'atan'"):
         run(lambda x, y, i: mb.atan(x=x), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("form", "call"),
+    [
+        ("conv with padding 'same'", lambda x: OPERATORS["conv"](x, x, pad_type="same")),
+        ("gather with batch dims", lambda x: OPERATORS["gather"](x, x, batch_dims=1)),
+        ("one_hot along another axis", lambda x: OPERATORS["one_hot"](x, 3, axis=0)),
+        ("interleaved concat", lambda x: OPERATORS["concat"]([x, x], 0, interleave=True)),
+        (
+            "slice_update that squeezes",
+            lambda x: OPERATORS["slice_update"](x, x, [0], [1], squeeze_mask=[True]),
+        ),
+        ("tables of vectors", lambda x: lut_to_dense(x, np.zeros((1, 4, 2)))),
+    ],
+)
+def test_an_unknown_form_is_refused(form: str, call: Callable[[Tensor], object]) -> None:
+    with pytest.raises(UnsupportedError, match="does not know this form") as caught:
+        call(torch.zeros(2, 3))
+    assert form in str(caught.value)
+
+
+def test_equal_names_of_unequal_matrices_are_told_apart(tmp_path: Path) -> None:
+    from coremltools.converters.mil.mil import Function, types
+
+    ct, functions = coremltools(), {}
+    for name, value in ((DECODE, 1), (PREFILL, 2)):
+        given = {"x": mb.TensorSpec((1, 2), types.fp16)}
+        with Function(given, opset_version=ct.target.iOS18) as function:
+            matrix = mb.constexpr_blockwise_shift_scale(
+                data=np.full((3, 2), value, np.int8), scale=np.ones((3, 1), np.float16), name="same"
+            )
+            y = mb.matmul(x=function.inputs["x"], y=matrix, transpose_y=True, name="result")
+            function.set_outputs([y])
+        functions[name] = function
+    write_package(functions, tmp_path, {}, {})
+    interpreter, x = Interpreter(tmp_path, exact=True), {"x": torch.ones(1, 2)}
+    for name, value in ((DECODE, 2), (PREFILL, 4), (DECODE, 2)):
+        assert interpreter.call(name, x, {})["result"].tolist() == [[value] * 3]
 
 
 def test_what_is_no_package_is_refused(tmp_path: Path) -> None:

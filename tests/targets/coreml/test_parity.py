@@ -7,80 +7,22 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lfmc.calib_free.formats import Floats, Format
-from lfmc.calib_free.plan import PlanRow
 from lfmc.errors import GateError, InputError
-from lfmc.parity import cases, compare
 from lfmc.rungs import read_back
 from lfmc.stepping import TorchStepper
 from lfmc.targets.coreml.probe import operator_parity
 from lfmc.targets.coreml.target import TOLERANCE
 from tests.factories import random_tokens
-from tests.targets.lowering import Choose, Lowered, expert_of, floats, lower
+from tests.targets.coreml.packages import PACKAGES, four_bit, matrix_rung, mixed, palettes
+from tests.targets.lowering import Choose, Lowered, lower
 
 Make = Callable[..., Lowered]
-
-
-def four_bit(row: PlanRow) -> Format:
-    return Format(4, 32, False, "float16")
-
-
-def mixed(row: PlanRow) -> Format:
-    """Experts of 4 and 8 bits in turn, w2 the other way round; an 8-bit symmetric embedding."""
-    if row.role == "expert":
-        turn = expert_of(row) + row.name.endswith("w2.weight")
-        return Format((4, 8)[turn % 2], 32, False, "float16")
-    return Format(8 if row.role in ("embedding", "head") else 4, 32, True, "float16")
-
-
-def palettes(row: PlanRow) -> Format:
-    """Every width that there is: experts of 2, 3, 4, 6 and 8 bits in turn, palettes elsewhere."""
-    widths = {
-        2: Format(2, 0, True, "float16"),
-        3: Format(3, 0, True, "float16"),
-        4: Format(4, 32, False, "float16"),
-        6: Format(6, 0, True, "float16"),
-        8: Format(8, 32, True, "float16"),
-    }
-    if row.role == "expert":
-        return widths[(2, 3, 4, 6, 8)[(expert_of(row) + row.name.endswith("w2.weight")) % 5]]
-    return widths[{"embedding": 6, "head": 6}.get(row.role, 3)]
-
-
-def half(row: PlanRow) -> Floats:
-    return Floats("float16")
-
-
-PACKAGES: list[tuple[str, Choose, str]] = [
-    ("lfm2", four_bit, "mlstate"),
-    ("lfm2", half, "conv-io"),
-    ("lfm2-conv-bias", mixed, "conv-io"),
-    ("lfm2-untied", mixed, "mlstate"),
-    ("lfm2_moe", mixed, "mlstate"),
-    ("lfm2_moe", palettes, "mlstate"),
-    ("lfm3", palettes, "conv-io"),
-    ("lfm2_moe", floats, "mlstate"),
-    ("lfm2_moe-scaled", four_bit, "conv-io"),
-    ("lfm2_moe-no-bias", mixed, "mlstate"),
-    ("lfm3", mixed, "mlstate"),
-    ("lfm3-attention-bias", four_bit, "conv-io"),
-    ("lfm3-plain", floats, "mlstate"),
-]
 
 
 @pytest.mark.parametrize(("name", "choose", "layout"), PACKAGES)
 def test_matrix_in_float32(lowered: Make, name: str, choose: Choose, layout: str) -> None:
     made = lowered(name, choose, layout, "coreml")
-    config, context = made.checkpoint.config, made.request.context
-    rung = compare(
-        3,
-        "package",
-        made.target.run(made.folder, exact=True),
-        TorchStepper(made.program.module, config, context),
-        cases(config, context, full=True),
-        config.vocab_size,
-        tolerance=2e-5,  # a hundredth of what an export allows
-    )
+    rung = matrix_rung(made, made.target.run(made.folder, exact=True), TOLERANCE / 100)
     assert rung.passed, rung
 
 

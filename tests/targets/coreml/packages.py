@@ -1,0 +1,64 @@
+"""Packages that tests are about, and the parity matrix of one."""
+
+from __future__ import annotations
+
+from lfmc.calib_free.formats import Floats, Format
+from lfmc.calib_free.plan import PlanRow
+from lfmc.parity import Rung, cases, compare
+from lfmc.stepping import Stepper, TorchStepper
+from tests.targets.lowering import Choose, Lowered, expert_of, floats
+
+
+def four_bit(row: PlanRow) -> Format:
+    return Format(4, 32, False, "float16")
+
+
+def mixed(row: PlanRow) -> Format:
+    """Experts of 4 and 8 bits in turn, w2 the other way round; an 8-bit symmetric embedding."""
+    if row.role == "expert":
+        turn = expert_of(row) + row.name.endswith("w2.weight")
+        return Format((4, 8)[turn % 2], 32, False, "float16")
+    return Format(8 if row.role in ("embedding", "head") else 4, 32, True, "float16")
+
+
+def palettes(row: PlanRow) -> Format:
+    """Every width that there is: experts of 2, 3, 4, 6 and 8 bits in turn, palettes elsewhere."""
+    widths = {
+        2: Format(2, 0, True, "float16"),
+        3: Format(3, 0, True, "float16"),
+        4: Format(4, 32, False, "float16"),
+        6: Format(6, 0, True, "float16"),
+        8: Format(8, 32, True, "float16"),
+    }
+    if row.role == "expert":
+        return widths[(2, 3, 4, 6, 8)[(expert_of(row) + row.name.endswith("w2.weight")) % 5]]
+    return widths[{"embedding": 6, "head": 6}.get(row.role, 3)]
+
+
+def half(row: PlanRow) -> Floats:
+    return Floats("float16")
+
+
+PACKAGES: list[tuple[str, Choose, str]] = [
+    ("lfm2", four_bit, "mlstate"),
+    ("lfm2", half, "conv-io"),
+    ("lfm2-conv-bias", mixed, "conv-io"),
+    ("lfm2-untied", mixed, "mlstate"),
+    ("lfm2_moe", mixed, "mlstate"),
+    ("lfm2_moe", palettes, "mlstate"),
+    ("lfm3", palettes, "conv-io"),
+    ("lfm2_moe", floats, "mlstate"),
+    ("lfm2_moe-scaled", four_bit, "conv-io"),
+    ("lfm2_moe-no-bias", mixed, "mlstate"),
+    ("lfm3", mixed, "mlstate"),
+    ("lfm3-attention-bias", four_bit, "conv-io"),
+    ("lfm3-plain", floats, "mlstate"),
+]
+
+
+def matrix_rung(made: Lowered, side: Stepper, tolerance: float) -> Rung:
+    """The whole matrix of a package, run by `side`, against its program in torch."""
+    config, context = made.checkpoint.config, made.request.context
+    reference = TorchStepper(made.program.module, config, context)
+    matrix = cases(config, context, full=True)
+    return compare(3, "package", side, reference, matrix, config.vocab_size, tolerance=tolerance)
