@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 import lfmc
+from lfmc import exporter
 from lfmc.bundle import GOLDEN, PLAN, Bundle, describe
-from lfmc.calib_free.allocate import Budget, Effort
+from lfmc.calib_free.allocate import Budget, Effort, make_plan
 from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.fit import WORK, Work
+from lfmc.calib_free.formats import Format
 from lfmc.calib_free.plan import BitPlan
 from lfmc.calib_free.training import Course
 from lfmc.checkpoint import demo_path, open_checkpoint
@@ -21,7 +23,7 @@ from lfmc.exporter import Options, Report, export
 from lfmc.generate import check_golden
 from lfmc.progress import Silent
 from lfmc.reverify import reverify
-from lfmc.targets.base import get_target
+from lfmc.targets.base import Artifact, StoredTensor, get_target
 from lfmc.targets.onnx.target import OnnxTarget
 
 Exported = tuple[Bundle, Report]
@@ -54,6 +56,30 @@ def test_the_budget_counts_every_byte_of_the_artifact(exported: Exported) -> Non
     assert limit == int(4.5 * open_checkpoint().num_params / 8)
     assert bundle.nbytes <= report.plan.nbytes <= limit
     assert bundle.nbytes >= 0.98 * report.plan.nbytes
+
+
+def test_a_file_that_holds_other_bytes_is_refused() -> None:
+    checkpoint, odd = open_checkpoint(), Format(4, 96, False, "float16")  # 3 groups of 256 columns
+    plan = make_plan(checkpoint, get_target("onnx").capabilities(checkpoint.config), "4", None)
+    rows = [
+        replace(row, format=odd.name, nbytes=odd.nbytes(row.shape))
+        for row in plan.rows
+        if row.role == "expert"
+    ]
+    plan = replace(plan, rows=tuple(rows), limit_nbytes=None)
+    planned = sum(row.nbytes for row in rows)
+    dense = planned - sum(odd.padding(row.shape) for row in rows)
+    assert dense < planned - len(rows)
+
+    def check(nbytes: int) -> None:
+        stored = StoredTensor("all", "codes", (), "rows", nbytes)
+        exporter._check_size(plan, Artifact((), (stored,)), nbytes)
+
+    check(planned)
+    check(dense)
+    for wrong in (planned + 1, planned - 1, dense + 1, dense - len(rows) - 1):
+        with pytest.raises(GateError, match="does not hold the bytes"):
+            check(wrong)
 
 
 def test_every_tensor_was_read_back_with_the_planned_error(exported: Exported) -> None:

@@ -11,11 +11,10 @@ import pytest
 from lfmc.errors import UnsupportedError
 from lfmc.targets.coreml.device import Device
 from lfmc.targets.coreml.runtime import CoremlStepper
-from tests.targets.coreml.packages import PACKAGES, matrix_rung
+from tests.targets.coreml.packages import FLOAT16, PACKAGES, matrix_rung
 from tests.targets.lowering import Choose, Lowered
 
 Make = Callable[..., Lowered]
-FLOAT16 = 2e-2
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="this is a Mac")
