@@ -47,6 +47,10 @@ class Together(Alone):
         number = torch.tensor([steps], device=self._accelerator.device)
         return int(broadcast(number))
 
+    def part(self) -> None:
+        """Leave the others in order."""
+        self._accelerator.end_training()
+
 
 def require_accelerate() -> None:
     """Raise `UnsupportedError`, naming the extra, where accelerate is not installed."""
@@ -108,6 +112,7 @@ def _work(
     if rank == 0:
         (folder / "made").mkdir()
         save_fitted(folder / "made" / "fitted.safetensors", made)
+    crew.part()
 
 
 def _tell(messages: Any, terms: Terms) -> None:

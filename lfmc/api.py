@@ -75,8 +75,8 @@ def export(
     """Quantize, lower, prove and write a bundle; see `lfmc export`.
 
     `plan` is the file of a plan to obey. `options` are those of `lfmc.exporter.Options`: bits,
-    context, layout, check, max_kl, min_top1, seed, effort, alphaq, workers, cache. Raises the same
-    errors as the command.
+    context, target_options (a dict), check, max_kl, min_top1, seed, effort, alphaq, workers, cache.
+    Raises the same errors as the command.
     """
     from lfmc.exporter import Options
     from lfmc.exporter import export as run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from lfmc.passes.pipeline import pipeline
 from lfmc.program import Program
 from lfmc.progress import Progress
 from lfmc.rungs import CHECKS, PARITY_BYTES_PER_PARAM, Verification, read_back, verify
-from lfmc.targets.base import Artifact, Request, Target
+from lfmc.targets.base import Artifact, Request, Target, choose_options
 from lfmc.trace import trace
 from lfmc.versions import tool_versions
 from lfmc.weights import PlannedWeights
@@ -42,6 +42,7 @@ class Options:
     """What a user asks of an export.
 
     `bits` None is "auto"; `plan` excludes `bits`, `budget` and `alphaq`, the knobs of "alphaq".
+    `target_options` are choices for `Target.options`, by name.
     `workers` (`dask://HOST:PORT`) measure for a new plan, this machine for None; with `cache`,
     what was measured before is used, and kept for the next plan. Neither changes a plan.
     """
@@ -50,7 +51,7 @@ class Options:
     budget: Budget | None = None
     plan: Path | None = None
     context: int | None = None
-    layout: str | None = None
+    target_options: Mapping[str, str] = field(default_factory=dict)
     check: str = "full"
     max_kl: float | None = None
     min_top1: float | None = None
@@ -86,7 +87,7 @@ class Report:
 
 
 def request(checkpoint: Checkpoint, target: Target, options: Options) -> Request:
-    """Context and layout of an export; all of it is checked before any work is done."""
+    """Context and options of an export; all of it is checked before any work is done."""
     _check_options(options)
     longest = checkpoint.config.max_context
     context = min(DEFAULT_CONTEXT, longest) if options.context is None else options.context
@@ -96,14 +97,7 @@ def request(checkpoint: Checkpoint, target: Target, options: Options) -> Request
             expected=f"{min(MIN_CONTEXT, longest)} to {longest} tokens",
             got=context,
         )
-    layout = options.layout or target.layouts[0]
-    if layout not in target.layouts:
-        raise InputError(
-            f"target '{target.name}' has no such layout",
-            expected=", ".join(target.layouts),
-            got=layout,
-        )
-    asked = Request(context, layout)
+    asked = Request(context, choose_options(target, options.target_options))
     target.check(checkpoint.config, asked)
     return asked
 
@@ -308,7 +302,7 @@ def _manifest(
     return {
         "lfmc": lfmc.__version__,
         "target": target.name,
-        "layout": asked.layout,
+        "options": dict(asked.options),
         "context": asked.context,
         "check": check,
         "model": {

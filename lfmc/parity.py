@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfmc.choices import Choice, Choosing, first_turned, joined
 from lfmc.model import DecoderConfig
 from lfmc.stepping import Stepper
 
@@ -41,11 +42,17 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The largest difference of a logit, over the largest logit of the reference."""
+    """The largest difference of a logit, over the largest logit of the reference.
+
+    The last `apart` tokens, from the first on for which a near tie between experts was turned, are
+    not in it; among them it is `difference_apart`.
+    """
 
     case: str
     difference: float
     same_top1: float
+    apart: int = 0
+    difference_apart: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,14 +110,21 @@ def _within(calls: tuple[int, ...], context: int) -> tuple[int, ...]:
     return tuple(kept)
 
 
-def run_case(side: Stepper, case: Case, tokens: Tensor, earlier: Tensor) -> Tensor:
-    """Logits `[T, V]` of the first `case.length` of `tokens`, fed as the case says."""
+def run_case(
+    side: Stepper, case: Case, tokens: Tensor, earlier: Tensor
+) -> tuple[Tensor, Choice | None]:
+    """Logits `[T, V]` of the first `case.length` of `tokens`, fed as the case says; and what these
+    tokens chose, where the side tells."""
     side.reset()
     if case.earlier:
         side.step(earlier[: case.earlier])
         side.reset()
-    pieces = tokens[..., : case.length].split(list(case.calls), dim=-1)
-    return torch.cat([side.step(piece) for piece in pieces], dim=-2)
+    logits, choices = [], []
+    for piece in tokens[..., : case.length].split(list(case.calls), dim=-1):
+        logits.append(side.step(piece))
+        if isinstance(side, Choosing) and side.choice is not None:
+            choices.append(side.choice)
+    return torch.cat(logits, dim=-2), joined(choices) if choices else None
 
 
 def compare(
@@ -122,10 +136,15 @@ def compare(
     vocab_size: int,
     *,
     tolerance: float | None,
+    near_tie: float = 0.0,
     tokens: Tensor | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Rung:
-    """Run the matrix on both sides with the same tokens (`[T]` int64; random ones by default)."""
+    """Run the matrix on both sides with the same tokens (`[T]` int64; random ones by default).
+
+    Where both sides tell which experts were chosen, a choice may be turned if it was within
+    `near_tie`; what follows is counted apart.
+    """
     longest = max(case.length for case in matrix)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(vocab_size, (longest + 16,), generator=generator)
@@ -133,20 +152,31 @@ def compare(
     results = []
     for case in matrix:
         progress(case.name)
-        ours = run_case(side, case, prompt, drawn[longest:])
-        theirs = run_case(reference, case, prompt, drawn[longest:])
-        results.append(difference(case.name, ours, theirs))
+        ours, our_choice = run_case(side, case, prompt, drawn[longest:])
+        theirs, choice = run_case(reference, case, prompt, drawn[longest:])
+        clear = ours.shape[-2]
+        if our_choice is not None and choice is not None:
+            turned = first_turned(our_choice, choice)
+            if turned is not None and turned[1] <= near_tie:
+                clear = turned[0]
+        results.append(difference(case.name, ours, theirs, clear))
     return Rung(number, title, tolerance, tuple(results))
 
 
-def difference(name: str, ours: Tensor, theirs: Tensor) -> CaseResult:
-    """Compare logits `[..., V]`; anything that is not finite counts as an infinite difference."""
+def difference(name: str, ours: Tensor, theirs: Tensor, clear: int | None = None) -> CaseResult:
+    """Compare logits `[..., V]`; anything that is not finite counts as an infinite difference.
+
+    With `clear`, of `[T, V]` the first so many tokens, and those behind apart.
+    """
     if ours.shape != theirs.shape or not bool(torch.isfinite(ours).all()):
         return CaseResult(name, float("inf"), 0.0)
-    scale = float(theirs.abs().max())
-    worst = float((ours - theirs).abs().max()) / max(scale, 1e-30)
+    scale = max(float(theirs.abs().max()), 1e-30)
     same = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
-    return CaseResult(name, worst, same)
+    off = (ours - theirs).abs() / scale
+    if clear is None or clear == len(off):
+        return CaseResult(name, float(off.max()), same)
+    worst = float(off[:clear].max()) if clear else 0.0
+    return CaseResult(name, worst, same, len(off) - clear, float(off[clear:].max()))
 
 
 def operators_rung(title: str, tolerance: float, results: Iterable[CaseResult]) -> Rung:

@@ -58,7 +58,7 @@ def _against(
     require_memory(checkpoint, needed, "parity", "leave MODEL out")
     target = get_target(bundle.target)
     plan = BitPlan.from_json((bundle.path / PLAN).read_text(encoding="utf-8"))
-    asked = Request(bundle.manifest["context"], bundle.manifest["layout"])
+    asked = Request(bundle.manifest["context"], bundle.manifest["options"])
     artifact = _artifact(bundle.manifest)
     # What was fitted is in the artifact and nowhere else; the plan's digests say if it is right.
     fitted = stored_parts(target, bundle.path, artifact, checkpoint, plan.fitted_names)

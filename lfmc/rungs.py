@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lfmc.calib_free.plan import stored_error
 from lfmc.checkpoint import Checkpoint
+from lfmc.choices import ChoosingStepper
 from lfmc.errors import GateError
 from lfmc.parity import (
     FLOAT_TOLERANCE,
@@ -43,6 +45,11 @@ TITLES = {
     4: "artifact against the float32 model, on text",
 }
 SHIPPED = "the same, with activations rounded as shipped (no tolerance: roundings flip)"
+
+# What the scores of two experts may differ by for a choice between them to be turned: float32
+# arithmetic in another order, and activations rounded to float16 or int8.
+NEAR_TIE = 1e-5
+NEAR_TIE_SHIPPED = 1e-2
 
 
 @dataclass(frozen=True)
@@ -154,10 +161,11 @@ def _artifact_rungs(
                 3,
                 TITLES[3] if exact else SHIPPED,
                 target.run(folder, exact=exact),
-                TorchStepper(target.reference(program, exact=exact), config, context),
+                ChoosingStepper(target.reference(program, exact=exact), config, context),
                 matrix,
                 config.vocab_size,
                 tolerance=tolerance if exact else None,
+                near_tie=NEAR_TIE if exact else NEAR_TIE_SHIPPED,
                 progress=progress.step,
             )
         )
@@ -201,8 +209,7 @@ def read_back(
     Returns the measured error of each quantized tensor, as `calib_free.plan.stored_error` has it.
     """
     seen: Counter[tuple[str, str]] = Counter()
-    for stored in artifact.tensors:
-        found = target.read_tensor(folder, stored)
+    for stored, found in _stored(target, folder, artifact.tensors):
         for name, value in _parts(found, stored, weights.checkpoint):
             planned = _planned(weights, name, stored.part)
             if value.dtype != planned.dtype or not torch.equal(value, planned):
@@ -237,13 +244,24 @@ def stored_parts(
 ) -> dict[str, dict[str, Tensor]]:
     """The parts of tensors `names` as they lie in the artifact, as `BitPlan.fitted` has them."""
     found: dict[str, dict[str, Tensor]] = {}
-    for stored in artifact.tensors:
-        if names.isdisjoint(stored.sources):
-            continue
-        for name, value in _parts(target.read_tensor(folder, stored), stored, checkpoint):
+    wanted = [stored for stored in artifact.tensors if not names.isdisjoint(stored.sources)]
+    for stored, whole in _stored(target, folder, wanted):
+        for name, value in _parts(whole, stored, checkpoint):
             if name in names:
                 found.setdefault(name, {})[stored.part] = value
     return found
+
+
+def _stored(
+    target: Target, folder: Path, tensors: Iterable[StoredTensor]
+) -> Iterator[tuple[StoredTensor, Tensor]]:
+    """The stored tensors and what they hold; those that are in pieces as a whole."""
+    groups: dict[tuple[tuple[str, ...], str], list[StoredTensor]] = {}
+    for stored in tensors:
+        groups.setdefault((stored.sources, stored.part), []).append(stored)
+    for pieces in groups.values():
+        found = [target.read_tensor(folder, piece) for piece in pieces]
+        yield pieces[0], found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _planned(weights: PlannedWeights, name: str, part: str) -> Tensor:

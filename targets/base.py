@@ -28,11 +28,20 @@ TARGETS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
+class TargetOption:
+    """Something that a target leaves to its user: one of `choices`, by default the first."""
+
+    name: str
+    choices: tuple[str, ...]
+    help: str
+
+
+@dataclass(frozen=True)
 class Request:
-    """What an export asks of a target: how many positions, and which naming of inputs."""
+    """What an export asks of a target: how many positions, and a choice for each of its options."""
 
     context: int
-    layout: str
+    options: Mapping[str, str]
 
 
 Arrangement = Literal["rows", "experts", "experts_gate_up"]
@@ -44,7 +53,8 @@ class StoredTensor:
 
     `part` is `codes`, `scales`, `zeros` or `values`. `arrangement` tells the order: `rows` (one
     below the other), `experts` (stacked on a new first dim), `experts_gate_up` (the same, with the
-    rows of w1 and w3 taken in turn).
+    rows of w1 and w3 taken in turn). Where several have the same sources and part, each holds some
+    of the rows, in this order.
     """
 
     name: str
@@ -84,7 +94,7 @@ class Target(Protocol):
     name: ClassVar[str]
     extra: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
-    layouts: ClassVar[tuple[str, ...]]
+    options: ClassVar[tuple[TargetOption, ...]]
 
     def capabilities(self, config: DecoderConfig) -> Capabilities: ...
 
@@ -111,6 +121,24 @@ class Target(Protocol):
 
     def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
         """Every n-bit operator of the artifact, as shipped, on the input that it really gets."""
+
+
+def choose_options(target: Target, given: Mapping[str, str]) -> dict[str, str]:
+    """A choice for every option of a target; `InputError` for a name or a choice it has not."""
+    chosen = {option.name: option.choices[0] for option in target.options}
+    for name in given.keys() - chosen.keys():
+        raise InputError(
+            f"target '{target.name}' has no such option", expected=", ".join(chosen), got=name
+        )
+    for option in target.options:
+        value = given.get(option.name)
+        if value is not None and value not in option.choices:
+            raise InputError(
+                f"target '{target.name}' has no such {option.name}",
+                expected=", ".join(option.choices),
+                got=value,
+            )
+    return {**chosen, **given}
 
 
 Handler = TypeVar("Handler")

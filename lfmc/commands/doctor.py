@@ -38,7 +38,14 @@ def command(as_json: bool) -> None:
             "memory_nbytes": memory,
             "disk_free_nbytes": disk,
             "packages": {n: {"installed": i, "tested": t} for n, (i, t) in packages.items()},
-            "targets": {n: {"ready": not m, "missing": m} for n, m in targets.items()},
+            "targets": {
+                name: {
+                    "ready": not missing,
+                    "missing": missing,
+                    "options": {o.name: o.choices for o in get_target(name).options},
+                }
+                for name, missing in targets.items()
+            },
         }
         click.echo(json.dumps(facts))
         return
@@ -59,3 +66,6 @@ def command(as_json: bool) -> None:
         remedy = f"pip install 'lfmc[{get_target(name).extra}]'"
         state = f"missing {', '.join(missing)}: {remedy}" if missing else "ready"
         out.print(f"target {name}: {state}")
+        for option in get_target(name).options:
+            choices = " | ".join(option.choices)
+            out.print(f"  -O {option.name}={choices}: {option.help}", markup=False)

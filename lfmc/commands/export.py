@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lfmc.commands.options import (
+    Setting,
     alphaq_options,
     announce,
     json_option,
@@ -24,7 +25,14 @@ from lfmc.commands.options import (
 @measuring_options
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Obey this plan.json.")
 @click.option("--context", type=int, help="Longest conversation, in tokens. [default: 4096]")
-@click.option("--layout", help="Names of inputs and states, for who loads the model.")
+@click.option(
+    "-O",
+    "--option",
+    "target_options",
+    type=Setting(),
+    multiple=True,
+    help="NAME=VALUE, an option of the target (`lfmc doctor` lists them). Repeatable.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--check",
@@ -52,7 +60,7 @@ def command(
     no_cache: bool,
     plan_file: Path | None,
     context: int | None,
-    layout: str | None,
+    target_options: tuple[tuple[str, str], ...],
     output: Path | None,
     check: str,
     max_kl: float | None,
@@ -67,7 +75,7 @@ def command(
     \b
     lfmc export --target onnx --bits auto
     lfmc export ./LFM2-1.2B --bits-per-weight 4.5 --output lfm2-onnx
-    lfmc export ./LFM2-2.6B --max-size 1.4GB --max-kl 0.05 --layout genai
+    lfmc export ./LFM2-2.6B --max-size 1.4GB --max-kl 0.05 -O layout=genai
     """
     from lfmc.api import budget, default_output
     from lfmc.calib_free.fit import Effort
@@ -85,7 +93,7 @@ def command(
         budget=budget(bits_per_weight, max_size),
         plan=plan_file,
         context=context,
-        layout=layout,
+        target_options=dict(target_options),
         check=check,
         max_kl=max_kl,
         min_top1=min_top1,

@@ -74,6 +74,20 @@ class Widths(click.ParamType[tuple[int, ...]]):
             ) from error
 
 
+class Setting(click.ParamType[tuple[str, str]]):
+    """A choice written as `NAME=VALUE`."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, found, chosen = str(value).partition("=")
+        if not found:
+            raise InputError("an option can't be read", expected="NAME=VALUE", got=repr(value))
+        return name.strip(), chosen.strip()
+
+
 def alphaq_options(knobs: dict[str, Any]) -> AlphaQOptions | None:
     """The `--alphaq-...` of a command line, by name; None where none is given.
 

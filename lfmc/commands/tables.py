@@ -76,6 +76,10 @@ def parity_table(rungs: Sequence[Rung]) -> Table:
         allowed = "-" if rung.tolerance is None else f"{rung.tolerance:.0e}"
         verdict = "reported" if rung.tolerance is None else "ok" if rung.passed else "FAILED"
         difference = f"{worst.difference:.1e}"
+        apart = sum(case.apart for case in rung.cases)
+        if apart:
+            most = max(case.difference_apart for case in rung.cases)
+            difference += f"\n{apart} tokens behind a near tie of experts: {most:.1e}"
         table.add_row(str(rung.number), rung.title, worst.case, difference, allowed, verdict)
     return table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,10 @@ class Device:
             if output_name(feature.name) in outputs
         }
 
-    def call(self, name: str, given: Mapping[str, Tensor], state: Any) -> dict[str, Tensor]:
-        """Outputs of a function by name; `state` is updated."""
+    def call(
+        self, name: str, given: Mapping[str, Tensor], state: Any, watch: Collection[str] = ()
+    ) -> dict[str, Tensor]:
+        """Outputs of a function by name; `state` is updated. Core ML shows nothing of `watch`."""
         arrays = {key: value.numpy() for key, value in given.items()}
         found = self._models[name].predict(arrays, state=state)
         return {key: torch.from_numpy(value) for key, value in found.items()}

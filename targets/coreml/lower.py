@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache as cached
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Var, types
 from torch import fx
 
+from lfmc.calib_free.pack import split_rows
 from lfmc.errors import UnsupportedError
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
@@ -29,11 +31,24 @@ from lfmc.targets.coreml.dtypes import HALF, WIDE, cast
 from lfmc.targets.coreml.moe import lower_moe
 from lfmc.targets.coreml.names import output_name
 from lfmc.targets.coreml.states import DIGIT, PackageState
+from lfmc.targets.coreml.tall import lookup, product
 from lfmc.weights import PlannedWeights
 
 Result = Any  # a variable, several, or none: coremltools has no types
 
 HIDDEN = -1e4  # what a mask adds: its exponential is 0 in float16
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a user may choose of a program's form.
+
+    `dense`: decode, too, multiplies with every expert. `limit`: matrices of more rows are stored
+    and used in pieces of so many.
+    """
+
+    dense: bool = False
+    limit: int | None = None
 
 
 @dataclass
@@ -51,8 +66,10 @@ class Lowering:
     tokens: int
     padded: bool
     constants: Constants
+    form: Form
     values: dict[fx.Node, Any] = field(default_factory=dict)
     probed: list[Probe] = field(default_factory=list)
+    chosen: list[str] = field(default_factory=list)
 
     def run(self, opset: Any) -> Function:
         """The function; its inputs are `input_ids`, `position`, perhaps `valid`, and the states."""
@@ -86,26 +103,41 @@ class Lowering:
             raise UnsupportedError("a Core ML operator got no tensor", got=str(node))
         return value if dtype is None else cast(value, dtype)
 
-    def quantized(self, codes: fx.Node) -> Var:
-        """The matrix `[N, K]` behind a codes node."""
-        if codes not in self.values:
-            name = str(codes.target).removesuffix(".codes")
-            sources = self.program.weights[str(codes.target)].sources
-            self.values[codes] = self.constants.matrix(
-                name, sources, lambda: [self.weights.packed(sources)], "rows"
-            )
-        return self.values[codes]
+    def matrix(self, node: fx.Node) -> list[Var]:
+        """The matrix `[N, K]` behind a node of codes or of floats, in pieces of rows."""
+        name = str(node.target)
+        weight = self.program.weights[name]
+        shape = (self.weights.checkpoint.tensors[source].shape for source in weight.sources)
+        rows = sum(size[0] for size in shape)
+        if node not in self.values:
+            make = self._quantized if weight.part == "codes" else self._floats
+            self.values[node] = make(name.removesuffix(".codes"), weight.sources, self._cut(rows))
+        return self.values[node]
 
-    def linear(self, x: Var, matrix: Var, bias: fx.Node | None, **named: str) -> Var:
-        """`x` times a matrix `[N, K]`. Without a bias, one of zeros that all of this size share:
-        else coremltools would write one for each of them."""
-        if bias is None:
-            kind, size = types.builtin_to_string(matrix.dtype), matrix.shape[0]
-            zeros = torch.zeros(size, dtype=torch.float16 if kind == "fp16" else torch.float32)
-            added = self.constants.table(f"zeros.{kind}.{size}", zeros)
-        else:
-            added = self.value(bias, matrix.dtype)
-        return mb.linear(x=x, weight=matrix, bias=added, **named)
+    def _cut(self, rows: int) -> list[int]:
+        """How many rows each piece of a matrix has."""
+        limit = self.form.limit or rows
+        return [min(limit, rows - start) for start in range(0, rows, limit)]
+
+    def _quantized(self, name: str, sources: tuple[str, ...], cut: list[int]) -> list[Var]:
+        made = cached(lambda: split_rows(self.weights.packed(sources), cut))
+        return [
+            self.constants.matrix(piece, sources, lambda own=i: [made()[own]], "rows")
+            for i, piece in enumerate(_names(name, cut))
+        ]
+
+    def _floats(self, name: str, sources: tuple[str, ...], cut: list[int]) -> list[Var]:
+        made = cached(lambda: self.weights.floats(sources).split(cut))
+        return [
+            self.constants.values(piece, sources, lambda own=i: made()[own], "rows")
+            for i, piece in enumerate(_names(name, cut))
+        ]
+
+    def zeros(self, size: int, dtype: Any) -> Var:
+        """A constant `[size]` of zeros, the same wherever one is needed."""
+        kind = types.builtin_to_string(dtype)
+        made = torch.zeros(size, dtype=torch.float16 if kind == "fp16" else torch.float32)
+        return self.constants.table(f"zeros.{kind}.{size}", made)
 
     def probe(self, node: fx.Node, kind: str, given: Var, result: Var) -> Var:
         """Note an n-bit operator, for a comparison of its own; returns its result."""
@@ -186,6 +218,11 @@ class Lowering:
         return cos, sin
 
 
+def _names(name: str, cut: list[int]) -> list[str]:
+    """Of each piece of a constant its name in the file."""
+    return [name] if len(cut) == 1 else [f"{name}.piece{i}" for i in range(len(cut))]
+
+
 def _sum_of_angles(a: Sequence[Var], b: Sequence[Var]) -> list[Var]:
     cos = mb.sub(x=mb.mul(x=a[0], y=b[0]), y=mb.mul(x=a[1], y=b[1]))
     sin = mb.add(x=mb.mul(x=a[1], y=b[0]), y=mb.mul(x=a[0], y=b[1]))
@@ -203,25 +240,25 @@ Handler = Callable[[Lowering, fx.Node], Result]
 
 def _embedding(low: Lowering, node: fx.Node) -> Var:
     table, ids = node.args[:2]
-    return cast(mb.gather(x=low.value(table), indices=low.value(ids), axis=0), HALF)
+    return lookup(low.matrix(table), low.value(ids), node.name)
 
 
 def _embedding_nbits(low: Lowering, node: fx.Node) -> Var:
     ids, codes, _, _, bits, *_ = arguments(node)
-    rows = mb.gather(x=low.quantized(codes), indices=low.value(ids), axis=0, name=node.name)
+    rows = lookup(low.matrix(codes), low.value(ids), node.name)
     return low.probe(node, f"gather {bits} bit", low.value(ids), rows)
 
 
 def _linear(low: Lowering, node: fx.Node) -> Var:
     x, weight, bias = arguments(node)
-    matrix = low.value(weight)
-    return low.linear(low.value(x, matrix.dtype), matrix, bias)
+    pieces = low.matrix(weight)
+    return product(low, pieces, low.value(x, pieces[0].dtype), bias, node.name)
 
 
 def _linear_nbits(low: Lowering, node: fx.Node) -> Var:
     x, codes, _, _, bias, bits, *_ = arguments(node)
     given = low.value(x, HALF)
-    y = low.linear(given, low.quantized(codes), bias, name=node.name)
+    y = product(low, low.matrix(codes), given, bias, node.name)
     return low.probe(node, f"linear {bits} bit", given, y)
 
 

@@ -56,7 +56,8 @@ class Routing:
 def lower_moe(low: Lowering, node: fx.Node) -> Var:
     """`lfm.moe`: `[T, H]` of tokens through their top-k experts."""
     x, scores, choice, w1, w3, w2, top_k, normalize, scale = arguments(node)
-    _, chosen = mb.topk(x=low.value(choice, WIDE), k=top_k, axis=-1)
+    _, chosen = mb.topk(x=low.value(choice, WIDE), k=top_k, axis=-1, name=f"{node.name}_choice")
+    low.chosen.append(chosen.name)
     picked = mb.gather_along_axis(x=low.value(scores, WIDE), indices=chosen, axis=1)
     if normalize:
         total = mb.reduce_sum(x=picked, axes=[-1], keep_dims=True)
@@ -65,7 +66,7 @@ def lower_moe(low: Lowering, node: fx.Node) -> Var:
         picked = mb.mul(x=picked, y=np.float32(scale))
     stacks = [_stacks(low, weights) for weights in (w1, w3, w2)]
     routing = Routing(chosen, picked, len(w1))
-    form = _chosen if low.tokens == 1 else _dense
+    form = _chosen if low.tokens == 1 and not low.form.dense else _dense
     return mb.identity(x=form(low.value(x, HALF), routing, stacks), name=node.name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 DECODE, PREFILL = "decode", "prefill"  # the functions
-FACTS_KEY = "lfmc"  # in the metadata, as JSON: context, chunk, vocab_size
+FACTS_KEY = "lfmc"  # in the metadata, as JSON: context, chunk, vocab_size, chosen
 
 
 def identifier(name: str) -> str:

@@ -16,7 +16,7 @@ from lfmc.model import DecoderConfig
 from lfmc.parity import Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper
-from lfmc.targets.base import Artifact, Request, StoredTensor
+from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.coreml.states import DIGIT, LAYOUTS, package_states
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
@@ -32,22 +32,25 @@ GRIDS = tuple(
 PALETTES = tuple(Format(bits, 0, True, "float16") for bits in (2, 3, 6))
 # One format a width, so that a layer's experts are few stacks.
 EXPERTS = (*PALETTES, Format(4, 32, False, "float16"), Format(8, 128, True, "float16"))
+COMPUTE_UNITS = ("CPU_AND_GPU", "CPU_AND_NE", "ALL", "CPU_ONLY")
+ROWS = 16_384  # the Neural Engine was reported to take no larger dim
 TOLERANCE = 2e-3  # of the logit scale, in float32 arithmetic
 
 
 @dataclass(frozen=True)
 class CoremlTarget:
-    """Core ML on iOS 18 and macOS 15 or later: an ML program with the functions prefill and decode.
-
-    `chunk` is how many tokens `prefill` takes at a time.
-    """
-
-    chunk: int = 64
+    """Core ML on iOS 18, macOS 15 or later: an ML program with the functions prefill and decode."""
 
     name: ClassVar[str] = "coreml"
     extra: ClassVar[str] = "coreml"
     packages: ClassVar[tuple[str, ...]] = ("coremltools",)
-    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+    options: ClassVar[tuple[TargetOption, ...]] = (
+        TargetOption("layout", LAYOUTS, "the filters' states are kept by Core ML, or by the app"),
+        TargetOption("chunk", ("64", "16", "32", "128", "256", "512"), "tokens a call of prefill"),
+        TargetOption("experts", ("chosen", "dense"), "which experts decode multiplies with"),
+        TargetOption("tall", ("whole", "split"), f"matrices of more than {ROWS:,} rows"),
+        TargetOption("compute_units", COMPUTE_UNITS, "what an app should ask for"),
+    )
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:
         moe, hidden = config.moe, config.hidden_size
@@ -81,32 +84,35 @@ class CoremlTarget:
         ct = coremltools()
         from lfmc.targets.coreml.constants import Constants
         from lfmc.targets.coreml.known import known_troubles
-        from lfmc.targets.coreml.lower import Lowering
+        from lfmc.targets.coreml.lower import Form, Lowering
         from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL
         from lfmc.targets.coreml.package import PACKAGE, write_package
 
-        states = package_states(program.states, request.layout)
+        options = request.options
+        states = package_states(program.states, options["layout"])
         constants = Constants()
-        chunk = min(self.chunk, request.context)
-        functions, probes = {}, []
+        chunk = min(int(options["chunk"]), request.context)
+        form = Form(options["experts"] == "dense", ROWS if options["tall"] == "split" else None)
+        functions, lowerings = {}, {}
         for name, tokens in ((DECODE, 1), (PREFILL, chunk)):
             lowering = Lowering(
-                program, weights, states, request.context, tokens, name == PREFILL, constants
+                program, weights, states, request.context, tokens, name == PREFILL, constants, form
             )
             with quiet():
                 functions[name] = lowering.run(ct.target.iOS18)
-            probes += lowering.probed if name == DECODE else []
+            lowerings[name] = lowering
         own = {
             "context": request.context,
             "chunk": chunk,
             "vocab_size": program.config.vocab_size,
+            "chosen": lowerings[DECODE].chosen,
         }
         files = write_package(functions, folder, DESCRIPTIONS, {FACTS_KEY: json.dumps(own)})
         facts = {
             "package": PACKAGE,
             "functions": {DECODE: 1, PREFILL: chunk},
             "minimum_deployment_target": "iOS18",
-            "compute_units": "CPU_AND_GPU",
+            "compute_units": options["compute_units"],
             "known_troubles": known_troubles(
                 ct.__version__, map(weights.format, weights.checkpoint.tensors), states
             ),
@@ -121,7 +127,9 @@ class CoremlTarget:
                 for state in states
             ],
         }
-        return Artifact(tuple(files), tuple(constants.stored), tuple(probes), facts)
+        return Artifact(
+            tuple(files), tuple(constants.stored), tuple(lowerings[DECODE].probed), facts
+        )
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
         from lfmc.targets.coreml.package import read_constant

@@ -16,7 +16,7 @@ from lfmc.model import DecoderConfig
 from lfmc.parity import ARTIFACT_TOLERANCE, Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper
-from lfmc.targets.base import Artifact, Request, StoredTensor, require
+from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
@@ -31,20 +31,23 @@ FORMATS = tuple(
 )
 
 
+# 4 rounds activations to int8 in n-bit matmuls, which their fast kernels want; 0 keeps them float,
+# at 3 times the time of a step at 4 bits and 100 times at 2 and 8.
+ACCURACY_LEVEL = 4
+
+
 @dataclass(frozen=True)
 class OnnxTarget:
-    """ONNX Runtime on CPU, through its contrib operators.
-
-    `accuracy_level` 4 rounds activations to int8 in n-bit matmuls, which their fast kernels want; 0
-    keeps them float32, at 3 times the time of a step at 4 bits and 100 times at 2 and 8.
-    """
-
-    accuracy_level: int = 4
+    """ONNX Runtime on CPU, through its contrib operators."""
 
     name: ClassVar[str] = "onnx"
     extra: ClassVar[str] = "onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnx_ir", "onnxruntime")
-    layouts: ClassVar[tuple[str, ...]] = ("plain", "genai", "transformers.js")
+    options: ClassVar[tuple[TargetOption, ...]] = (
+        TargetOption(
+            "layout", ("plain", "genai", "transformers.js"), "names of inputs and states, by reader"
+        ),
+    )
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:
         moe = config.moe
@@ -66,13 +69,14 @@ class OnnxTarget:
     def check(self, config: DecoderConfig, request: Request) -> None:
         for package in self.packages:
             require(package, self.extra)
-        if request.layout != "plain" and config.model_type == "lfm3":
+        layout = request.options["layout"]
+        if layout != "plain" and config.model_type == "lfm3":
             raise UnsupportedError(
-                f"layout '{request.layout}' can't carry this model",
+                f"layout '{layout}' can't carry this model",
                 expected="lfm2 or lfm2_moe",
                 got=config.model_type,
                 todo="neither onnxruntime-genai 0.18 nor transformers.js knows lfm3; "
-                "use --layout plain",
+                "use -O layout=plain",
             )
 
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
@@ -88,13 +92,13 @@ class OnnxTarget:
         from lfmc.targets.onnx.layouts import Layout
         from lfmc.targets.onnx.lower import Lowering
 
-        layout = Layout(request.layout)
+        layout = Layout(request.options["layout"])
         emit = Emitter(folder)
-        lowering = Lowering(program, weights, layout, request.context, self.accuracy_level, emit)
+        lowering = Lowering(program, weights, layout, request.context, ACCURACY_LEVEL, emit)
         lowering.run()
         emit.save(program.config.model_type, {CONTEXT_KEY: json.dumps(request.context)})
         files = [MODEL_FILE, DATA_FILE]
-        if request.layout == "genai":
+        if request.options["layout"] == "genai":
             text = genai_config(weights.checkpoint, request.context)
             (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
             files.append(CONFIG_FILE)
@@ -111,7 +115,7 @@ class OnnxTarget:
         ]
         facts = {
             "opsets": OPSETS,
-            "accuracy_level": self.accuracy_level,
+            "accuracy_level": ACCURACY_LEVEL,
             "runs_on": {"CPUExecutionProvider": 1.0},  # the only provider that the runtime is given
             "states": states,
         }

@@ -129,7 +129,9 @@ def row(
             Budget(budget),
             target=options.target,
             seed=options.seed,
-            effort=Effort(level, options.minutes, options.device) if level else FAST,
+            effort=(
+                Effort(level, options.minutes, options.device, options.gpus) if level else FAST
+            ),
             alphaq=AlphaQOptions(gamma=options.gamma) if name == "alphaq" else None,
             resources=Resources(cache=default_cache()) if options.cache else ALONE,
         )
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("--rivals", default=[], type=lambda s: s.split(","))
     parser.add_argument("--minutes", type=float, help="bound of each fitting")
     parser.add_argument("--device", default="cpu", help="where to fit")
+    parser.add_argument("--gpus", default=1, type=int, help="to share what is learned end to end")
     parser.add_argument(
         "--cache", action="store_true", help="reuse what was measured before; seconds count less"
     )

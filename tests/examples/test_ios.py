@@ -30,7 +30,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
             output=folder / layout,
             check="off",
             context=64,
-            layout=layout,
+            target_options={"layout": layout},
         )
         for layout in ("mlstate", "conv-io")
     }

@@ -42,7 +42,11 @@ def test_every_command_has_help(command: str) -> None:
 
 def test_doctor_and_inspect(tmp_path: Path) -> None:
     facts = json.loads(lfmc("doctor", "--json", cwd=tmp_path).stdout)
-    assert facts["targets"]["onnx"] == {"ready": True, "missing": []}
+    onnx = facts["targets"]["onnx"]
+    assert (onnx["ready"], onnx["missing"]) == (True, [])
+    assert onnx["options"] == {"layout": ["plain", "genai", "transformers.js"]}
+    lines = [line.strip() for line in lfmc("doctor", cwd=tmp_path).stdout.splitlines()]
+    assert any(line.startswith("-O layout=plain | genai | transformers.js:") for line in lines)
     shown = json.loads(lfmc("inspect", "--json", cwd=tmp_path).stdout)
     assert shown["parameters"] == 7_881_256
     first = shown["memory"][0]
@@ -152,6 +156,9 @@ def test_verify_notices_a_changed_bundle(bundle_path: Path, tmp_path: Path) -> N
         (["export", "--max-size", "lots"], 2, "size can't be read"),
         (["export", "--max-size", "10kB", "--bits", "uniform"], 2, "smallest possible"),
         (["export", "--frobnicate"], 2, "No such option"),
+        (["export", "-O", "genai"], 2, "NAME=VALUE"),
+        (["export", "-O", "colour=red"], 2, "has no such option"),
+        (["export", "-O", "layout=round"], 2, "plain, genai, transformers.js"),
         (["plan", "--bits-per-weight", "-1"], 2, "positive"),
         (["plan", "--output", "a", "--report", "a"], 2, "same file"),
         (["plan", "--effort", "best"], 2, "--output plan.json"),

@@ -15,15 +15,15 @@ from tests.targets.lowering import Choose, Lowered, lower
 def lowered(
     any_checkpoint: Callable[[str], Checkpoint], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Lowered]:
-    """`lowered(checkpoint name, choose, layout, target)`: the artifact, made once."""
+    """`lowered(checkpoint name, choose, target, option=choice)`: the artifact, made once."""
     made: dict[Any, Lowered] = {}
 
-    def make(name: str, choose: Choose, layout: str | None = None, target: str = "onnx") -> Lowered:
-        key = (name, choose.__name__, layout, target)
+    def make(name: str, choose: Choose, target: str = "onnx", **options: str) -> Lowered:
+        key = (name, choose.__name__, target, *sorted(options.items()))
         if key not in made:
             folder = tmp_path_factory.mktemp(target)
             checkpoint = any_checkpoint(name)
-            made[key] = lower(checkpoint, choose, folder, name=target, layout=layout)
+            made[key] = lower(checkpoint, choose, folder, name=target, options=options)
         return made[key]
 
     return make

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,13 +40,13 @@ def lower(
     folder: Path,
     *,
     name: str = "onnx",
-    layout: str | None = None,
+    options: Mapping[str, str] | None = None,
     context: int = 96,
 ) -> Lowered:
     """Lower a checkpoint to a target with the format that `choose` gives each quantizable row."""
     target = get_target(name)
     plan = choose_formats(checkpoint, choose)
-    asked = request(checkpoint, target, Options(context=context, layout=layout))
+    asked = request(checkpoint, target, Options(context=context, target_options=options or {}))
     weights = PlannedWeights(checkpoint, plan)
     program, _ = build_program(checkpoint, target, plan, asked, Silent())
     artifact = target.lower(program, weights, asked, folder)

@@ -39,20 +39,22 @@ def half(row: PlanRow) -> Floats:
     return Floats("float16")
 
 
-PACKAGES: list[tuple[str, Choose, str]] = [
-    ("lfm2", four_bit, "mlstate"),
-    ("lfm2", half, "conv-io"),
-    ("lfm2-conv-bias", mixed, "conv-io"),
-    ("lfm2-untied", mixed, "mlstate"),
-    ("lfm2_moe", mixed, "mlstate"),
-    ("lfm2_moe", palettes, "mlstate"),
-    ("lfm3", palettes, "conv-io"),
-    ("lfm2_moe", floats, "mlstate"),
-    ("lfm2_moe-scaled", four_bit, "conv-io"),
-    ("lfm2_moe-no-bias", mixed, "mlstate"),
-    ("lfm3", mixed, "mlstate"),
-    ("lfm3-attention-bias", four_bit, "conv-io"),
-    ("lfm3-plain", floats, "mlstate"),
+CONV_IO = {"layout": "conv-io"}
+PACKAGES: list[tuple[str, Choose, dict[str, str]]] = [
+    ("lfm2", four_bit, {}),
+    ("lfm2", half, CONV_IO),
+    ("lfm2-conv-bias", mixed, CONV_IO),
+    ("lfm2-untied", mixed, {}),
+    ("lfm2_moe", mixed, {}),
+    ("lfm2_moe", palettes, {}),
+    ("lfm2_moe", palettes, {"experts": "dense", "chunk": "16"}),
+    ("lfm3", palettes, CONV_IO),
+    ("lfm2_moe", floats, {}),
+    ("lfm2_moe-scaled", four_bit, CONV_IO),
+    ("lfm2_moe-no-bias", mixed, {}),
+    ("lfm3", mixed, {}),
+    ("lfm3-attention-bias", four_bit, CONV_IO),
+    ("lfm3-plain", floats, {}),
 ]
 
 

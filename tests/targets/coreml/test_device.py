@@ -24,8 +24,10 @@ def test_it_is_refused_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="needs macOS 15")
-@pytest.mark.parametrize(("name", "choose", "layout"), PACKAGES)
-def test_matrix_on_the_device(lowered: Make, name: str, choose: Choose, layout: str) -> None:
-    made = lowered(name, choose, layout, "coreml")
+@pytest.mark.parametrize(("name", "choose", "options"), PACKAGES)
+def test_matrix_on_the_device(
+    lowered: Make, name: str, choose: Choose, options: dict[str, str]
+) -> None:
+    made = lowered(name, choose, "coreml", **options)
     rung = matrix_rung(made, CoremlStepper(Device(made.folder)), FLOAT16)
     assert rung.passed, rung

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError
 from lfmc.rungs import read_back
 from lfmc.stepping import TorchStepper
 from lfmc.targets.coreml.probe import operator_parity
 from lfmc.targets.coreml.target import TOLERANCE
 from tests.factories import random_tokens
-from tests.targets.coreml.packages import FLOAT16, PACKAGES, four_bit, matrix_rung, mixed, palettes
+from tests.targets.coreml.packages import (
+    FLOAT16,
+    PACKAGES,
+    four_bit,
+    half,
+    matrix_rung,
+    mixed,
+    palettes,
+)
 from tests.targets.lowering import Choose, Lowered, lower
 
 Make = Callable[..., Lowered]
 
 
-@pytest.mark.parametrize(("name", "choose", "layout"), PACKAGES)
-def test_matrix_in_float32(lowered: Make, name: str, choose: Choose, layout: str) -> None:
-    made = lowered(name, choose, layout, "coreml")
+@pytest.mark.parametrize(("name", "choose", "options"), PACKAGES)
+def test_matrix_in_float32(
+    lowered: Make, name: str, choose: Choose, options: dict[str, str]
+) -> None:
+    made = lowered(name, choose, "coreml", **options)
     rung = matrix_rung(made, made.target.run(made.folder, exact=True), TOLERANCE / 100)
     assert rung.passed, rung
 
 
-@pytest.mark.parametrize(("name", "choose", "layout"), PACKAGES)
+@pytest.mark.parametrize(("name", "choose", "options"), PACKAGES)
 def test_constants_on_disk_are_the_plan(
-    lowered: Make, name: str, choose: Choose, layout: str
+    lowered: Make, name: str, choose: Choose, options: dict[str, str]
 ) -> None:
-    made = lowered(name, choose, layout, "coreml")
+    made = lowered(name, choose, "coreml", **options)
     errors = read_back(made.weights, made.target, made.folder, made.artifact)
     quantized = {row.name for row in made.plan.rows if row.format.startswith(("int", "lut"))}
     assert set(errors) == quantized
@@ -52,23 +64,47 @@ def test_constants_on_disk_are_the_plan(
 def test_every_operator_alone_in_float16(
     lowered: Make, name: str, choose: Choose, kinds: set[str]
 ) -> None:
-    made = lowered(name, choose, "mlstate", "coreml")
+    made = lowered(name, choose, "coreml")
     rung = operator_parity(made.program, made.folder, made.artifact)
     assert rung.passed, rung
     assert {case.case for case in rung.cases} == kinds
 
 
-@pytest.mark.parametrize(("name", "choose", "layout"), PACKAGES)
-def test_matrix_rounded_to_float16(lowered: Make, name: str, choose: Choose, layout: str) -> None:
-    made = lowered(name, choose, layout, "coreml")
+@pytest.mark.parametrize(("name", "choose", "options"), PACKAGES)
+def test_matrix_rounded_to_float16(
+    lowered: Make, name: str, choose: Choose, options: dict[str, str]
+) -> None:
+    made = lowered(name, choose, "coreml", **options)
     rung = matrix_rung(made, made.target.run(made.folder), FLOAT16)
     assert rung.passed, rung
     assert rung.worst is not None
     assert rung.worst > 1e-4  # it does round
 
 
+@pytest.mark.parametrize(
+    ("name", "choose"), [("lfm2", four_bit), ("lfm2-untied", palettes), ("lfm3", half)]
+)
+def test_tall_matrices_in_pieces(
+    any_checkpoint: Callable[[str], Checkpoint],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    choose: Choose,
+) -> None:
+    """8,192 rows of embedding and head, by 3,000."""
+    monkeypatch.setattr("lfmc.targets.coreml.target.ROWS", 3000)
+    made = lower(any_checkpoint(name), choose, tmp_path, name="coreml", options={"tall": "split"})
+    names = [tensor.name for tensor in made.artifact.tensors if "embed_tokens" in tensor.name]
+    assert [sum(f".piece{i}" in name for name in names) > 0 for i in range(4)] == [1, 1, 1, 0]
+    rung = matrix_rung(made, made.target.run(made.folder, exact=True), TOLERANCE / 100)
+    assert rung.passed, rung
+    read_back(made.weights, made.target, made.folder, made.artifact)
+    operators = operator_parity(made.program, made.folder, made.artifact)
+    assert operators.passed or (choose is half and operators.skipped), operators
+
+
 def test_a_padded_chunk_leaves_no_trace(lowered: Make) -> None:
-    made = lowered("lfm3", mixed, "mlstate", "coreml")
+    made = lowered("lfm3", mixed, "coreml")
     tokens = random_tokens(made.checkpoint.config, 1, 20)[0]
     whole, single = (made.target.run(made.folder, exact=True) for _ in range(2))
     whole.step(tokens[:19])  # of a chunk of 64
@@ -78,7 +114,7 @@ def test_a_padded_chunk_leaves_no_trace(lowered: Make) -> None:
 
 
 def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
-    made = lowered("lfm2", four_bit, "mlstate", "coreml")
+    made = lowered("lfm2", four_bit, "coreml")
     context = made.request.context
     tokens = random_tokens(made.checkpoint.config, 1, context)[0]
     stepper = made.target.run(made.folder, exact=True)
@@ -96,18 +132,14 @@ def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
 
 
 def test_a_changed_weight_is_found(
-    any_checkpoint: Callable[..., object], tmp_path: object, lowered: Make
+    any_checkpoint: Callable[[str], Checkpoint], tmp_path: Path
 ) -> None:
-    from pathlib import Path
-
-    made = lowered("lfm2", four_bit, "mlstate", "coreml")
-    folder = Path(str(tmp_path))
-    own = lower(made.checkpoint, four_bit, folder, name="coreml", layout="mlstate")
-    weights = next(folder.rglob("weight.bin"))
+    own = lower(any_checkpoint("lfm2"), four_bit, tmp_path, name="coreml")
+    weights = next(tmp_path.rglob("weight.bin"))
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 0x10
     weights.write_bytes(data)
-    program = next(folder.rglob("model.mlmodel"))
+    program = next(tmp_path.rglob("model.mlmodel"))
     program.touch()
     with pytest.raises(GateError, match="are not the plan's"):
-        read_back(own.weights, own.target, folder, own.artifact)
+        read_back(own.weights, own.target, tmp_path, own.artifact)

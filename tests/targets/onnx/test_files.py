@@ -31,7 +31,7 @@ ARTIFACTS: list[tuple[str, Choose, str]] = [
 def test_tensors_on_disk_are_the_plan(
     lowered: Make, name: str, choose: Choose, layout: str
 ) -> None:
-    made = lowered(name, choose, layout)
+    made = lowered(name, choose, layout=layout)
     errors = read_back(made.weights, made.target, made.folder, made.artifact)
     quantized = {row.name for row in made.plan.rows if row.format.startswith("int")}
     assert set(errors) == quantized
@@ -43,7 +43,7 @@ def test_tensors_on_disk_are_the_plan(
 
 @pytest.mark.parametrize(("name", "choose", "layout"), ARTIFACTS)
 def test_the_graph_fits_its_reserve(lowered: Make, name: str, choose: Choose, layout: str) -> None:
-    made = lowered(name, choose, layout)
+    made = lowered(name, choose, layout=layout)
     files = sum((made.folder / file).stat().st_size for file in made.artifact.files)
     tensors = sum(row.nbytes for row in made.plan.rows)
     capabilities = made.target.capabilities(made.checkpoint.config)
@@ -88,7 +88,7 @@ def test_nothing_large_is_in_the_graph_file(lowered: Make) -> None:
 def test_names_and_state_shapes_of_layouts(
     lowered: Make, name: str, choose: Choose, layout: str, conv: str, shape: list[object]
 ) -> None:
-    made = lowered(name, choose, layout)
+    made = lowered(name, choose, layout=layout)
     model = onnx.load(made.folder / MODEL_FILE, load_external_data=False)
     inputs = {
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]

@@ -18,7 +18,7 @@ og = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not i
 
 
 def test_generates_what_lfmc_generates(lowered: Callable[..., Lowered]) -> None:
-    made = lowered("lfm2-moe-8m", mixed, "genai")
+    made = lowered("lfm2-moe-8m", mixed, layout="genai")
     prompt = [1, *made.checkpoint.tokenizer().encode("Once upon a time").ids]
     expected = list(continue_tokens(made.target.run(made.folder), prompt, 24))
     model = og.Model(str(made.folder))
@@ -34,7 +34,7 @@ def test_generates_what_lfmc_generates(lowered: Callable[..., Lowered]) -> None:
 
 
 def test_the_configuration_lists_every_stop_id(lowered: Callable[..., Lowered]) -> None:
-    made = lowered("lfm2-moe-8m", mixed, "genai")
+    made = lowered("lfm2-moe-8m", mixed, layout="genai")
     config = json.loads((made.folder / CONFIG_FILE).read_text())
     assert config["model"]["eos_token_id"] == [2, 4]
     assert config["model"]["decoder"]["conv_cache_size"] == 2
@@ -44,6 +44,7 @@ def test_the_configuration_lists_every_stop_id(lowered: Callable[..., Lowered]) 
 @pytest.mark.parametrize("layout", ["genai", "transformers.js"])
 def test_lfm3_is_refused_up_front(any_checkpoint: Callable[..., object], layout: str) -> None:
     checkpoint = any_checkpoint("lfm3")
+    asked = Options(target_options={"layout": layout})
     with pytest.raises(UnsupportedError, match="can't carry this model") as caught:
-        request(checkpoint, get_target("onnx"), Options(layout=layout))  # type: ignore[arg-type]
+        request(checkpoint, get_target("onnx"), asked)  # type: ignore[arg-type]
     assert caught.value.exit_code == 4

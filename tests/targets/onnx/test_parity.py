@@ -44,7 +44,7 @@ FLOAT_KERNELS: list[tuple[str, Choose, str]] = [
 def test_matrix_with_float_activations(
     lowered: Make, name: str, choose: Choose, layout: str
 ) -> None:
-    made = lowered(name, choose, layout)
+    made = lowered(name, choose, layout=layout)
     config, context = made.checkpoint.config, made.request.context
     matrix = cases(config, context, full=True)
     assert any("window" in case.name for case in matrix) == (SLIDING in config.layer_types)
