@@ -147,11 +147,12 @@ class _Round(torch.autograd.Function):
         (grad,) = grads
         steps, first, scale, zero = ctx.saved_tensors
         codes = steps.round().clamp_(0, ctx.highest)
-        inside = (steps - codes).abs_() <= 0.5
-        passed = grad * inside
-        # d/d scale of (code - zero) * scale, where an unclamped code moves with 1 / scale.
-        by_scale = (grad * (codes - zero)).sub_(passed * (steps - zero)).sum(-1, keepdim=True)
-        by_zero = None
-        if ctx.needs_input_grad[3]:
-            by_zero = (passed - grad).sum(-1, keepdim=True).mul_(scale)
+        passed: Tensor = torch.ops.aten.hardtanh_backward(grad, steps, -0.5, ctx.highest + 0.5)
+        lost = passed.sum(-1, keepdim=True) - grad.sum(-1, keepdim=True)  # where it is clamped
+        # d/d scale of (code - zero) * scale, where an unclamped code moves with 1 / scale:
+        # grad (code - zero) - passed (step - zero). Sums first: numbers a group, spread over its
+        # weights, are slow.
+        products = codes.mul_(grad).addcmul_(passed, steps, value=-1)
+        by_scale = products.sum(-1, keepdim=True).addcmul_(lost, zero)
+        by_zero = lost * scale if ctx.needs_input_grad[3] else None
         return passed.mul_(first), None, by_scale, by_zero, None

@@ -94,6 +94,11 @@ def require_effort(checkpoint: Checkpoint, method: str, effort: Effort) -> None:
             todo="use --device cpu, or install a CUDA build of torch",
         )
     if effort.level == "fast":
+        if effort.device == "cuda" and method != "alphaq":
+            raise InputError(
+                f"effort 'fast' of method '{method}' has nothing to do on a GPU",
+                todo="leave --device out, or fit with --effort best or max",
+            )
         return
     if method == "none":
         raise InputError("method 'none' quantizes nothing, so there is nothing to fit")

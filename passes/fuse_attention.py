@@ -71,9 +71,14 @@ _HIDDEN = Op("aten.bitwise_not", OneOf(Op("aten.__and__", _CAUSAL, _RECENT), _CA
 _SCORES = Op(
     "aten.mul",
     Op(
-        "aten.matmul",
-        Op("aten.unflatten", _rotated("q", "q_norm"), 1, ANY),
-        Op("aten.transpose", Op("aten.unsqueeze", _KEYS, 2), 3, 4),
+        "aten.unflatten",
+        Op(
+            "aten.matmul",
+            Op("aten.flatten", Op("aten.unflatten", _rotated("q", "q_norm"), 1, ANY), 2, 3),
+            Op("aten.transpose", _KEYS, 2, 3),
+        ),
+        2,
+        ANY,
     ),
     Var("scale"),
 )
@@ -82,7 +87,7 @@ _PATTERN = Op(
     "aten.transpose",
     Op(
         "aten.flatten",
-        Op("aten.matmul", _SHARES, Op("aten.unsqueeze", _VALUES, 2)),
+        Op("aten.unflatten", Op("aten.matmul", Op("aten.flatten", _SHARES, 2, 3), _VALUES), 2, ANY),
         1,
         2,
     ),

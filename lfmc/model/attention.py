@@ -82,10 +82,14 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention of `q` `[B, heads, T, D]` on `[B, K, C, D]`; returns `[B, T, heads, D]`."""
+    """Softmax attention of `q` `[B, heads, T, D]` on `[B, K, C, D]`; returns `[B, T, heads, D]`.
+
+    Queries that share a key head are rows of one product: broadcast, keys would be copied for each.
+    """
     groups = q.shape[1] // keys.shape[1]
-    q = q.unflatten(1, (keys.shape[1], groups))  # (B, K, heads / K, T, D)
-    scores = (q @ keys.unsqueeze(2).transpose(3, 4)) * q.shape[-1] ** -0.5
-    scores = scores.masked_fill(~mask, -torch.inf)
-    mixed = F.softmax(scores.float(), dim=-1).to(q.dtype) @ values.unsqueeze(2)
+    rows = q.unflatten(1, (keys.shape[1], groups)).flatten(2, 3)  # (B, K, heads / K * T, D)
+    scores = (rows @ keys.transpose(2, 3)).unflatten(2, (groups, -1)) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~mask, -torch.inf)  # (B, K, heads / K, T, C)
+    shares = F.softmax(scores.float(), dim=-1).to(q.dtype)
+    mixed = (shares.flatten(2, 3) @ values).unflatten(2, (groups, -1))
     return mixed.flatten(1, 2).transpose(1, 2)

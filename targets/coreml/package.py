@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import lfmc
 from lfmc.calib_free.pack import pack_bits
 from lfmc.errors import InputError, first_line
 from lfmc.targets.base import StoredTensor
@@ -26,12 +27,14 @@ PARTS = {"codes": ("data", "indices"), "scales": ("scale", "lut"), "zeros": ("of
 def write_package(
     functions: Mapping[str, Any],
     folder: Path,
+    about: str,
     descriptions: Mapping[str, str],
     metadata: Mapping[str, str],
 ) -> list[str]:
     """Save functions as one ML program; the files that were written, relative to `folder`.
 
-    `descriptions` explain inputs, outputs and states by name. None of coremltools' passes that
+    `about` is what Xcode shows of the model, `descriptions` explain inputs, outputs and states by
+    name. None of coremltools' passes that
     could fold, merge or requantize a constant is run.
     """
     ct = coremltools()
@@ -57,6 +60,8 @@ def write_package(
     for function in spec.description.functions:
         for feature in (*function.input, *function.output, *function.state):
             feature.shortDescription = descriptions.get(feature.name, "")
+    spec.description.metadata.shortDescription = about
+    spec.description.metadata.versionString = lfmc.__version__
     spec.description.metadata.userDefined.update(metadata)
     path = folder / PACKAGE
     with quiet():

@@ -107,7 +107,11 @@ class CoremlTarget:
             "vocab_size": program.config.vocab_size,
             "chosen": lowerings[DECODE].chosen,
         }
-        files = write_package(functions, folder, DESCRIPTIONS, {FACTS_KEY: json.dumps(own)})
+        about = (
+            f"{weights.checkpoint.name} ({program.config.model_type}), "
+            f"{weights.plan.bits_per_weight:.2f} bits a weight, exported by lfmc"
+        )
+        files = write_package(functions, folder, about, DESCRIPTIONS, {FACTS_KEY: json.dumps(own)})
         facts = {
             "package": PACKAGE,
             "functions": {DECODE: 1, PREFILL: chunk},

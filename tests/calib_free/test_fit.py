@@ -142,3 +142,6 @@ def test_what_can_not_be_fitted_is_said_first(
     for level in ("fast", "max"):
         with pytest.raises(UnsupportedError, match="CUDA"):
             make_plan(checkpoint, GENERIC, "4", None, effort=Effort(level, device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(InputError, match="nothing to do on a GPU"):
+        make_plan(checkpoint, GENERIC, "4", None, effort=Effort(device="cuda"))

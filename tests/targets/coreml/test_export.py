@@ -54,6 +54,8 @@ def test_the_package_describes_itself(bundle: Bundle) -> None:
     spec = coremltools().utils.load_spec(str(bundle.path / bundle.manifest["package"]))
     assert spec.specificationVersion == 9  # iOS 18
     assert spec.description.defaultFunctionName == "decode"
+    assert "lfm2_moe" in spec.description.metadata.shortDescription
+    assert spec.description.metadata.versionString == lfmc.__version__
     functions = {function.name: function for function in spec.description.functions}
     assert [feature.name for feature in functions["prefill"].input] == [
         "input_ids",
