@@ -64,11 +64,12 @@ def make_plan(
     if budget is None and method in BUDGETED:
         budget = Budget(bits_per_weight=DEFAULT_BITS_PER_WEIGHT)
     limit = None if budget is None else budget.limit(checkpoint.num_params)
-    graph = capabilities.graph_reserve(checkpoint.config)
     found = [] if method == "none" else units(checkpoint, capabilities)
     _require_formats(capabilities, found)
     decided = _kept(checkpoint, capabilities, found)
-    left = None if limit is None else limit - graph - kept_nbytes(checkpoint, decided)
+    left = None
+    if limit is not None:
+        left = limit - capabilities.graph_nbytes - kept_nbytes(checkpoint, decided)
     if limit is not None and left is not None:
         _require_room(checkpoint, capabilities, found, limit, left)
     tell = progress or (lambda message: None)
@@ -98,7 +99,7 @@ def make_plan(
         effort=effort.level,
         seed=seed,
         limit_nbytes=limit,
-        graph_nbytes=graph,
+        graph_nbytes=capabilities.graph_nbytes,
         num_params=checkpoint.num_params,
         predicted_kl=predicted,
         rows=rows,

@@ -34,7 +34,7 @@ def check_plan(plan: BitPlan, checkpoint: Checkpoint, capabilities: Capabilities
             todo="make a plan for this one",
         )
     _expect("num_params", checkpoint.num_params, plan.num_params)
-    _expect("graph_nbytes", capabilities.graph_reserve(checkpoint.config), plan.graph_nbytes)
+    _expect("graph_nbytes", capabilities.graph_nbytes, plan.graph_nbytes)
     _check_names(plan, checkpoint)
     for row in plan.rows:
         _check_row(row, checkpoint, capabilities)

@@ -9,7 +9,6 @@ from math import prod
 from typing import Literal
 
 from lfmc.errors import InputError
-from lfmc.model import DecoderConfig
 
 FLOAT_NBYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 ExpertUnit = Literal["matrix", "expert", "layer"]
@@ -135,6 +134,7 @@ class Capabilities:
     layer with a width of its own: "matrix" (an expert's w1 with its w3, and its w2), "expert", or
     "layer". With `expert_layer_shares_group` all experts of a layer share group, symmetry and
     scale dtype, and only widths differ. `negative_scales`: the target's kernels accept them.
+    `graph_nbytes` are to be kept free for what an artifact holds besides tensors, its graph.
     """
 
     linear: tuple[Format, ...]
@@ -145,19 +145,7 @@ class Capabilities:
     expert_unit: ExpertUnit = "matrix"
     expert_layer_shares_group: bool = False
     negative_scales: bool = False
-    graph_base: int = 0
-    graph_per_layer: int = 0
-    graph_per_expert: int = 0
-
-    def graph_reserve(self, config: DecoderConfig) -> int:
-        """Bytes to keep free for what the artifact holds besides tensors: its graph."""
-        sparse = sum(config.is_moe_layer(i) for i in range(config.num_layers))
-        experts = sparse * config.moe.num_experts if config.moe else 0
-        return (
-            self.graph_base
-            + self.graph_per_layer * config.num_layers
-            + self.graph_per_expert * experts
-        )
+    graph_nbytes: int = 0
 
     def bits(self) -> tuple[int, ...]:
         """Every width that some kind of tensor can have, narrowest first."""

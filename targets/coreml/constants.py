@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,11 @@ class Constants:
     stored: list[StoredTensor] = field(default_factory=list)
     _arrays: dict[str, Any] = field(default_factory=dict)
     _matrices: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of all constants, in the file."""
+        return self._arrays.keys()
 
     def values(
         self, name: str, sources: tuple[str, ...], value: Callable[[], Tensor], order: Arrangement

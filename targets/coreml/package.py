@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from lfmc.errors import InputError, first_line
 from lfmc.targets.base import StoredTensor
 from lfmc.targets.coreml.library import coremltools, quiet
 from lfmc.targets.coreml.names import DECODE, identifier
+from lfmc.targets.coreml.slim import share_constants
 
 PACKAGE = "model.mlpackage"
 PROGRAM = "Data/com.apple.CoreML/model.mlmodel"
@@ -27,14 +29,15 @@ PARTS = {"codes": ("data", "indices"), "scales": ("scale", "lut"), "zeros": ("of
 def write_package(
     functions: Mapping[str, Any],
     folder: Path,
-    about: str,
-    descriptions: Mapping[str, str],
-    metadata: Mapping[str, str],
+    about: str = "",
+    descriptions: Mapping[str, str] = MappingProxyType({}),
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    kept: Collection[str] = (),
 ) -> list[str]:
     """Save functions as one ML program; the files that were written, relative to `folder`.
 
     `about` is what Xcode shows of the model, `descriptions` explain inputs, outputs and states by
-    name. None of coremltools' passes that
+    name; constants named in `kept` are read back by name. None of coremltools' passes that
     could fold, merge or requantize a constant is run.
     """
     ct = coremltools()
@@ -57,6 +60,8 @@ def write_package(
             skip_model_load=True,
         )
     spec = model.get_spec()
+    for function in spec.mlProgram.functions.values():
+        share_constants(function.block_specializations[function.opset], kept)
     for function in spec.description.functions:
         for feature in (*function.input, *function.output, *function.state):
             feature.shortDescription = descriptions.get(feature.name, "")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lfmc.calib_free.formats import Capabilities, Format
 from lfmc.model import DecoderConfig
+from lfmc.model.config import CONV
 from lfmc.parity import Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper
@@ -63,9 +64,7 @@ class CoremlTarget:
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
             negative_scales=True,
-            graph_base=GRAPH_BASE + _table_nbytes(config),
-            graph_per_layer=GRAPH_PER_LAYER + (GRAPH_OF_EXPERTS if moe else 0),
-            graph_per_expert=GRAPH_PER_EXPERT,
+            graph_nbytes=_graph_nbytes(config),
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:
@@ -111,7 +110,8 @@ class CoremlTarget:
             f"{weights.checkpoint.name} ({program.config.model_type}), "
             f"{weights.plan.bits_per_weight:.2f} bits a weight, exported by lfmc"
         )
-        files = write_package(functions, folder, about, DESCRIPTIONS, {FACTS_KEY: json.dumps(own)})
+        metadata = {FACTS_KEY: json.dumps(own)}
+        files = write_package(functions, folder, about, DESCRIPTIONS, metadata, constants.names)
         facts = {
             "package": PACKAGE,
             "functions": {DECODE: 1, PREFILL: chunk},
@@ -171,10 +171,21 @@ DESCRIPTIONS = {
 }
 
 # Bytes of both functions' operators and of the gaps between constants: measured, with a margin.
-GRAPH_BASE = 12_000
-GRAPH_PER_LAYER = 62_000
-GRAPH_OF_EXPERTS = 56_000  # of a layer with a stack for every width
-GRAPH_PER_EXPERT = 200
+GRAPH_PER_ROPE = 12_000  # with its masks
+GRAPH_PER_CONV, GRAPH_PER_ATTENTION = 19_000, 37_000
+GRAPH_PER_SANDWICH = 6_000  # more, with a norm behind each block, and a gate of the heads
+GRAPH_PER_SPARSE, GRAPH_PER_EXPERT = 50_000, 400  # more, with a stack for every width
+
+
+def _graph_nbytes(config: DecoderConfig) -> int:
+    """What a package holds besides the checkpoint's tensors."""
+    total = GRAPH_PER_ROPE * len(config.rope) + _table_nbytes(config)
+    for index, kind in enumerate(config.layer_types):
+        total += GRAPH_PER_CONV if kind == CONV else GRAPH_PER_ATTENTION
+        total += GRAPH_PER_SANDWICH if config.sandwich_norm else 0
+        if config.moe and config.is_moe_layer(index):
+            total += GRAPH_PER_SPARSE + GRAPH_PER_EXPERT * config.moe.num_experts
+    return total
 
 
 def _table_nbytes(config: DecoderConfig) -> int:

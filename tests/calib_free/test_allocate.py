@@ -37,9 +37,7 @@ PHONE = Capabilities(
     merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
     expert_unit="expert",
     expert_layer_shares_group=True,
-    graph_base=5000,
-    graph_per_layer=100,
-    graph_per_expert=10,
+    graph_nbytes=6000,
 )
 
 

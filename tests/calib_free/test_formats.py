@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfmc.calib_free.formats import GENERIC, Capabilities, Floats, Format, parse_format
-from lfmc.checkpoint import Checkpoint
+from lfmc.calib_free.formats import GENERIC, Floats, Format, parse_format
 from lfmc.errors import InputError
 
 FORMATS = st.builds(
@@ -61,13 +60,6 @@ def test_more_bits_never_take_fewer_bytes(number_format: Format, rows: int, colu
 
 def _rest(f: Format) -> tuple[int, bool, str]:
     return f.group, f.symmetric, f.scale_dtype
-
-
-def test_the_graph_reserve_counts_layers_and_experts(demo: Checkpoint) -> None:
-    reserve = Capabilities(
-        (), (), (), (), graph_base=1000, graph_per_layer=100, graph_per_expert=1
-    ).graph_reserve(demo.config)
-    assert reserve == 1000 + 6 * 100 + 5 * 8
 
 
 def test_widths_are_sorted() -> None:

@@ -13,7 +13,7 @@ from lfmc.checkpoint import Checkpoint
 from tests.calib_free.conftest import MakeCheckpoint
 
 FORMATS = tuple(Format(bits, group, True, "float16") for bits in (2, 4, 8) for group in (16, 32))
-SMALL = Capabilities(FORMATS, FORMATS, FORMATS, ("bfloat16", "float32"), graph_base=100)
+SMALL = Capabilities(FORMATS, FORMATS, FORMATS, ("bfloat16", "float32"), graph_nbytes=100)
 
 
 def planned(checkpoint: Checkpoint, budget: float) -> tuple[BitPlan, Allocation]:

@@ -145,7 +145,7 @@ def run(emit: Callable[..., Any], folder: Path, *, exact: bool = True) -> Tensor
         if made.dtype == types.bool:
             made = mb.cast(x=made, dtype="int32")
         function.set_outputs([mb.identity(x=made, name="result")])
-    write_package({DECODE: function}, folder, {}, {})
+    write_package({DECODE: function}, folder)
     values = {
         "x": torch.tensor(A),
         "y": torch.tensor(B),
@@ -245,7 +245,7 @@ def test_equal_names_of_unequal_matrices_are_told_apart(tmp_path: Path) -> None:
             y = mb.matmul(x=function.inputs["x"], y=matrix, transpose_y=True, name="result")
             function.set_outputs([y])
         functions[name] = function
-    write_package(functions, tmp_path, {}, {})
+    write_package(functions, tmp_path)
     interpreter, x = Interpreter(tmp_path, exact=True), {"x": torch.ones(1, 2)}
     for name, value in ((DECODE, 2), (PREFILL, 4), (DECODE, 2)):
         assert interpreter.call(name, x, {})["result"].tolist() == [[value] * 3]

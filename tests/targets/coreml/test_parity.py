@@ -51,7 +51,7 @@ def test_constants_on_disk_are_the_plan(
     assert 0.99 * planned <= stored <= planned
     capabilities = made.target.capabilities(made.checkpoint.config)
     total = sum((made.folder / name).stat().st_size for name in made.artifact.files)
-    assert total <= planned + capabilities.graph_reserve(made.checkpoint.config)
+    assert total <= planned + capabilities.graph_nbytes
 
 
 @pytest.mark.parametrize(

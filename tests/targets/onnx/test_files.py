@@ -47,7 +47,7 @@ def test_the_graph_fits_its_reserve(lowered: Make, name: str, choose: Choose, la
     files = sum((made.folder / file).stat().st_size for file in made.artifact.files)
     tensors = sum(row.nbytes for row in made.plan.rows)
     capabilities = made.target.capabilities(made.checkpoint.config)
-    assert files - tensors <= capabilities.graph_reserve(made.checkpoint.config)
+    assert files - tensors <= capabilities.graph_nbytes
 
 
 def test_a_changed_code_is_named(lowered: Make, tmp_path: Path) -> None:
