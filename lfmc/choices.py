@@ -72,7 +72,7 @@ class ChoosingStepper(TorchStepper):
 
 class _Noting(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._experts: list[Tensor] = []
         self._margins: list[Tensor] = []
 

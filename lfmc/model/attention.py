@@ -91,5 +91,5 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     scores = (rows @ keys.transpose(2, 3)).unflatten(2, (groups, -1)) * q.shape[-1] ** -0.5
     scores = scores.masked_fill(~mask, -torch.inf)  # (B, K, heads / K, T, C)
     shares = F.softmax(scores.float(), dim=-1).to(q.dtype)
-    mixed = (shares.flatten(2, 3) @ values).unflatten(2, (groups, -1))
+    mixed: Tensor = (shares.flatten(2, 3) @ values).unflatten(2, (groups, -1))
     return mixed.flatten(1, 2).transpose(1, 2)

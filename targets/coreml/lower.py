@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Var, types
-from torch import fx
+from torch import Tensor, fx
 
-from lfmc.calib_free.pack import split_rows
+from lfmc.calib_free.pack import PackedTensor, split_rows
 from lfmc.errors import UnsupportedError
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
@@ -112,7 +112,8 @@ class Lowering:
         if node not in self.values:
             make = self._quantized if weight.part == "codes" else self._floats
             self.values[node] = make(name.removesuffix(".codes"), weight.sources, self._cut(rows))
-        return self.values[node]
+        pieces: list[Var] = self.values[node]
+        return pieces
 
     def _cut(self, rows: int) -> list[int]:
         """How many rows each piece of a matrix has."""
@@ -121,16 +122,25 @@ class Lowering:
 
     def _quantized(self, name: str, sources: tuple[str, ...], cut: list[int]) -> list[Var]:
         made = cached(lambda: split_rows(self.weights.packed(sources), cut))
+
+        def piece(index: int) -> list[PackedTensor]:
+            return [made()[index]]
+
         return [
-            self.constants.matrix(piece, sources, lambda own=i: [made()[own]], "rows")
-            for i, piece in enumerate(_names(name, cut))
+            self.constants.matrix(own, sources, partial(piece, index), "rows")
+            for index, own in enumerate(_names(name, cut))
         ]
 
     def _floats(self, name: str, sources: tuple[str, ...], cut: list[int]) -> list[Var]:
         made = cached(lambda: self.weights.floats(sources).split(cut))
+
+        def piece(index: int) -> Tensor:
+            own: Tensor = made()[index]
+            return own
+
         return [
-            self.constants.values(piece, sources, lambda own=i: made()[own], "rows")
-            for i, piece in enumerate(_names(name, cut))
+            self.constants.values(own, sources, partial(piece, index), "rows")
+            for index, own in enumerate(_names(name, cut))
         ]
 
     def zeros(self, size: int, dtype: Any) -> Var:
@@ -239,7 +249,7 @@ Handler = Callable[[Lowering, fx.Node], Result]
 
 
 def _embedding(low: Lowering, node: fx.Node) -> Var:
-    table, ids = node.args[:2]
+    table, ids, *_ = arguments(node)
     return lookup(low.matrix(table), low.value(ids), node.name)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lfmc.checkpoint import Checkpoint
+from lfmc.choices import Choosing, ChoosingStepper
 from lfmc.errors import GateError, InputError
 from lfmc.rungs import read_back
 from lfmc.stepping import TorchStepper
@@ -79,6 +80,31 @@ def test_matrix_rounded_to_float16(
     assert rung.passed, rung
     assert rung.worst is not None
     assert rung.worst > 1e-4  # it does round
+
+
+def test_it_tells_which_experts_were_chosen(lowered: Make) -> None:
+    made = lowered("lfm2_moe", mixed, "coreml")
+    config, side = made.checkpoint.config, made.target.run(made.folder, exact=True)
+    assert config.moe is not None
+    reference = ChoosingStepper(made.program.module, config, made.request.context)
+    tokens = random_tokens(config, 1, 11)[0]
+    for piece in (tokens[:9], tokens[9:10]):  # prefill, then decode
+        reference.step(piece)
+        side.step(piece)
+        assert isinstance(side, Choosing)
+        assert side.choice is not None
+        assert reference.choice is not None
+        assert reference.choice.experts.shape == (3, len(piece), config.moe.top_k)
+        assert torch.equal(side.choice.experts, reference.choice.experts)
+    assert len(side.choice.experts.unique()) > config.moe.top_k
+
+
+def test_a_dense_model_chooses_nothing(lowered: Make) -> None:
+    made = lowered("lfm2", four_bit, "coreml")
+    side = made.target.run(made.folder)
+    side.step([1, 5, 9])
+    assert isinstance(side, Choosing)
+    assert side.choice is None
 
 
 @pytest.mark.parametrize(
