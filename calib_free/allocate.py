@@ -69,7 +69,7 @@ def make_plan(
     decided = _kept(checkpoint, capabilities, found)
     left = None
     if limit is not None:
-        left = limit - capabilities.graph_nbytes - kept_nbytes(checkpoint, decided)
+        left = limit - capabilities.graph_nbytes - kept_nbytes(checkpoint, capabilities, decided)
     if limit is not None and left is not None:
         _require_room(checkpoint, capabilities, found, limit, left)
     tell = progress or (lambda message: None)
@@ -90,7 +90,7 @@ def make_plan(
     else:
         more = allocate_width(checkpoint, capabilities, found, int(method), left)
     tell("measuring errors")
-    rows = _rows(checkpoint, {**decided, **more})
+    rows = _rows(checkpoint, capabilities, {**decided, **more})
     plan = BitPlan(
         version=VERSION,
         fingerprint=checkpoint.fingerprint,
@@ -179,19 +179,21 @@ def _auto(
     return decisions, made.solution.cost
 
 
-def _rows(checkpoint: Checkpoint, decisions: Mapping[str, Decision]) -> tuple[PlanRow, ...]:
+def _rows(
+    checkpoint: Checkpoint, capabilities: Capabilities, decisions: Mapping[str, Decision]
+) -> tuple[PlanRow, ...]:
     rows = []
     for name, info in checkpoint.tensors.items():
-        made = decisions[name]
+        made, own = decisions[name], role(name, info.shape)
         error = _error(checkpoint, name, made) if made.error is None else made.error
         rows.append(
             PlanRow(
                 name=name,
                 shape=info.shape,
-                role=role(name, info.shape),
+                role=own,
                 format=made.format.name,
                 grid=made.grid,
-                nbytes=made.format.nbytes(info.shape),
+                nbytes=capabilities.copies(own) * made.format.nbytes(info.shape),
                 reason=made.reason,
                 error=float(f"{error:.6g}"),
                 alpha=made.alpha,

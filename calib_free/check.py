@@ -121,7 +121,8 @@ def _check_row(row: PlanRow, checkpoint: Checkpoint, capabilities: Capabilities)
             expected=row.shape[-1],
             got=len(row.importance),
         )
-    _expect(f"{row.name}, nbytes", number_format.nbytes(row.shape), row.nbytes)
+    nbytes = capabilities.copies(row.role) * number_format.nbytes(row.shape)
+    _expect(f"{row.name}, nbytes", nbytes, row.nbytes)
 
 
 def _check_unit(plan: BitPlan, unit: Unit) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from math import log2
 
 from lfmc.calib_free.formats import Capabilities, Floats, Format
-from lfmc.calib_free.roles import KEPT, Unit
+from lfmc.calib_free.roles import KEPT, Unit, role
 from lfmc.calib_free.solve import Choice, Option
 from lfmc.checkpoint import Checkpoint, TensorInfo
 from lfmc.errors import UnsupportedError
 
-LONG = 1 << 20  # columns that a palette counts as
+LONG = 1 << 20  # columns that a palette or a whole row counts as
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Decision:
 def nearest(wanted: Format, formats: Sequence[Format]) -> Format:
     """The format closest to `wanted`: by width (the wider of two), group, symmetry, scales.
 
-    A palette counts as a very long group.
+    A palette and a whole row count as very long groups.
 
     Raises `UnsupportedError` where the target stores no integers in this place.
     """
@@ -44,7 +44,7 @@ def nearest(wanted: Format, formats: Sequence[Format]) -> Format:
         key=lambda f: (
             abs(f.bits - wanted.bits),
             f.bits < wanted.bits,
-            abs(log2((f.group or LONG) / (wanted.group or LONG))),
+            abs(log2(_length(f) / _length(wanted))),
             f.symmetric != wanted.symmetric,
             f.scale_dtype != wanted.scale_dtype,
             f,
@@ -52,10 +52,14 @@ def nearest(wanted: Format, formats: Sequence[Format]) -> Format:
     )
 
 
-def keep(info: TensorInfo, role: str, capabilities: Capabilities) -> Decision:
+def _length(f: Format) -> int:
+    return f.group if f.group > 0 else LONG
+
+
+def keep(info: TensorInfo, kind: str, capabilities: Capabilities) -> Decision:
     """A tensor as floats: in its own dtype where the target has it, else in float32."""
     own = str(info.dtype).removeprefix("torch.")
-    reason = KEPT.get(role, "kept: as stored")
+    reason = KEPT.get(kind, "kept: as stored")
     if own in capabilities.floats:
         return Decision(Floats(own), "none", reason)
     if not capabilities.floats:
@@ -64,9 +68,15 @@ def keep(info: TensorInfo, role: str, capabilities: Capabilities) -> Decision:
     return Decision(Floats(dtype), "none", f"{reason}; the target has no {own}")
 
 
-def kept_nbytes(checkpoint: Checkpoint, kept: dict[str, Decision]) -> int:
-    """Bytes of the tensors that stay floats."""
-    return sum(d.format.nbytes(checkpoint.tensors[name].shape) for name, d in kept.items())
+def kept_nbytes(
+    checkpoint: Checkpoint, capabilities: Capabilities, kept: dict[str, Decision]
+) -> int:
+    """Bytes of the tensors that stay floats, every copy counted."""
+    total = 0
+    for name, made in kept.items():
+        shape = checkpoint.tensors[name].shape
+        total += capabilities.copies(role(name, shape)) * made.format.nbytes(shape)
+    return total
 
 
 def unit_choice(
@@ -85,5 +95,6 @@ def unit_choice(
 
 
 def unit_nbytes(checkpoint: Checkpoint, unit: Unit, number_format: Format) -> int:
-    """Bytes of all tensors of a unit in one format."""
-    return sum(number_format.nbytes(checkpoint.tensors[name].shape) for name in unit.names)
+    """Bytes of all tensors of a unit in one format, every copy counted."""
+    shapes = (checkpoint.tensors[name].shape for name in unit.names)
+    return unit.copies * sum(map(number_format.nbytes, shapes))

@@ -13,7 +13,9 @@ from lfmc.errors import InputError
 FLOAT_NBYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 ExpertUnit = Literal["matrix", "expert", "layer"]
 
-_NAME = re.compile(r"int([1-9])-g([1-9]\d*)-(sym|asym)-(\w+)")
+ROW = -1  # as a group: all columns of a row
+
+_NAME = re.compile(r"int([1-9])-(?:g([1-9]\d*)|row)-(sym|asym)-(\w+)")
 _PALETTE = re.compile(r"lut([1-9])-(\w+)")
 
 
@@ -22,9 +24,10 @@ class Format:
     """Unsigned codes of `bits`, one scale (and zero point) for every `group` columns of a row.
 
     A weight is `(code - zero) * scale`; a symmetric format has the zero point `2^(bits - 1)` and
-    stores none. A group of 0 makes it a palette: a row has a table of `2^bits` values in place of
-    scales, a code picks one, and there are no zero points. Raises `InputError` for a width outside
-    1..8, a group below 0 or a scale dtype that does not exist.
+    stores none. A group of `ROW` is a whole row. A group of 0 makes it a palette: a row has a table
+    of `2^bits` values in place of scales, a code picks one, and there are no zero points. Raises
+    `InputError` for a width outside 1..8, another group below 1 or a scale dtype that does not
+    exist.
     """
 
     bits: int
@@ -33,7 +36,7 @@ class Format:
     scale_dtype: str
 
     def __post_init__(self) -> None:
-        sensible = self.group > 0 or (self.group == 0 and self.symmetric)
+        sensible = self.group > 0 or self.group == ROW or (self.palette and self.symmetric)
         if not 1 <= self.bits <= 8 or not sensible or self.scale_dtype not in FLOAT_NBYTES:
             raise InputError(
                 "there is no such number format",
@@ -46,7 +49,8 @@ class Format:
         if self.palette:
             return f"lut{self.bits}-{self.scale_dtype}"
         kind = "sym" if self.symmetric else "asym"
-        return f"int{self.bits}-g{self.group}-{kind}-{self.scale_dtype}"
+        group = "row" if self.group == ROW else f"g{self.group}"
+        return f"int{self.bits}-{group}-{kind}-{self.scale_dtype}"
 
     @classmethod
     def parse(cls, name: str) -> Format:
@@ -62,7 +66,7 @@ class Format:
                 got=repr(name),
             )
         bits, group, kind, scale_dtype = match.groups()
-        return cls(int(bits), int(group), kind == "sym", scale_dtype)
+        return cls(int(bits), int(group or ROW), kind == "sym", scale_dtype)
 
     @property
     def zero_point(self) -> int:
@@ -74,13 +78,17 @@ class Format:
         """Codes pick values from a table."""
         return self.group == 0
 
+    def span(self, columns: int) -> int:
+        """Columns of a row of so many that share a scale; 0 for a palette."""
+        return columns if self.group == ROW else self.group
+
     def groups(self, columns: int) -> int:
         """Groups of a row, of which the last may be partly padding; values of a palette's table."""
-        return 1 << self.bits if self.palette else -(-columns // self.group)
+        return 1 << self.bits if self.palette else -(-columns // self.span(columns))
 
     def codes(self, columns: int) -> int:
         """Codes of a row, with those that pad its last group."""
-        return columns if self.palette else self.groups(columns) * self.group
+        return columns if self.palette else self.groups(columns) * self.span(columns)
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Bytes of a matrix `(N, K)`: codes and zero points fill whole bytes a row, and scales."""
@@ -135,6 +143,7 @@ class Capabilities:
     "layer". With `expert_layer_shares_group` all experts of a layer share group, symmetry and
     scale dtype, and only widths differ. `negative_scales`: the target's kernels accept them.
     `graph_nbytes` are to be kept free for what an artifact holds besides tensors, its graph.
+    `embedding_copies` is 2 where a tied embedding is stored once to look up and once to multiply.
     """
 
     linear: tuple[Format, ...]
@@ -146,6 +155,11 @@ class Capabilities:
     expert_layer_shares_group: bool = False
     negative_scales: bool = False
     graph_nbytes: int = 0
+    embedding_copies: int = 1
+
+    def copies(self, role: str) -> int:
+        """How often an artifact holds a tensor of a role."""
+        return self.embedding_copies if role == "embedding" else 1
 
     def bits(self) -> tuple[int, ...]:
         """Every width that some kind of tensor can have, narrowest first."""

@@ -91,9 +91,9 @@ def row_errors(weight: Tensor, cost: Tensor, number_format: Format, grid: str) -
 
 def _grouped(values: Tensor, f: Format) -> Tensor:
     """`[N, K]` as float32 `[N, G, group]`, padded with zeros."""
-    padding = f.groups(values.shape[1]) * f.group - values.shape[1]
-    padded = torch.nn.functional.pad(values.float(), (0, padding))
-    return padded.view(len(values), -1, f.group)
+    columns = values.shape[1]
+    padded = torch.nn.functional.pad(values.float(), (0, f.codes(columns) - columns))
+    return padded.view(len(values), -1, f.span(columns))
 
 
 def _slices(x: Tensor) -> list[slice]:

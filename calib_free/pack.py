@@ -35,7 +35,7 @@ class PackedTensor:
         zeros: Tensor | int = self.format.zero_point
         if self.zeros is not None:
             zeros = self.zeros.unsqueeze(-1).float()
-        grouped = self.codes.view(rows, -1, self.format.group).float()  # (N, G, group)
+        grouped = self.codes.view(rows, -1, self.format.span(columns)).float()  # (N, G, group)
         weights = (grouped - zeros) * self.scales.float().unsqueeze(-1)
         return weights.view(rows, -1)[:, :columns].contiguous()
 

@@ -35,12 +35,14 @@ class Unit:
     """Tensors that must have one format; `layer` is None outside the layers.
 
     `experts` names the sparse layer (`model.layers.2.feed_forward.experts`) of an expert unit.
+    `copies` is how often an artifact holds it.
     """
 
     names: tuple[str, ...]
     role: str
     layer: int | None
     experts: str | None = None
+    copies: int = 1
 
     @property
     def kind(self) -> str:
@@ -89,7 +91,7 @@ def units(checkpoint: Checkpoint, capabilities: Capabilities) -> list[Unit]:
     for name, info in checkpoint.tensors.items():
         if role(name, info.shape) in QUANTIZED:
             found.setdefault(_key(name, capabilities), []).append(name)
-    return [_unit(checkpoint, tuple(names)) for names in found.values()]
+    return [_unit(checkpoint, tuple(names), capabilities) for names in found.values()]
 
 
 def _key(name: str, capabilities: Capabilities) -> tuple[object, ...]:
@@ -106,12 +108,14 @@ def _key(name: str, capabilities: Capabilities) -> tuple[object, ...]:
     return (layer, index, leaf == "w2")
 
 
-def _unit(checkpoint: Checkpoint, names: tuple[str, ...]) -> Unit:
+def _unit(checkpoint: Checkpoint, names: tuple[str, ...], capabilities: Capabilities) -> Unit:
     first = names[0]
+    own = role(first, checkpoint.tensors[first].shape)
     layer, expert = _LAYER.match(first), _EXPERT.fullmatch(first)
     return Unit(
         names,
-        role(first, checkpoint.tensors[first].shape),
+        own,
         int(layer.group(1)) if layer else None,
         expert.group(1) if expert else None,
+        capabilities.copies(own),
     )

@@ -33,7 +33,7 @@ class QuantizeEmbedding:
                 continue
             columns = table.meta["val"].shape[1]
             parts = add_parts(program, table, number_format)
-            tail = (number_format.bits, number_format.group, columns)
+            tail = (number_format.bits, number_format.span(columns), columns)
             with program.graph.inserting_before(node):
                 fused = program.call(torch.ops.lfm.embedding_nbits.default, ids, *parts, *tail)
             program.replace(node, fused)

@@ -37,7 +37,7 @@ class QuantizeLinears:
                 continue
             columns = weight.meta["val"].shape[1]
             parts = add_parts(program, weight, number_format)
-            tail = (bias, number_format.bits, number_format.group, columns)
+            tail = (bias, number_format.bits, number_format.span(columns), columns)
             with program.graph.inserting_before(node):  # 1
                 fused = program.call(torch.ops.lfm.linear_nbits.default, x, *parts, *tail)
             program.replace(node, fused)
@@ -55,7 +55,8 @@ class QuantizeLinears:
                 number_format = planned_format(program, weight, self.formats)
                 if number_format is not None:
                     parts = add_parts(program, weight, number_format)
-                    tail = (number_format.bits, number_format.group, weight.meta["val"].shape[1])
+                    columns = weight.meta["val"].shape[1]
+                    tail = (number_format.bits, number_format.span(columns), columns)
                     with program.graph.inserting_before(node):  # 2
                         weight = program.call(torch.ops.lfm.dequantize.default, *parts, *tail)
                     changed += 1

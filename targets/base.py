@@ -23,6 +23,7 @@ from lfmc.weights import PlannedWeights
 
 TARGETS: Mapping[str, str] = {
     "coreml": "lfmc.targets.coreml.target:CoremlTarget",
+    "executorch": "lfmc.targets.executorch.target:ExecutorchTarget",
     "onnx": "lfmc.targets.onnx.target:OnnxTarget",
 }
 
@@ -54,7 +55,7 @@ class StoredTensor:
     `part` is `codes`, `scales`, `zeros` or `values`. `arrangement` tells the order: `rows` (one
     below the other), `experts` (stacked on a new first dim), `experts_gate_up` (the same, with the
     rows of w1 and w3 taken in turn). Where several have the same sources and part, each holds some
-    of the rows, in this order.
+    of the rows, in this order; with another `copy` each holds all of them once more.
     """
 
     name: str
@@ -62,6 +63,7 @@ class StoredTensor:
     sources: tuple[str, ...]
     arrangement: Arrangement
     nbytes: int
+    copy: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Target(Protocol):
     extra: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[TargetOption, ...]]
+    exact: ClassVar[bool]  # the artifact can also be run with float activations
 
     def capabilities(self, config: DecoderConfig) -> Capabilities: ...
 
@@ -111,13 +114,14 @@ class Target(Protocol):
         """A stored tensor as it lies on disk, in torch."""
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
-        """Execute the artifact; `exact` asks for float activations where the runtime has them."""
+        """Execute the artifact; `exact` asks for float activations, of a target that has them."""
 
     def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
         """The bound program with the runtime's own rounding of activations, in torch."""
 
-    def tolerance(self, program: Program) -> float:
-        """What rung 3 may differ by: more than float arithmetic only where a kernel rounds."""
+    def tolerance(self, program: Program, *, exact: bool) -> float | None:
+        """What rung 3 may differ by: more than float arithmetic only where a kernel rounds; None
+        where it is only reported."""
 
     def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
         """Every n-bit operator of the artifact, as shipped, on the input that it really gets."""

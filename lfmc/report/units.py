@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lfmc.calib_free.formats import Floats, Format
+from lfmc.calib_free.formats import ROW, Floats, Format
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -30,7 +30,8 @@ def stored_as(stored: Format | Floats) -> str:
             f"{stored.bits} bits, a table of {1 << stored.bits} {stored.scale_dtype} values a row"
         )
     kind = "symmetric" if stored.symmetric else "asymmetric"
-    return f"{stored.bits} bits, groups of {stored.group}, {kind}, {stored.scale_dtype} scales"
+    groups = "whole rows" if stored.group == ROW else f"groups of {stored.group}"
+    return f"{stored.bits} bits, {groups}, {kind}, {stored.scale_dtype} scales"
 
 
 def short_length(tokens: float) -> str:

@@ -53,6 +53,8 @@ class CoremlTarget:
         TargetOption("compute_units", COMPUTE_UNITS, "what an app should ask for"),
     )
 
+    exact: ClassVar[bool] = True
+
     def capabilities(self, config: DecoderConfig) -> Capabilities:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
@@ -149,8 +151,8 @@ class CoremlTarget:
     def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
         return program.module
 
-    def tolerance(self, program: Program) -> float:
-        return TOLERANCE
+    def tolerance(self, program: Program, *, exact: bool) -> float | None:
+        return TOLERANCE if exact else None
 
     def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
         from lfmc.targets.coreml.probe import operator_parity

@@ -56,11 +56,16 @@ def test_a_model_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.exit_code == 4
 
 
-def test_an_export_that_can_not_be_checked_here_says_so_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("megabytes", "what", "todo"),
+    [(16, "lowering", "a machine with more memory"), (36, "parity", "--check off")],
+)
+def test_an_export_that_does_not_fit_says_so_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int, what: str, todo: str
 ) -> None:
-    monkeypatch.setattr("os.sysconf", lambda name: 1024)
-    with pytest.raises(UnsupportedError, match="parity") as caught:
+    monkeypatch.setattr("lfmc.memory.installed_nbytes", lambda device: megabytes * 10**6)
+    monkeypatch.setattr("lfmc.exporter.plan_for", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(UnsupportedError, match=f"{what} of this model does not fit") as caught:
         lfmc.export(bits="4", output=tmp_path / "b")
-    assert "--check off" in str(caught.value)
+    assert todo in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lfmc.calib_free.allocate import make_plan
-from lfmc.calib_free.formats import GENERIC, Floats, Format
+from lfmc.calib_free.formats import GENERIC, Capabilities, Floats, Format
 from lfmc.calib_free.grids import PALETTE
 from lfmc.calib_free.plan import BitPlan, PlanRow
 from lfmc.checkpoint import Checkpoint
@@ -45,7 +45,7 @@ def lower(
 ) -> Lowered:
     """Lower a checkpoint to a target with the format that `choose` gives each quantizable row."""
     target = get_target(name)
-    plan = choose_formats(checkpoint, choose)
+    plan = choose_formats(checkpoint, choose, target.capabilities(checkpoint.config))
     asked = request(checkpoint, target, Options(context=context, target_options=options or {}))
     weights = PlannedWeights(checkpoint, plan)
     program, _ = build_program(checkpoint, target, plan, asked, Silent())
@@ -54,21 +54,26 @@ def lower(
     return Lowered(checkpoint, plan, weights, program, target, asked, folder, artifact)
 
 
-def choose_formats(checkpoint: Checkpoint, choose: Choose) -> BitPlan:
-    """A plan without a budget, whose quantizable rows have the formats that are chosen."""
+def choose_formats(
+    checkpoint: Checkpoint, choose: Choose, capabilities: Capabilities = GENERIC
+) -> BitPlan:
+    """A plan without a budget, whose quantizable rows have the formats that are chosen; some of
+    the scales are negative, where the target takes such."""
     base = make_plan(checkpoint, GENERIC, "4", None)
-    return replace(base, rows=tuple(_row(row, choose) for row in base.rows))
+    return replace(base, rows=tuple(_row(row, choose, capabilities) for row in base.rows))
 
 
-def _row(row: PlanRow, choose: Choose) -> PlanRow:
+def _row(row: PlanRow, choose: Choose, capabilities: Capabilities) -> PlanRow:
     if row.role not in ("embedding", "head", "linear", "expert"):
-        return row
+        own = Floats(row.format if row.format in capabilities.floats else "float32")
+        return replace(row, format=own.name, nbytes=own.nbytes(row.shape))
     chosen = choose(row)
     grid = "none"
     if isinstance(chosen, Format):
-        # Signed: some scales are negative.
-        grid = PALETTE if chosen.palette else "signed" if chosen.symmetric else "minmax"
-    return replace(row, format=chosen.name, grid=grid, nbytes=chosen.nbytes(row.shape))
+        symmetric = "signed" if capabilities.negative_scales else "clip"
+        grid = PALETTE if chosen.palette else symmetric if chosen.symmetric else "minmax"
+    nbytes = capabilities.copies(row.role) * chosen.nbytes(row.shape)
+    return replace(row, format=chosen.name, grid=grid, nbytes=nbytes)
 
 
 def expert_of(row: PlanRow) -> int:

@@ -1,0 +1,72 @@
+"""The fused program in torch with activations rounded as XNNPACK's dynamic kernels round them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+
+def round_rows(x: Tensor) -> Tensor:
+    """Every row of `[..., K]` on 256 steps from its least to its greatest value, 0 among them."""
+    least = x.amin(-1, keepdim=True).clamp(max=0)
+    most = x.amax(-1, keepdim=True).clamp(min=0)
+    step = ((most - least) / 255).clamp(min=torch.finfo(torch.float32).eps)
+    zero = (-128 - (least / step).round()).clamp(-128, 127)
+    return ((x / step).round().add(zero).clamp(-128, 127) - zero) * step
+
+
+class RoundedActivations(nn.Module):
+    """A bound program whose n-bit products get rounded inputs, experts' too."""
+
+    def __init__(self, program: fx.GraphModule) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return _Interpreter(self.program).run(*inputs)  # type: ignore[no-any-return]
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.n_bit: set[int] = set()  # ids of dequantized matrices
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ops = torch.ops.lfm
+        if target is ops.linear_nbits.default:
+            args = (round_rows(args[0]), *args[1:])
+        if target is ops.moe.default:
+            return self._moe(*args)
+        result = super().call_function(target, args, kwargs)
+        if target is ops.dequantize.default:
+            self.n_bit.add(id(result))
+        return result
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(round_rows(x) if id(weight) in self.n_bit else x, weight)
+
+    def _moe(
+        self,
+        x: Tensor,
+        scores: Tensor,
+        choice: Tensor,
+        w1: list[Tensor],
+        w3: list[Tensor],
+        w2: list[Tensor],
+        top_k: int,
+        normalize: bool,
+        scale: float,
+    ) -> Tensor:
+        _, chosen = torch.topk(choice, top_k, dim=-1)
+        weights = scores.gather(1, chosen)
+        if normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+        shares = torch.zeros_like(scores).scatter(1, chosen, weights * scale)
+        y = torch.zeros_like(x)
+        for index, (one, three, two) in enumerate(zip(w1, w3, w2, strict=True)):
+            inner = F.silu(self._product(x, one)) * self._product(x, three)
+            y = y + self._product(inner, two) * shares[:, index : index + 1]
+        return y

@@ -1,0 +1,125 @@
+"""Constants as they lie in a .pte: what their bytes mean, and finding them there.
+
+ExecuTorch gives constants no names. XNNPACK's are kept under the SHA-256 of their bytes, others in
+a list; so lfmc calls each by what it is, its shape and that hash: `nibbles:64x32:e3b0c4...`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.pack import PackedTensor, pack_bits
+from lfmc.errors import InputError, first_line
+from lfmc.targets.base import Arrangement, StoredTensor
+from lfmc.targets.executorch.library import quiet
+
+MODEL = "model.pte"
+ALIGNMENT = 256  # constants that are no delegate's are read with what fills up behind them
+
+
+def stored(
+    kind: str, value: Tensor, part: str, sources: tuple[str, ...], copy: int = 0
+) -> StoredTensor:
+    """A constant of the program, of which `value` is what its bytes are."""
+    data = value.contiguous().view(torch.uint8).numpy().tobytes()
+    shape = "x".join(str(size) for size in value.shape)
+    name = f"{kind}:{shape}:{hashlib.sha256(data).hexdigest()}"
+    order: Arrangement = "rows"
+    return StoredTensor(name, part, sources, order, len(data), copy)
+
+
+def matrix_parts(packed: PackedTensor, sources: tuple[str, ...]) -> list[StoredTensor]:
+    """What XNNPACK keeps of a matrix: 4-bit codes as a bit stream a row, 8-bit codes signed."""
+    codes, scales = packed.codes, packed.scales
+    if packed.format.bits == 4:
+        own = stored("codes", packed.packed_codes(), "codes", sources)
+    else:
+        signed = (codes.to(torch.int16) - packed.format.zero_point).to(torch.int8)
+        own = stored("signed", signed, "codes", sources)
+    return [own, stored(packed.format.scale_dtype, scales, "scales", sources)]
+
+
+def read(folder: Path, wanted: StoredTensor) -> Tensor:
+    """A constant as it lies on disk, in the form of `PackedTensor`'s parts."""
+    kind, shape, key = wanted.name.split(":")
+    sizes = [int(size) for size in shape.split("x")]
+    dtype = STORED_AS[kind]
+    nbytes = math.prod(sizes) * dtype.itemsize
+    path = folder / MODEL
+    for data in constants(path):
+        if nbytes <= len(data) < nbytes + ALIGNMENT:
+            own = data[:nbytes]
+            if hashlib.sha256(own).hexdigest() == key:
+                raw = torch.from_numpy(np.frombuffer(own, np.uint8).copy())
+                return DECODE[kind](raw.view(dtype).view(sizes))
+    raise InputError(f"the program has no constant '{wanted.name}'", where=path)
+
+
+def _signed(value: Tensor) -> Tensor:
+    return pack_bits((value.to(torch.int16) + 128).to(torch.uint8), 8)
+
+
+def _swapped(value: Tensor) -> Tensor:
+    """Nibbles whose first is the higher, as codes with the first one lowest."""
+    return (value << 4) | (value >> 4)
+
+
+def _taps(value: Tensor) -> Tensor:
+    """`[taps, H]` as the checkpoint has it, `[H, 1, taps]`."""
+    return value.T.unsqueeze(1).contiguous()
+
+
+def _as_is(value: Tensor) -> Tensor:
+    return value
+
+
+STORED_AS: Mapping[str, torch.dtype] = {
+    "codes": torch.uint8,
+    "signed": torch.int8,
+    "swapped": torch.uint8,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "row_scales": torch.float32,  # without a dim for the one group
+    "taps": torch.float32,
+}
+DECODE: Mapping[str, Callable[[Tensor], Tensor]] = {
+    **dict.fromkeys(STORED_AS, _as_is),
+    "signed": _signed,
+    "swapped": _swapped,
+    "float16": lambda value: value.to(torch.bfloat16),
+    "row_scales": lambda value: value.unsqueeze(1),
+    "taps": _taps,
+}
+
+
+def constants(path: Path) -> Sequence[bytes]:
+    """Every constant of a program, as it lies in the file."""
+    if not path.is_file():
+        raise InputError("there is no ExecuTorch program", where=path)
+    return _constants(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _constants(path: Path, stamp: int) -> Sequence[bytes]:
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    try:
+        with quiet():
+            file = deserialize_pte_binary(path.read_bytes())
+    except Exception as error:  # the library raises whatever its parsers raise
+        raise InputError(
+            "executorch can't read the program", where=path, got=first_line(error)
+        ) from error
+    held = [buffer.storage for buffer in file.program.constant_buffer]
+    if file.named_data is not None:
+        held += list(file.named_data.buffers)
+    return [bytes(data) for data in held]

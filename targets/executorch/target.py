@@ -1,0 +1,153 @@
+"""The ExecuTorch target: capabilities and verbs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import ROW, Capabilities, Format
+from lfmc.model import DecoderConfig
+from lfmc.parity import Rung, skipped
+from lfmc.program import Program
+from lfmc.stepping import Stepper
+from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
+from lfmc.trace import TraceSpec
+from lfmc.weights import PlannedWeights
+
+# What XNNPACK has kernels for. It drops zero points, rounds the scales of groups to bfloat16 and
+# takes weights without rounded activations for plain numbers, all without a word: so nothing else
+# is offered.
+FORMATS = (
+    *(Format(4, group, True, "bfloat16") for group in (32, 64, 128, 256)),
+    Format(8, ROW, True, "float32"),
+)
+# Of the logit scale. The reference rounds activations as the kernels do; a float difference of 1e-6
+# may turn a rounding here and there.
+TOLERANCE = 3e-2
+
+
+@dataclass(frozen=True)
+class ExecutorchTarget:
+    """ExecuTorch with XNNPACK on CPUs, Arm and x86: one .pte with its states inside."""
+
+    name: ClassVar[str] = "executorch"
+    extra: ClassVar[str] = "executorch"
+    packages: ClassVar[tuple[str, ...]] = ("executorch", "torchao")
+    options: ClassVar[tuple[TargetOption, ...]] = (
+        TargetOption("chunk", ("128", "32", "64", "256", "512"), "most tokens of a call"),
+    )
+    exact: ClassVar[bool] = False
+
+    def capabilities(self, config: DecoderConfig) -> Capabilities:
+        moe, hidden = config.moe, config.hidden_size
+        inner = config.num_heads * config.head_dim
+        return Capabilities(
+            linear=_whole(hidden, config.ffn_size, inner),
+            embedding=_whole(hidden),
+            expert=_whole(hidden, moe.ffn_size) if moe else (),
+            floats=("float32",),
+            merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
+            expert_unit="matrix",
+            graph_nbytes=_graph_nbytes(config),
+            embedding_copies=2 if config.tied_embedding else 1,
+        )
+
+    def check(self, config: DecoderConfig, request: Request) -> None:
+        from lfmc.targets.executorch.library import load_operators
+
+        load_operators()
+
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
+        return TraceSpec(context=request.context, batch=1, length=None)
+
+    def lower(
+        self, program: Program, weights: PlannedWeights, request: Request, folder: Path
+    ) -> Artifact:
+        from lfmc.targets.executorch.lower import DELEGATE, lower
+        from lfmc.targets.executorch.module import Stateful, state_name, state_shape
+        from lfmc.targets.executorch.stored import MODEL
+
+        chunk = min(int(request.options["chunk"]), request.context)
+        module = Stateful(program, weights, request.context).eval()
+        methods = _methods(program.config, weights.checkpoint.stop_ids, request.context, chunk)
+        data, operators = lower(module, chunk, methods)
+        (folder / MODEL).write_bytes(data)
+        facts = {
+            "backend": "xnnpack",
+            "chunk": chunk,
+            "delegates": operators.pop(DELEGATE, 0),
+            "operators_outside": operators,
+            "states": [
+                {
+                    "name": state_name(spec),
+                    "shape": list(state_shape(spec)),
+                    "dtype": "float32",
+                    "kept_by": "the program",
+                    "reset": "start_pos 0",
+                }
+                for spec in program.states
+            ],
+        }
+        return Artifact((MODEL,), tuple(module.stored), (), facts)
+
+    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
+        from lfmc.targets.executorch.stored import read
+
+        return read(folder, stored)
+
+    def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        from lfmc.targets.executorch.runtime import ExecutorchStepper
+
+        return ExecutorchStepper(folder)
+
+    def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
+        from lfmc.targets.executorch.activations import RoundedActivations
+
+        return RoundedActivations(program.module)
+
+    def tolerance(self, program: Program, *, exact: bool) -> float | None:
+        return TOLERANCE
+
+    def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
+        reason = "the runtime shows nothing inside of a program; codes and scales are read back"
+        return skipped(3, "every n-bit operator of the artifact, alone", reason)
+
+
+def _whole(*columns: int) -> tuple[Format, ...]:
+    """Formats whose groups divide every one of these row lengths."""
+    return tuple(f for f in FORMATS if all(size % f.span(size) == 0 for size in columns))
+
+
+def _methods(
+    config: DecoderConfig, stop_ids: tuple[int, ...], context: int, chunk: int
+) -> dict[str, Any]:
+    """Methods without arguments that ExecuTorch's own runners of language models ask for."""
+    return {
+        "get_bos_id": -1 if config.bos_id is None else config.bos_id,
+        "get_eos_ids": list(stop_ids),
+        "get_max_context_len": context,
+        "get_max_seq_len": chunk,
+        "get_n_layers": config.num_layers,
+        "get_vocab_size": config.vocab_size,
+        "enable_dynamic_shape": True,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+    }
+
+
+# Bytes of a program that are no weights: measured, with a margin.
+GRAPH = 60_000
+GRAPH_PER_LAYER = 30_000
+GRAPH_PER_EXPERT = 4_000
+
+
+def _graph_nbytes(config: DecoderConfig) -> int:
+    total = GRAPH + GRAPH_PER_LAYER * config.num_layers
+    if config.moe:
+        sparse = sum(config.is_moe_layer(index) for index in range(config.num_layers))
+        total += GRAPH_PER_EXPERT * sparse * config.moe.num_experts
+    return total

@@ -1,0 +1,114 @@
+"""The program, run by ExecuTorch's runtime, against the same quantized weights in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lfmc.errors import InputError
+from lfmc.parity import cases, compare
+from lfmc.rungs import read_back
+from lfmc.stepping import TorchStepper
+from lfmc.targets.executorch.activations import round_rows
+from lfmc.targets.executorch.stored import MODEL
+from tests.factories import random_tokens
+from tests.targets.executorch.programs import PROGRAMS, floats, mixed
+from tests.targets.lowering import Choose, Lowered
+
+Make = Callable[..., Lowered]
+
+
+@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
+    made = lowered(name, choose, "executorch")
+    config, context = made.checkpoint.config, made.request.context
+    reference = TorchStepper(made.target.reference(made.program, exact=False), config, context)
+    tolerance = 1e-5 if choose is floats else made.target.tolerance(made.program, exact=False)
+    rung = compare(
+        3,
+        "program",
+        made.target.run(made.folder),
+        reference,
+        cases(config, context, full=True),
+        config.vocab_size,
+        tolerance=tolerance,
+    )
+    assert rung.passed, rung
+    (single,) = (case for case in rung.cases if case.case == "one-token prompt")
+    assert single.difference < 1e-5  # too few roundings for one of them to turn
+
+
+@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+def test_constants_on_disk_are_the_plan(lowered: Make, name: str, choose: Choose) -> None:
+    made = lowered(name, choose, "executorch")
+    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    assert set(errors) == {row.name for row in made.plan.rows if row.format.startswith("int")}
+    stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
+    assert stored == sum(row.nbytes for row in made.plan.rows)
+    capabilities = made.target.capabilities(made.checkpoint.config)
+    assert (made.folder / MODEL).stat().st_size <= stored + capabilities.graph_nbytes
+
+
+def test_a_second_conversation_equals_a_fresh_one(lowered: Make) -> None:
+    made = lowered("lfm3-attention-bias", mixed, "executorch")
+    tokens = random_tokens(made.checkpoint.config, 1, 30)[0]
+    used, fresh = made.target.run(made.folder), made.target.run(made.folder)
+    used.step(tokens[10:])
+    used.reset()
+    assert torch.equal(used.step(tokens[:10]), fresh.step(tokens[:10]))
+
+
+def test_two_steppers_do_not_share_their_states(lowered: Make) -> None:
+    made = lowered("lfm2", floats, "executorch")
+    tokens = random_tokens(made.checkpoint.config, 1, 12)[0]
+    one, other, alone = (made.target.run(made.folder) for _ in range(3))
+    one.step(tokens[:6])
+    other.step(tokens[6:])
+    alone.step(tokens[:6])
+    assert torch.equal(one.step(tokens[:1]), alone.step(tokens[:1]))
+
+
+def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
+    made = lowered("lfm2", floats, "executorch")
+    context = made.request.context
+    tokens = random_tokens(made.checkpoint.config, 1, context)[0]
+    stepper = made.target.run(made.folder)
+    found = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])
+    reference = TorchStepper(made.program.module, made.checkpoint.config, context)
+    expected = reference.step(tokens)
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    with pytest.raises(InputError, match="longer than the exported context"):
+        stepper.step([1])
+    stepper.reset()
+    with pytest.raises(InputError, match="outside of the vocabulary"):
+        stepper.step([made.checkpoint.config.vocab_size])
+
+
+def test_a_changed_weight_is_found(lowered: Make, tmp_path: Path) -> None:
+    made = lowered("lfm2-untied", PROGRAMS[1][1], "executorch")
+    data = bytearray((made.folder / MODEL).read_bytes())
+    codes = made.weights.packed(("lm_head.weight",)).packed_codes().numpy().tobytes()
+    data[data.index(codes) + 100] ^= 0x10
+    (tmp_path / MODEL).write_bytes(data)
+    with pytest.raises(InputError, match="has no constant 'codes:8192x32"):
+        read_back(made.weights, made.target, tmp_path, made.artifact)
+
+
+def test_a_damaged_program_is_one_clear_error(lowered: Make, tmp_path: Path) -> None:
+    made = lowered("lfm2", floats, "executorch")
+    with pytest.raises(InputError, match="no ExecuTorch program"):
+        made.target.run(tmp_path)
+    (tmp_path / MODEL).write_bytes((made.folder / MODEL).read_bytes()[:5000])
+    with pytest.raises(InputError, match="can't load the program"):
+        made.target.run(tmp_path)
+
+
+def test_rows_are_rounded_to_256_steps() -> None:
+    x = torch.tensor([[0.0, 0.5, 1.0], [-1.0, 0.2, 0.3], [2.0, 3.0, 4.0]])
+    rounded = round_rows(x)
+    assert float((rounded - x).abs().max()) <= 4.0 / 255 / 2 + 1e-6
+    assert torch.equal(round_rows(torch.zeros(1, 3)), torch.zeros(1, 3))
+    assert not torch.equal(rounded, x)
