@@ -23,7 +23,7 @@ def load_operators() -> None:
 
     Raises `UnsupportedError` where a package is missing.
     """
-    with quiet():
+    with quiet(), mute():
         require("torchao", EXTRA)
         require("executorch.extension.llm.custom_ops.custom_ops", EXTRA)
         require("executorch.exir.passes._quant_patterns_and_replacements", EXTRA)
@@ -52,7 +52,8 @@ def dynamic_int8_weight(codes: Tensor, scales: Tensor, bits: int, span: int) -> 
 
 @contextlib.contextmanager
 def mute() -> Iterator[None]:
-    """Keep away what the runtime's C++ writes to stderr at every call ("no temp allocator")."""
+    """Keep away what is written past Python's stderr: by the runtime's C++ at every call ("no temp
+    allocator"), and by torch's own log."""
     sys.stderr.flush()
     own = os.dup(2)
     with open(os.devnull, "wb") as nowhere:

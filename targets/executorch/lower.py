@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from lfmc.targets.executorch.library import quiet
+from lfmc.targets.executorch.library import mute, quiet
 from lfmc.targets.executorch.module import Stateful
 
 DELEGATE = "executorch_call_delegate"
@@ -24,7 +24,7 @@ def lower(module: Stateful, chunk: int, facts: Mapping[str, Any]) -> tuple[bytes
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     example = (torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    with quiet(), torch.no_grad():
+    with quiet(), mute(), torch.no_grad():
         module(*example)  # makes the constants
         shapes = ({1: Dim("length", min=1, max=chunk)}, None)
         exported = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmc.calib_free.fakequant import FakeQuant, straight_through
-from lfmc.calib_free.formats import Format
+from lfmc.calib_free.formats import ROW, Format
 from lfmc.calib_free.grids import quantize
 
 FORMATS = [
     Format(bits, group, symmetric, dtype)
-    for bits, group in ((2, 32), (3, 16), (4, 32), (8, 64))
+    for bits, group in ((2, 32), (3, 16), (4, 32), (8, 64), (8, ROW))
     for symmetric in (True, False)
     for dtype in ("float16", "bfloat16", "float32")
 ]

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfmc.calib_free.formats import GENERIC, Floats, Format, parse_format
+from lfmc.calib_free.formats import GENERIC, ROW, Floats, Format, parse_format
 from lfmc.errors import InputError
 
 FORMATS = st.builds(
     Format,
     st.integers(1, 8),
-    st.integers(1, 256),
+    st.integers(1, 256) | st.just(ROW),
     st.booleans(),
     st.sampled_from(["float32", "float16", "bfloat16"]),
 )
@@ -41,6 +41,8 @@ def test_a_name_that_is_none_is_refused(name: str) -> None:
         (Format(3, 32, False, "float32"), (1, 33), 24 + 2 * 4 + 1),  # a tail fills its group
         (Format(3, 5, True, "bfloat16"), (3, 7), 3 * (4 + 2 * 2)),  # 10 codes, 30 bits, 4 bytes
         (Format(8, 128, True, "float16"), (0, 128), 0),
+        (Format(8, ROW, True, "float32"), (2, 33), 2 * (33 + 4)),
+        (Format(3, ROW, False, "float16"), (1, 33), 13 + 2 + 1),
     ],
 )
 def test_bytes_counted_by_hand(number_format: Format, shape: tuple[int, int], nbytes: int) -> None:

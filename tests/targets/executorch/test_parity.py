@@ -110,5 +110,6 @@ def test_rows_are_rounded_to_256_steps() -> None:
     x = torch.tensor([[0.0, 0.5, 1.0], [-1.0, 0.2, 0.3], [2.0, 3.0, 4.0]])
     rounded = round_rows(x)
     assert float((rounded - x).abs().max()) <= 4.0 / 255 / 2 + 1e-6
+    assert torch.equal(rounded == 0, x == 0)
     assert torch.equal(round_rows(torch.zeros(1, 3)), torch.zeros(1, 3))
     assert not torch.equal(rounded, x)

@@ -1,0 +1,111 @@
+"""A whole export, and the bundle as an app finds it: ExecuTorch's own runner included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lfmc
+from lfmc.bundle import Bundle
+from lfmc.calib_free.allocate import Budget
+from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.errors import InputError
+from lfmc.exporter import Options, export
+from lfmc.generate import continue_tokens
+from lfmc.progress import Silent
+from lfmc.reverify import reverify
+from lfmc.targets.base import get_target
+
+
+@pytest.fixture(scope="module")
+def source() -> Checkpoint:
+    return open_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def bundle(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    output = tmp_path_factory.mktemp("executorch") / "bundle"
+    asked = Options(
+        budget=Budget(bits_per_weight=7.0),
+        context=128,
+        target_options={"chunk": "32"},
+        check="fast",
+        cache=False,
+    )
+    made, report = export(
+        source, get_target("executorch"), output, asked, force=False, progress=Silent()
+    )
+    assert report.verification is not None
+    assert report.nbytes <= (report.plan.limit_nbytes or 0)
+    return made
+
+
+def test_the_manifest_says_what_an_app_needs(bundle: Bundle, source: Checkpoint) -> None:
+    manifest = bundle.manifest
+    assert manifest["backend"] == "xnnpack"
+    assert manifest["chunk"] == 32
+    assert manifest["artifact"] == ["model.pte"]
+    assert manifest["delegates"] > 0
+    assert manifest["operators_outside"]["llama.custom_sdpa"] == 2
+    kinds = [state["name"].split("_")[0] for state in manifest["states"]]
+    assert (kinds.count("conv"), kinds.count("key"), kinds.count("value")) == (4, 2, 2)
+    assert {state["reset"] for state in manifest["states"]} == {"start_pos 0"}
+
+
+def test_the_methods_of_language_models_are_there(bundle: Bundle, source: Checkpoint) -> None:
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(bundle.path / "model.pte")
+    config = source.config
+
+    def ask(name: str) -> object:
+        method = program.load_method(name)
+        assert method is not None
+        found = method.execute([])
+        return found if len(found) > 1 else found[0]
+
+    assert ask("get_max_context_len") == 128
+    assert ask("get_max_seq_len") == 32
+    assert ask("get_vocab_size") == config.vocab_size
+    assert ask("get_n_layers") == config.num_layers
+    assert ask("get_bos_id") == config.bos_id
+    assert ask("get_eos_ids") == list(source.stop_ids)
+    assert ask("use_kv_cache") is True
+
+
+def test_it_loads_and_verifies(bundle: Bundle, source: Checkpoint) -> None:
+    model = lfmc.load(bundle.path)
+    first = model.step(list(range(3, 80)))  # three calls
+    assert first.shape == (77, source.config.vocab_size)
+    model.reset()
+    assert torch.equal(model.step(list(range(3, 80))), first)
+    found = reverify(bundle, source, Silent(), "fast")
+    assert found["golden"] > 0
+
+
+def test_executorchs_own_runner_says_the_same(bundle: Bundle, source: Checkpoint) -> None:
+    from executorch.extension.llm.runner import _llm_runner
+
+    tokenizer = source.tokenizer()
+    assert source.config.bos_id is not None
+    # The start token has to be in the text: this runner's `num_bos` does nothing.
+    prompt = tokenizer.id_to_token(source.config.bos_id) + "Once upon a time"
+    runner = _llm_runner.TextLLMRunner(
+        str(bundle.path / "model.pte"), str(bundle.path / "tokenizer.json")
+    )
+    config = _llm_runner.GenerationConfig(echo=False, max_new_tokens=12, temperature=0.0)
+    pieces: list[str] = []
+    runner.generate(prompt, config, pieces.append, None)
+    stepper = get_target("executorch").run(bundle.path)
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    assert ids[0] == source.config.bos_id
+    own = list(continue_tokens(stepper, ids, 12, source.stop_ids))
+    assert "".join(pieces) == tokenizer.decode(own)
+    assert len(own) == 12
+
+
+def test_a_folder_without_its_program_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no ExecuTorch program"):
+        get_target("executorch").run(tmp_path)
