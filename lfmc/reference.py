@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +10,7 @@ from torch import Tensor
 
 from lfmc.checkpoint import Checkpoint
 from lfmc.model.config import VISION_TYPES
+from lfmc.quiet import quiet
 
 
 def is_available() -> bool:
@@ -31,7 +29,7 @@ class TransformersStepper:
     def __init__(self, checkpoint: Checkpoint, batch: int = 1) -> None:
         self.context = checkpoint.config.max_context
         self._batch = batch
-        with quiet():
+        with quiet("transformers"):
             self._model = _load(checkpoint)
         self.experts: dict[int, Tensor] = {}
         for name, module in self._model.named_modules():
@@ -65,24 +63,3 @@ def _load(checkpoint: Checkpoint) -> Any:
     vision = checkpoint.raw_config.get("model_type") in VISION_TYPES
     loader = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     return loader.from_pretrained(str(checkpoint.path), dtype=torch.float32).eval()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep a library's warnings, progress bars and log lines away from the user."""
-    import transformers
-
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(level)
-        transformers.utils.logging.set_verbosity(before)
-        transformers.utils.logging.enable_progress_bar()

@@ -124,7 +124,8 @@ class Target(Protocol):
         where it is only reported."""
 
     def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
-        """Every n-bit operator of the artifact, as shipped, on the input that it really gets."""
+        """Every n-bit operator of the artifact, as shipped, on the input that it really gets; or,
+        of a runtime that shows none, a strict comparison of all together."""
 
 
 def choose_options(target: Target, given: Mapping[str, str]) -> dict[str, str]:

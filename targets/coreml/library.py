@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
+from lfmc.quiet import quiet
 from lfmc.targets.base import require
 
 
@@ -21,11 +18,3 @@ def coremltools() -> Any:
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     with quiet():
         return require("coremltools", "coreml")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the library's progress bars and warnings away from the user."""
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

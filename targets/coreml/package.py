@@ -15,8 +15,9 @@ from torch import Tensor
 import lfmc
 from lfmc.calib_free.pack import pack_bits
 from lfmc.errors import InputError, first_line
+from lfmc.quiet import quiet
 from lfmc.targets.base import StoredTensor
-from lfmc.targets.coreml.library import coremltools, quiet
+from lfmc.targets.coreml.library import coremltools
 from lfmc.targets.coreml.names import DECODE, identifier
 from lfmc.targets.coreml.slim import share_constants
 

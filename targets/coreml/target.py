@@ -16,6 +16,7 @@ from lfmc.model import DecoderConfig
 from lfmc.model.config import CONV
 from lfmc.parity import Rung
 from lfmc.program import Program
+from lfmc.quiet import quiet
 from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.coreml.states import DIGIT, LAYOUTS, package_states
@@ -80,7 +81,7 @@ class CoremlTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
-        from lfmc.targets.coreml.library import coremltools, quiet
+        from lfmc.targets.coreml.library import coremltools
 
         ct = coremltools()
         from lfmc.targets.coreml.constants import Constants

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from lfmc.quiet import quiet
 from lfmc.targets.base import require
 
 EXTRA = "executorch"
@@ -63,20 +61,3 @@ def mute() -> Iterator[None]:
     finally:
         os.dup2(own, 2)
         os.close(own)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' warnings and progress away from the user."""
-    names = ("root", "torchao", "executorch", "torch.utils._pytree")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

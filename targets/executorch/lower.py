@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch._higher_order_ops.auto_functionalize import auto_functionalized_v2
 from torch.export import Dim
 
-from lfmc.targets.executorch.library import mute, quiet
+from lfmc.quiet import quiet
+from lfmc.targets.executorch.library import mute
 from lfmc.targets.executorch.module import Stateful
 
 DELEGATE = "executorch_call_delegate"
 
 
 def lower(module: Stateful, chunk: int, facts: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
-    """The program's bytes, and how often it calls each operator that is in no delegate.
+    """The program's bytes, and how often it calls delegates and each operator outside of them.
 
     `forward` takes 1 to `chunk` tokens; `facts` become methods without arguments.
     """
@@ -34,14 +36,16 @@ def lower(module: Stateful, chunk: int, facts: Mapping[str, Any]) -> tuple[bytes
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
             constant_methods=dict(facts),
         )
-        outside = Counter(
-            _name(node)
-            for node in edge.exported_program().graph.nodes
-            if node.op == "call_function"
-        )
-        return edge.to_executorch().buffer, dict(outside)
+        nodes = edge.exported_program().graph.nodes
+        names = (_name(node) for node in nodes if node.op == "call_function")
+        calls = Counter(name for name in names if name is not None)
+        return edge.to_executorch().buffer, dict(calls)
 
 
-def _name(node: torch.fx.Node) -> str:
-    name = getattr(node.target, "_name", None) or getattr(node.target, "__name__", str(node.target))
+def _name(node: torch.fx.Node) -> str | None:
+    """An operator's name; None for arithmetic of sizes, and for taking a result of several."""
+    target = node.args[0] if node.target is auto_functionalized_v2 else node.target
+    if getattr(target, "__module__", "") in ("_operator", "builtins"):
+        return None
+    name = getattr(target, "_name", None) or getattr(target, "__name__", str(target))
     return str(name).replace("::", ".").removesuffix(".default")

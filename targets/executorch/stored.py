@@ -1,7 +1,7 @@
 """Constants as they lie in a .pte: what their bytes mean, and finding them there.
 
 ExecuTorch gives constants no names. XNNPACK's are kept under the SHA-256 of their bytes, others in
-a list; so lfmc calls each by what it is, its shape and that hash: `nibbles:64x32:e3b0c4...`.
+a list; so lfmc calls each by what it is, its shape and that hash: `codes:64x32:e3b0c4...`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,11 +19,20 @@ from torch import Tensor
 
 from lfmc.calib_free.pack import PackedTensor, pack_bits
 from lfmc.errors import InputError, first_line
+from lfmc.quiet import quiet
 from lfmc.targets.base import Arrangement, StoredTensor
-from lfmc.targets.executorch.library import quiet
 
 MODEL = "model.pte"
-ALIGNMENT = 256  # constants that are no delegate's are read with what fills up behind them
+ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a program holds: delegates' constants by the SHA-256 of their bytes as they are now, and
+    all others, each with what fills up the file behind it to the next."""
+
+    delegates: Mapping[str, bytes]
+    others: Sequence[bytes]
 
 
 def stored(
@@ -31,7 +41,7 @@ def stored(
     """A constant of the program, of which `value` is what its bytes are."""
     data = value.contiguous().view(torch.uint8).numpy().tobytes()
     shape = "x".join(str(size) for size in value.shape)
-    name = f"{kind}:{shape}:{hashlib.sha256(data).hexdigest()}"
+    name = f"{kind}:{shape}:{_hash(data)}"
     order: Arrangement = "rows"
     return StoredTensor(name, part, sources, order, len(data), copy)
 
@@ -53,14 +63,19 @@ def read(folder: Path, wanted: StoredTensor) -> Tensor:
     sizes = [int(size) for size in shape.split("x")]
     dtype = STORED_AS[kind]
     nbytes = math.prod(sizes) * dtype.itemsize
-    path = folder / MODEL
-    for data in constants(path):
-        if nbytes <= len(data) < nbytes + ALIGNMENT:
-            own = data[:nbytes]
-            if hashlib.sha256(own).hexdigest() == key:
-                raw = torch.from_numpy(np.frombuffer(own, np.uint8).copy())
-                return DECODE[kind](raw.view(dtype).view(sizes))
-    raise InputError(f"the program has no constant '{wanted.name}'", where=path)
+    held = constants(folder / MODEL)
+    data = held.delegates.get(key)
+    for other in held.others if data is None else ():
+        if nbytes <= len(other) < nbytes + ALIGNMENT and _hash(other[:nbytes]) == key:
+            data = other[:nbytes]
+    if data is None or len(data) != nbytes:
+        raise InputError(f"the program has no constant '{wanted.name}'", where=folder / MODEL)
+    raw = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+    return DECODE[kind](raw.view(dtype).view(sizes))
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _signed(value: Tensor) -> Tensor:
@@ -101,7 +116,7 @@ DECODE: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def constants(path: Path) -> Sequence[bytes]:
+def constants(path: Path) -> Constants:
     """Every constant of a program, as it lies in the file."""
     if not path.is_file():
         raise InputError("there is no ExecuTorch program", where=path)
@@ -109,7 +124,7 @@ def constants(path: Path) -> Sequence[bytes]:
 
 
 @lru_cache(maxsize=1)
-def _constants(path: Path, stamp: int) -> Sequence[bytes]:
+def _constants(path: Path, stamp: int) -> Constants:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     try:
@@ -119,7 +134,6 @@ def _constants(path: Path, stamp: int) -> Sequence[bytes]:
         raise InputError(
             "executorch can't read the program", where=path, got=first_line(error)
         ) from error
-    held = [buffer.storage for buffer in file.program.constant_buffer]
-    if file.named_data is not None:
-        held += list(file.named_data.buffers)
-    return [bytes(data) for data in held]
+    named = [] if file.named_data is None else [bytes(data) for data in file.named_data.buffers]
+    others = [bytes(buffer.storage) for buffer in file.program.constant_buffer]
+    return Constants({_hash(data): data for data in named}, others)
