@@ -128,6 +128,11 @@ class Floats:
         return prod(shape) * FLOAT_NBYTES[self.dtype]
 
 
+def unpadded(formats: Sequence[Format], *columns: int) -> tuple[Format, ...]:
+    """Those of which no group is partly padding, on rows of any of these lengths."""
+    return tuple(f for f in formats if all(f.codes(size) == size for size in columns))
+
+
 def parse_format(name: str) -> Format | Floats:
     """The format that `name` stands for, integer or floating point; raises `InputError`."""
     return Floats(name) if name in FLOAT_NBYTES else Format.parse(name)

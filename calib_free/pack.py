@@ -39,6 +39,10 @@ class PackedTensor:
         weights = (grouped - zeros) * self.scales.float().unsqueeze(-1)
         return weights.view(rows, -1)[:, :columns].contiguous()
 
+    def signed_codes(self) -> Tensor:
+        """Codes of a symmetric format with zero in the middle, int8."""
+        return (self.codes.short() - self.format.zero_point).to(torch.int8)
+
     def packed_codes(self) -> Tensor:
         """Codes as bit streams, uint8 `[N, ceil(G * group * bits / 8)]`."""
         return pack_bits(self.codes, self.format.bits)

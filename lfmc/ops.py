@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lfmc.calib_free.pack import unpack_bits
 from lfmc.model.attention import attend, visible, write_cache
+from lfmc.model.experts import choose_experts, mix_experts
 from lfmc.model.rope import rotate, rotation
 
 Fn = Callable[..., Any]
@@ -144,16 +145,8 @@ def moe(
     `w1[e]` and `w3[e]` are `[I, H]`, `w2[e]` `[H, I]`. `normalize` divides the chosen scores by
     their sum plus 1e-6, as transformers does.
     """
-    _, chosen = torch.topk(choice, top_k, dim=-1)
-    weights = scores.gather(1, chosen)
-    if normalize:
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
-    shares = torch.zeros_like(scores).scatter(1, chosen, weights * scale)
-    y = torch.zeros_like(x)
-    for expert in range(len(w1)):
-        inner = F.silu(F.linear(x, w1[expert])) * F.linear(x, w3[expert])
-        y = y + F.linear(inner, w2[expert]) * shares[:, expert : expert + 1]
-    return y
+    chosen, weights = choose_experts(scores, choice, top_k, normalize, scale)
+    return mix_experts(x, torch.zeros_like(scores).scatter(1, chosen, weights), w1, w3, w2)
 
 
 @_operator(

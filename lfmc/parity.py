@@ -154,7 +154,7 @@ def compare(
         progress(case.name)
         ours, our_choice = run_case(side, case, prompt, drawn[longest:])
         theirs, choice = run_case(reference, case, prompt, drawn[longest:])
-        clear = ours.shape[-2]
+        clear = None
         if our_choice is not None and choice is not None:
             turned = first_turned(our_choice, choice)
             if turned is not None and turned[1] <= near_tie:
@@ -173,7 +173,7 @@ def difference(name: str, ours: Tensor, theirs: Tensor, clear: int | None = None
     scale = max(float(theirs.abs().max()), 1e-30)
     same = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
     off = (ours - theirs).abs() / scale
-    if clear is None or clear == len(off):
+    if clear is None:
         return CaseResult(name, float(off.max()), same)
     worst = float(off[:clear].max()) if clear else 0.0
     return CaseResult(name, worst, same, len(off) - clear, float(off[clear:].max()))

@@ -94,6 +94,13 @@ class DecoderConfig:
     def is_moe_layer(self, layer: int) -> bool:
         return self.moe is not None and layer >= self.moe.num_dense_layers
 
+    @property
+    def num_experts_in_all(self) -> int:
+        """Experts of all sparse layers together."""
+        if self.moe is None:
+            return 0
+        return self.moe.num_experts * (self.num_layers - self.moe.num_dense_layers)
+
     def window(self, layer: int) -> int | None:
         """Number of positions (the current one included) that a layer sees; None means all."""
         return self.sliding_window if self.layer_types[layer] == SLIDING else None

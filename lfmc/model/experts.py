@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,37 @@ from torch import Tensor, nn
 
 from lfmc.model.config import DecoderConfig, Moe
 from lfmc.model.mlp import GatedMlp
+
+
+def choose_experts(
+    scores: Tensor, choice: Tensor, top_k: int, normalize: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Experts `[N, k]` (int64) with the highest `choice` `[N, E]`, and their weights `[N, k]` from
+    `scores` `[N, E]`; `normalize` divides these by their sum plus 1e-6, as transformers does."""
+    _, chosen = torch.topk(choice, top_k, dim=-1)
+    weights = scores.gather(1, chosen)
+    if normalize:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+    return chosen, weights * scale
+
+
+def mix_experts(
+    x: Tensor,
+    shares: Tensor,
+    w1: Sequence[Any],
+    w3: Sequence[Any],
+    w2: Sequence[Any],
+    product: Callable[[Tensor, Any], Tensor] = F.linear,
+) -> Tensor:
+    """Every expert on every token `[N, H]`, mixed by `shares` `[N, E]`, 0 where not chosen.
+
+    `product` multiplies by an expert's matrix, in whatever form `w1`, `w3` and `w2` have it.
+    """
+    results = []
+    for index, (gate, up, down) in enumerate(zip(w1, w3, w2, strict=True)):
+        inner = F.silu(product(x, gate)) * product(x, up)
+        results.append(product(inner, down) * shares[:, index : index + 1])
+    return reduce(torch.add, results)
 
 
 class Router(nn.Module):
@@ -46,11 +79,8 @@ class SparseMoe(nn.Module):
         """
         scores = torch.sigmoid(F.linear(x, self.gate.weight))
         choice = scores + self.expert_bias if self.moe.use_bias else scores
-        _, chosen = torch.topk(choice, self.moe.top_k, dim=-1)
-        weights = scores.gather(1, chosen)
-        if self.moe.normalize:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
-        return chosen, weights * self.moe.scale
+        moe = self.moe
+        return choose_experts(scores, choice, moe.top_k, moe.normalize, moe.scale)
 
     def run_chosen(self, x: Tensor, tell: Callable[[Tensor], None] = lambda rows: None) -> Tensor:
         """Outputs `[N, H]` of tokens `x` `[N, H]`, each expert run on those that chose it.

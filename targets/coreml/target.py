@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Capabilities, Format
+from lfmc.calib_free.formats import Capabilities, Format, unpadded
 from lfmc.model import DecoderConfig
 from lfmc.model.config import CONV
 from lfmc.parity import Rung
@@ -32,6 +32,7 @@ GRIDS = tuple(
 )
 # constexpr_lut_to_dense, with a table a row. (It has 4 and 8 bits, too, and needs more for them.)
 PALETTES = tuple(Format(bits, 0, True, "float16") for bits in (2, 3, 6))
+FORMATS = (*PALETTES, *GRIDS)  # blocks can't be padded
 # One format a width, so that a layer's experts are few stacks.
 EXPERTS = (*PALETTES, Format(4, 32, False, "float16"), Format(8, 128, True, "float16"))
 COMPUTE_UNITS = ("CPU_AND_GPU", "CPU_AND_NE", "ALL", "CPU_ONLY")
@@ -60,9 +61,9 @@ class CoremlTarget:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
         return Capabilities(
-            linear=_whole(hidden, config.ffn_size, inner),
-            embedding=_whole(hidden),
-            expert=_whole(hidden, moe.ffn_size, formats=EXPERTS) if moe else (),
+            linear=unpadded(FORMATS, hidden, config.ffn_size, inner),
+            embedding=unpadded(FORMATS, hidden),
+            expert=unpadded(EXPERTS, hidden, moe.ffn_size) if moe else (),
             floats=("float32", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
@@ -159,11 +160,6 @@ class CoremlTarget:
         from lfmc.targets.coreml.probe import operator_parity
 
         return operator_parity(program, folder, artifact)
-
-
-def _whole(*columns: int, formats: tuple[Format, ...] = (*PALETTES, *GRIDS)) -> tuple[Format, ...]:
-    """Formats whose group divides every one of these row lengths: blocks can't be padded."""
-    return tuple(f for f in formats if f.palette or all(size % f.group == 0 for size in columns))
 
 
 DESCRIPTIONS = {

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from lfmc.model.experts import choose_experts, mix_experts
+
 
 def round_rows(x: Tensor) -> Tensor:
     """Every row of `[..., K]` on 256 steps from its least to its greatest value, 0 among them.
@@ -66,13 +68,6 @@ class _Interpreter(fx.Interpreter):
         normalize: bool,
         scale: float,
     ) -> Tensor:
-        _, chosen = torch.topk(choice, top_k, dim=-1)
-        weights = scores.gather(1, chosen)
-        if normalize:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
-        shares = torch.zeros_like(scores).scatter(1, chosen, weights * scale)
-        y = torch.zeros_like(x)
-        for index, (one, three, two) in enumerate(zip(w1, w3, w2, strict=True)):
-            inner = F.silu(self._product(x, one)) * self._product(x, three)
-            y = y + self._product(inner, two) * shares[:, index : index + 1]
-        return y
+        chosen, weights = choose_experts(scores, choice, top_k, normalize, scale)
+        shares = torch.zeros_like(scores).scatter(1, chosen, weights)
+        return mix_experts(x, shares, w1, w3, w2, self._product)

@@ -8,7 +8,6 @@ kernels do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, fx, nn
 from lfmc.calib_free.pack import PackedTensor
 from lfmc.errors import UnsupportedError
 from lfmc.model import StateSpec
+from lfmc.model.experts import choose_experts, mix_experts
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program
@@ -169,11 +169,8 @@ def _matrix(m: Stateful, codes: fx.Node) -> Tensor:
 
     def make() -> Made:
         packed = m.weights.packed(sources)
-        signed = packed.codes.to(torch.int16) - packed.format.zero_point
-        span = packed.format.span(packed.shape[1])
-        weight = dynamic_int8_weight(
-            signed.to(torch.int8), packed.scales.float(), packed.format.bits, span
-        )
+        span, bits = packed.format.span(packed.shape[1]), packed.format.bits
+        weight = dynamic_int8_weight(packed.signed_codes(), packed.scales.float(), bits, span)
         return weight, matrix_parts(packed, sources)
 
     return m.constant(f"{name}.matrix", make)
@@ -250,16 +247,9 @@ def _moe(m: Stateful, node: fx.Node) -> Tensor:
     """Every expert on every token, mixed by shares that are 0 for those not chosen."""
     x, scores, choice, w1, w3, w2, top_k, normalize, scale = arguments(node)
     given, scored = m.value(x), m.value(scores)
-    _, chosen = torch.topk(m.value(choice), top_k, dim=-1)
-    picked = scored.gather(1, chosen)
-    if normalize:
-        picked = picked / (picked.sum(-1, keepdim=True) + 1e-6)
-    shares = torch.zeros_like(scored).scatter(1, chosen, picked * scale)
-    results = []
-    for index, (gate, up, down) in enumerate(zip(w1, w3, w2, strict=True)):
-        inner = F.silu(F.linear(given, _expert(m, gate))) * F.linear(given, _expert(m, up))
-        results.append(F.linear(inner, _expert(m, down)) * shares[:, index : index + 1])
-    return reduce(torch.add, results)
+    chosen, weights = choose_experts(scored, m.value(choice), top_k, normalize, scale)
+    shares = torch.zeros_like(scored).scatter(1, chosen, weights)
+    return mix_experts(given, shares, w1, w3, w2, lambda x, weight: F.linear(x, _expert(m, weight)))
 
 
 def _expert(m: Stateful, weight: fx.Node) -> Tensor:
@@ -271,14 +261,11 @@ def _expert(m: Stateful, weight: fx.Node) -> Tensor:
 
 
 def lookup_codes(packed: PackedTensor) -> Tensor:
-    """Codes as the embedding operators read them: signed int8 `[V, H]`, or fields of a byte, the
-    first in the highest (4 bits) or lowest (2 bits) of them."""
-    bits = packed.format.bits
-    if bits == 8:
-        return (packed.codes.to(torch.int16) - packed.format.zero_point).to(torch.int8)
-    if bits == 4:
-        return (packed.codes[:, 0::2] << 4) | packed.codes[:, 1::2]
-    raise UnsupportedError("the runtime has no lookup of this width", got=packed.format.name)
+    """Codes as the embedding operators read them: signed int8 `[V, H]`, or two of 4 bits in a byte,
+    the first in its higher half."""
+    if packed.format.bits == 8:
+        return packed.signed_codes()
+    return (packed.codes[:, 0::2] << 4) | packed.codes[:, 1::2]
 
 
 def lookup_scales(packed: PackedTensor) -> Tensor:

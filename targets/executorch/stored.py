@@ -48,13 +48,11 @@ def stored(
 
 def matrix_parts(packed: PackedTensor, sources: tuple[str, ...]) -> list[StoredTensor]:
     """What XNNPACK keeps of a matrix: 4-bit codes as a bit stream a row, 8-bit codes signed."""
-    codes, scales = packed.codes, packed.scales
     if packed.format.bits == 4:
         own = stored("codes", packed.packed_codes(), "codes", sources)
     else:
-        signed = (codes.to(torch.int16) - packed.format.zero_point).to(torch.int8)
-        own = stored("signed", signed, "codes", sources)
-    return [own, stored(packed.format.scale_dtype, scales, "scales", sources)]
+        own = stored("signed", packed.signed_codes(), "codes", sources)
+    return [own, stored(packed.format.scale_dtype, packed.scales, "scales", sources)]
 
 
 def read(folder: Path, wanted: StoredTensor) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import ROW, Capabilities, Format
+from lfmc.calib_free.formats import ROW, Capabilities, Format, unpadded
+from lfmc.errors import UnsupportedError
 from lfmc.model import DecoderConfig
 from lfmc.parity import ARTIFACT_TOLERANCE, Rung
 from lfmc.program import Program
@@ -43,9 +44,9 @@ class ExecutorchTarget:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
         return Capabilities(
-            linear=_whole(hidden, config.ffn_size, inner),
-            embedding=_whole(hidden),
-            expert=_whole(hidden, moe.ffn_size) if moe else (),
+            linear=unpadded(FORMATS, hidden, config.ffn_size, inner),
+            embedding=unpadded(FORMATS, hidden),
+            expert=unpadded(FORMATS, hidden, moe.ffn_size) if moe else (),
             floats=("float32",),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
@@ -99,6 +100,8 @@ class ExecutorchTarget:
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.executorch.runtime import ExecutorchStepper
 
+        if exact:
+            raise UnsupportedError("XNNPACK's n-bit kernels always round activations")
         return ExecutorchStepper(folder)
 
     def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
@@ -116,11 +119,6 @@ class ExecutorchTarget:
         from lfmc.targets.executorch.noise import noise_rung
 
         return noise_rung(program, folder)
-
-
-def _whole(*columns: int) -> tuple[Format, ...]:
-    """Formats whose groups divide every one of these row lengths."""
-    return tuple(f for f in FORMATS if all(size % f.span(size) == 0 for size in columns))
 
 
 def _methods(
@@ -149,8 +147,5 @@ GRAPH_PER_EXPERT = 3_600
 
 def _graph_nbytes(config: DecoderConfig) -> int:
     per_layer = GRAPH_PER_LAYER + (GRAPH_PER_SANDWICH if config.sandwich_norm else 0)
-    total = GRAPH + per_layer * config.num_layers
-    if config.moe:
-        sparse = sum(config.is_moe_layer(index) for index in range(config.num_layers))
-        total += GRAPH_PER_EXPERT * sparse * config.moe.num_experts
-    return total
+    experts = GRAPH_PER_EXPERT * config.num_experts_in_all
+    return GRAPH + per_layer * config.num_layers + experts

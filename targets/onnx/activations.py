@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lfmc.calib_free.pack import unpack_bits
+from lfmc.model.experts import choose_experts
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program
 
@@ -164,10 +165,7 @@ class _Interpreter(fx.Interpreter):
         normalize: bool,
         scale: float,
     ) -> Tensor:
-        _, chosen = torch.topk(choice, top_k, dim=-1)
-        weights = scores.gather(1, chosen)
-        if normalize:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+        chosen, weights = choose_experts(scores, choice, top_k, normalize, scale)
         y, self.ties = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.bool)
         for index, (one, three, two) in enumerate(zip(w1, w3, w2, strict=True)):
             token, slot = torch.where(chosen == index)
@@ -176,7 +174,7 @@ class _Interpreter(fx.Interpreter):
             own = x[token]
             (gate, ties), (up, _) = (_matmul(own, w, self.exact, paired=True) for w in (one, three))
             out, more = _matmul(F.silu(gate) * up, two, self.exact, paired=False)
-            y.index_add_(0, token, out * (weights[token, slot] * scale).unsqueeze(-1))
+            y.index_add_(0, token, out * weights[token, slot].unsqueeze(-1))
             self.ties[token] |= ties | more
         return y
 

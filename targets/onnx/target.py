@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Capabilities, Format
+from lfmc.calib_free.formats import Capabilities, Format, unpadded
 from lfmc.errors import UnsupportedError
 from lfmc.model import DecoderConfig
 from lfmc.parity import ARTIFACT_TOLERANCE, Rung
@@ -56,8 +56,8 @@ class OnnxTarget:
         return Capabilities(
             linear=FORMATS,
             # These two kernels take whole groups only; MatMulNBits pads the last one.
-            embedding=_whole(config.hidden_size),
-            expert=_whole(config.hidden_size, moe.ffn_size) if moe else (),
+            embedding=unpadded(FORMATS, config.hidden_size),
+            expert=unpadded(FORMATS, config.hidden_size, moe.ffn_size) if moe else (),
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="expert",  # one QMoE node has one width for all three matrices
@@ -151,11 +151,6 @@ class OnnxTarget:
         return operator_parity(program, folder, artifact)
 
 
-def _whole(*columns: int) -> tuple[Format, ...]:
-    """Formats whose group divides every one of these row lengths."""
-    return tuple(f for f in FORMATS if all(size % f.group == 0 for size in columns))
-
-
 # Bytes of the model file that are not weights: measured, with a margin; an export that needs more
 # fails instead of breaking its budget (`tests/targets/onnx/test_files.py` watches the margin).
 GRAPH = 8_000
@@ -164,8 +159,5 @@ GRAPH_PER_EXPERT = 300
 
 
 def _graph_nbytes(config: DecoderConfig) -> int:
-    total = GRAPH + GRAPH_PER_LAYER * config.num_layers
-    if config.moe:
-        sparse = sum(config.is_moe_layer(index) for index in range(config.num_layers))
-        total += GRAPH_PER_EXPERT * sparse * config.moe.num_experts
-    return total
+    experts = GRAPH_PER_EXPERT * config.num_experts_in_all
+    return GRAPH + GRAPH_PER_LAYER * config.num_layers + experts
