@@ -34,9 +34,6 @@ from lfmc.weights import PlannedWeights
 from lfmc.workers import open_workers
 
 DEFAULT_CONTEXT = 4096
-# Codes, a byte each, and the file made of them: measured, the largest of the targets. Floats more.
-LOWERING_BYTES_PER_PARAM = 2.5
-FLOAT_BYTES_PER_PARAM = 5.0
 MIN_CONTEXT = 16  # the golden prompts and a few tokens
 
 
@@ -153,7 +150,7 @@ def export(
     `GateError` where parity, the budget, `max_kl` or `min_top1` is not.
     """
     asked = request(checkpoint, target, options)
-    each = FLOAT_BYTES_PER_PARAM if options.bits == "none" else LOWERING_BYTES_PER_PARAM
+    each = target.lowering_bytes * (2 if options.bits == "none" else 1)  # floats take twice
     needed = int(each * checkpoint.num_params)
     require_memory(checkpoint, needed, "lowering", "export it on a machine with more memory")
     if options.check != "off":

@@ -97,6 +97,7 @@ class Target(Protocol):
     extra: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[TargetOption, ...]]
+    lowering_bytes: ClassVar[float]  # of memory, a parameter, for n-bit weights: measured
     exact: ClassVar[bool]  # the artifact can also be run with float activations
 
     def capabilities(self, config: DecoderConfig) -> Capabilities: ...

@@ -55,6 +55,7 @@ class CoremlTarget:
         TargetOption("compute_units", COMPUTE_UNITS, "what an app should ask for"),
     )
 
+    lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = True
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:

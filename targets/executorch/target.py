@@ -38,6 +38,7 @@ class ExecutorchTarget:
     options: ClassVar[tuple[TargetOption, ...]] = (
         TargetOption("chunk", ("128", "32", "64", "256", "512"), "most tokens of a call"),
     )
+    lowering_bytes: ClassVar[float] = 5.0
     exact: ClassVar[bool] = False
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:

@@ -49,6 +49,7 @@ class OnnxTarget:
         ),
     )
 
+    lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = True
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:
