@@ -66,32 +66,33 @@ class ExecutorchTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
-        from lfmc.targets.executorch.lower import DELEGATE, lower
-        from lfmc.targets.executorch.module import Stateful, state_name, state_shape
+        from lfmc.targets.executorch.lower import Lowering, state_name, state_shape
         from lfmc.targets.executorch.stored import MODEL
 
         chunk = min(int(request.options["chunk"]), request.context)
-        module = Stateful(program, weights, request.context).eval()
-        methods = _methods(program.config, weights.checkpoint.stop_ids, request.context, chunk)
-        data, operators = lower(module, chunk, methods)
-        (folder / MODEL).write_bytes(data)
+        lowering = Lowering(program, weights, request.context, chunk)
+        facts = _facts(program.config, weights.checkpoint.stop_ids, request.context, chunk)
+        made = lowering.assemble(facts)
+        (folder / MODEL).write_bytes(made.data)
+        states = [
+            {
+                "name": state_name(spec),
+                "shape": list(state_shape(spec)),
+                "dtype": "float32",
+                "kept_by": "the program",
+                "reset": "start_pos 0",
+            }
+            for spec in program.states
+        ]
         facts = {
             "backend": "xnnpack",
             "chunk": chunk,
-            "delegates": operators.pop(DELEGATE, 0),
-            "operators_outside": operators,
-            "states": [
-                {
-                    "name": state_name(spec),
-                    "shape": list(state_shape(spec)),
-                    "dtype": "float32",
-                    "kept_by": "the program",
-                    "reset": "start_pos 0",
-                }
-                for spec in program.states
-            ],
+            "delegates": made.delegates,
+            "delegated_work": round(made.inside_work, 4),
+            "operators_outside": dict(made.outside),
+            "states": states,
         }
-        return Artifact((MODEL,), tuple(module.stored), (), facts)
+        return Artifact((MODEL,), tuple(lowering.stored), (), facts)
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
         from lfmc.targets.executorch.stored import read
@@ -122,7 +123,7 @@ class ExecutorchTarget:
         return noise_rung(program, folder)
 
 
-def _methods(
+def _facts(
     config: DecoderConfig, stop_ids: tuple[int, ...], context: int, chunk: int
 ) -> dict[str, Any]:
     """Methods without arguments that ExecuTorch's own runners of language models ask for."""

@@ -48,7 +48,7 @@ def test_the_manifest_says_what_an_app_needs(bundle: Bundle, source: Checkpoint)
     assert manifest["chunk"] == 32
     assert manifest["artifact"] == ["model.pte"]
     assert manifest["delegates"] > 0
-    assert manifest["operators_outside"]["llama.custom_sdpa"] == 2
+    assert manifest["operators_outside"]["llama::custom_sdpa.out"] == 2
     kinds = [state["name"].split("_")[0] for state in manifest["states"]]
     assert (kinds.count("conv"), kinds.count("key"), kinds.count("value")) == (4, 2, 2)
     assert {state["reset"] for state in manifest["states"]} == {"start_pos 0"}
