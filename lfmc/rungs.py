@@ -154,7 +154,7 @@ def _artifact_rungs(
 ) -> list[Rung]:
     """The artifact with float activations, each n-bit operator alone, and all as it ships."""
     config = program.config
-    rungs = [target.operator_parity(program, folder, artifact)]
+    rungs = [*target.operator_parity(program, folder, artifact)]
     for exact in (True, False) if target.exact else (False,):
         tolerance = target.tolerance(program, exact=exact)
         rungs.append(

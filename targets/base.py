@@ -124,9 +124,11 @@ class Target(Protocol):
         """What rung 3 may differ by: more than float arithmetic only where a kernel rounds; None
         where it is only reported."""
 
-    def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
-        """Every n-bit operator of the artifact, as shipped, on the input that it really gets; or,
-        of a runtime that shows none, a strict comparison of all together."""
+    def operator_parity(
+        self, program: Program, folder: Path, artifact: Artifact
+    ) -> tuple[Rung, ...]:
+        """Every n-bit operator of the artifact, as shipped, on its own; and whatever else is
+        stricter than a comparison of logits."""
 
 
 def choose_options(target: Target, given: Mapping[str, str]) -> dict[str, str]:

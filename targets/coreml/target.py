@@ -157,10 +157,12 @@ class CoremlTarget:
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
         return TOLERANCE if exact else None
 
-    def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
+    def operator_parity(
+        self, program: Program, folder: Path, artifact: Artifact
+    ) -> tuple[Rung, ...]:
         from lfmc.targets.coreml.probe import operator_parity
 
-        return operator_parity(program, folder, artifact)
+        return (operator_parity(program, folder, artifact),)
 
 
 DESCRIPTIONS = {

@@ -24,12 +24,12 @@ from lfmc.targets.executorch.steps import (
     Host,
     Inside,
     Length,
-    Matrix,
     Number,
     Only,
     State,
     Step,
     Value,
+    as_bytes,
     flat,
     most,
 )
@@ -61,11 +61,11 @@ class Assembled:
 def assemble(
     steps: Sequence[Step],
     given: Sequence[Given],
-    result: Value,
+    results: Sequence[Value],
     facts: Mapping[str, Any],
 ) -> Assembled:
     """A program whose method `forward` runs `steps`; `facts` become methods of their own."""
-    method = _Method(steps, given, result)
+    method = _Method(steps, given, results)
     plans = [method.plan(), *(_fact(name, value) for name, value in facts.items())]
     program = schema.Program(
         version=0,
@@ -83,10 +83,13 @@ def assemble(
         },
         external_data={},
     )
-    file = PTEFile(program, named_data=named)
-    data = bytes(serialize_pte_binary(
-        file, extract_delegate_segments=True, segment_alignment=CONSTANT_ALIGNMENT
-    ))
+    zeros = [schema.Buffer(bytes(nbytes)) for nbytes in method.zeros]
+    file = PTEFile(program, mutable_data=zeros if len(zeros) > 1 else None, named_data=named)
+    data = bytes(
+        serialize_pte_binary(
+            file, extract_delegate_segments=True, segment_alignment=CONSTANT_ALIGNMENT
+        )
+    )
     work: Counter[type] = Counter()
     for step in flat(steps):
         work[type(step)] += step.work
@@ -101,11 +104,14 @@ def assemble(
 class _Method:
     """Values by number, instructions, and what they refer to."""
 
-    def __init__(self, steps: Sequence[Step], given: Sequence[Given], result: Value) -> None:
+    def __init__(
+        self, steps: Sequence[Step], given: Sequence[Given], results: Sequence[Value]
+    ) -> None:
         self.payloads: list[bytes] = []
         self.constants: dict[str, bytes] = {}
         self.buffers = [b""]
-        self._given, self._result = given, result
+        self.zeros = [0]  # bytes of states' first values, each size once
+        self._given, self._results = given, results
         self._values: list[Any] = []  # an EValue, or a tensor that is not placed yet
         self._numbers: dict[Any, int] = {}
         self._operators: dict[tuple[str, str], int] = {}
@@ -116,20 +122,25 @@ class _Method:
         for value in given:
             self._tensor(value)
         self._emit(steps)
-        self._tensor(result)
+        for result in results:
+            self._tensor(result)
 
     def plan(self) -> schema.ExecutionPlan:
-        inputs, output = [self._numbers[id(x)] for x in self._given], self._numbers[id(self._result)]
+        inputs, outputs = (
+            [self._numbers[id(x)] for x in values] for values in (self._given, self._results)
+        )
         offsets, nbytes = self._memory()
         return schema.ExecutionPlan(
             name="forward",
-            container_meta_type=schema.ContainerMetadata(_tuple(len(inputs)), _results(1)),
+            container_meta_type=schema.ContainerMetadata(
+                _tuple(len(inputs)), _returned(len(outputs))
+            ),
             values=[
                 schema.EValue(self._placed(value, offsets) if isinstance(value, Value) else value)
                 for value in self._values
             ],
             inputs=inputs,
-            outputs=[output],
+            outputs=outputs,
             chains=[schema.Chain([], [], self._instructions, None)],
             operators=[schema.Operator(*key) for key in self._operators],
             delegates=[
@@ -167,11 +178,8 @@ class _Method:
         if not group:
             return
         own = set(map(id, group))
-        outputs = [
-            step.output
-            for step in group
-            if step.output is self._result or self._users[id(step.output)] - own
-        ]
+        made = [step.outputs[0] for step in group]
+        outputs = [x for x in made if x in self._results or self._users[id(x)] - own]
         delegate = Delegate(group, outputs)
         arguments = [self._argument(value) for value in (*delegate.inputs, *delegate.outputs)]
         call = schema.DelegateCall(len(self.payloads), arguments)
@@ -230,7 +238,7 @@ class _Method:
                 first, last = 0, end
             if isinstance(value, Given):
                 first = 0
-            if value is self._result:
+            if value in self._results:
                 last = end
             spans.append((_nbytes(value), first, last, value))
         placed: list[tuple[int, int, int, int]] = []
@@ -257,6 +265,8 @@ class _Method:
             offset = offsets[id(base)]
             if isinstance(value, Element):
                 offset += value.index * value.dtype.itemsize
+            if isinstance(value, State) and value.zeros:
+                held = self._zeros(_nbytes(value))
             place = schema.AllocationDetails(1, offset & 0xFFFFFFFF, offset >> 32)
         sizes = most(value.shape)
         moving = any(isinstance(size, Length) for size in value.shape)
@@ -273,8 +283,13 @@ class _Method:
             shape_dynamism=shapes.DYNAMIC_BOUND if moving else shapes.STATIC,
         )
 
+    def _zeros(self, nbytes: int) -> int:
+        if nbytes not in self.zeros:
+            self.zeros.append(nbytes)
+        return self.zeros.index(nbytes)
+
     def _buffer(self, value: Constant) -> int:
-        self.buffers.append(value.data.contiguous().view(torch.uint8).numpy().tobytes())
+        self.buffers.append(as_bytes(value.data))
         return len(self.buffers) - 1
 
 
@@ -285,8 +300,7 @@ def _users(steps: Sequence[Step]) -> defaultdict[int, set[int]]:
         if isinstance(step, (Block, Only)):
             for key, users in _users(step.steps).items():
                 found[key] |= users
-        inputs = (step.condition,) if isinstance(step, Only) else step.inputs
-        for value in inputs:
+        for value in step.inputs:
             base = value.of if isinstance(value, Element) else value
             found[id(base)].add(id(step))
     return found
@@ -307,7 +321,7 @@ def _scalar(x: Any) -> Any:
 def _fact(name: str, value: Any) -> schema.ExecutionPlan:
     """A method without arguments that returns a constant, or several."""
     items = value if isinstance(value, list) else [value]
-    form = _results(1)
+    form = _returned(1)
     if isinstance(value, list):
         inner = ", ".join([ONE] * len(items))
         form = f'[1, {{"type": "builtins.list", "context": "null", "children_spec": [{inner}]}}]'
@@ -333,5 +347,5 @@ def _tuple(count: int) -> str:
     return f'[1, {{"type": "builtins.tuple", "context": "null", "children_spec": [{both}]}}]'
 
 
-def _results(count: int) -> str:
+def _returned(count: int) -> str:
     return "[1, " + ", ".join([ONE] * count) + "]"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as xnn
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
     serialize_xnnpack_binary,
@@ -19,7 +20,7 @@ from executorch.backends.xnnpack.utils.xnnpack_constants import (
 )
 from torch import Tensor
 
-from lfmc.targets.executorch.steps import Constant, Inside, Matrix, Value, most
+from lfmc.targets.executorch.steps import Constant, Inside, Matrix, Value, as_bytes, most
 
 TYPES = xnn.XNNDatatype
 
@@ -29,7 +30,7 @@ class Delegate:
     bytes, so that delegates share what is equal."""
 
     def __init__(self, steps: Sequence[Inside], outputs: Sequence[Value]) -> None:
-        made = {id(step.output) for step in steps}
+        made = {id(step.outputs[0]) for step in steps}
         used = {id(x): x for step in steps for x in step.inputs if id(x) not in made}
         self.inputs, self.outputs = tuple(used.values()), tuple(outputs)
         self.constants: dict[str, bytes] = {}
@@ -58,7 +59,7 @@ class Delegate:
             output_ids=self._output_ids,
             constant_data=self._data,
         )
-        return serialize_xnnpack_binary(graph, bytearray())
+        return bytes(serialize_xnnpack_binary(graph, bytearray()))
 
     def node(self, node: Any) -> None:
         self._nodes.append(xnn.XNode(node, debug_handle=len(self._nodes)))
@@ -99,6 +100,15 @@ class Delegate:
             self._ids[id(matrix)] = self._define(kind, list(matrix.shape), held, steps)
         return self._ids[id(matrix)]
 
+    def copy(self, value: xnn.XNNQuantizedTensorValue, constants: Sequence[bytes]) -> int:
+        """The number of a value like one of another delegate, with its codes and scales."""
+        tensor, steps = value.tensor_value, value.quant_params
+        held = 0
+        if constants:
+            held, scales = map(self._keep, constants)
+            steps = replace(steps, scale_buffer_idx=scales)
+        return self._define(tensor.datatype, tensor.dims, held, steps)
+
     def _external(self, value: Value, flag: int) -> int:
         number = len(self._ids)
         found = self._define(
@@ -124,8 +134,10 @@ class Delegate:
         return found
 
     def _store(self, data: Tensor) -> int:
-        raw = data.contiguous().view(torch.uint8).numpy().tobytes()
-        key = hashlib.sha256(raw).hexdigest()
+        return self._keep(as_bytes(data))
+
+    def _keep(self, raw: bytes) -> int:
+        key = base64.b85encode(hashlib.sha256(raw).digest()[:16]).decode()
         self.constants[key] = raw
         self._data.append(xnn.ConstantDataOffset(UINT64_MAX, len(raw), key))
         return len(self._data) - 1

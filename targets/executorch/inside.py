@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as xnn
 from executorch.backends.xnnpack.utils.xnnpack_constants import XNN_INVALID_VALUE_ID as NONE
-from torch import Tensor
 
 from lfmc.targets.executorch.delegate import Delegate
 from lfmc.targets.executorch.steps import (
@@ -22,9 +21,11 @@ from lfmc.targets.executorch.steps import (
     Length,
     Matrix,
     Shape,
+    Size,
     Step,
     Value,
     constant,
+    most,
 )
 
 
@@ -48,7 +49,7 @@ class Inner:
 
         used = tuple(x for x in inputs if not isinstance(x, Constant))
         counted = tokens_at_one(shape) if work is None else work
-        self.steps.append(Inside(used, made, emit, counted))
+        self.steps.append(Inside(used, (made,), emit, counted))
         return made
 
     def _one(self, kind: Any, x: Value) -> Value:
@@ -82,7 +83,7 @@ class Inner:
     def linear(self, x: Value, weight: Value | Matrix, bias: Value | None = None) -> Value:
         """`[..., K]` by `[N, K]`; where the weight is n-bit, every row of `x` is rounded to int8
         first, once for all such products of a delegate."""
-        rows, columns = weight.shape
+        rows, columns = most(weight.shape)
 
         def node(d: Delegate, out: int) -> Any:
             left = d.rounded(x) if isinstance(weight, Matrix) else d.id(x)
@@ -90,7 +91,7 @@ class Inner:
             return xnn.XNNFullyConnected(left, right, NONE if bias is None else d.id(bias), out, 0)
 
         shape = (*x.shape[:-1], rows)
-        work = tokens_at_one(shape) * int(columns)  # type: ignore[arg-type]
+        work = tokens_at_one(shape) * columns
         return self._add([x], shape, node, work)
 
     def reshape(self, x: Value, shape: Shape) -> Value:
@@ -118,23 +119,19 @@ class Inner:
         return self._add(
             [a, b],
             shape,
-            lambda d, out: xnn.XNNConcatenate2(
-                dim, d.id(a), d.id(b), NONE, NONE, out, 0, NONE
-            ),
+            lambda d, out: xnn.XNNConcatenate2(dim, d.id(a), d.id(b), NONE, NONE, out, 0, NONE),
         )
 
-    def filter(self, x: Value, taps: Constant, bias: Constant | None) -> Value:
+    def filter(self, x: Value, taps: Constant, bias: Constant | None, length: Size) -> Value:
         """A filter for each channel along the dim before the last: `x` `[1, T + L - 1, H]`, `taps`
-        `[L, H]`, to `[1, T, H]`."""
-        length, channels = taps.shape
-        before, shape = x.shape[1], x.shape
-        assert isinstance(before, Length) and isinstance(length, int)
-        inner = constant(taps.data.view(1, 1, *taps.data.shape))
-        wide = self.reshape(x, (1, 1, *shape[1:]))
-        after = (1, 1, Length(before.most - length + 1), channels)
+        `[L, H]`, to `[1, T, H]` with T `length`."""
+        width, channels = taps.data.shape
+        inner = constant(taps.data.view(1, 1, width, channels))
+        wide = self.reshape(x, (1, 1, *x.shape[1:]))
+        after = (1, 1, length, channels)
 
         def node(d: Delegate, out: int) -> Any:
-            size = {"kernel_height": 1, "kernel_width": length, "groups": channels}
+            size = {"kernel_height": 1, "kernel_width": width, "groups": channels}
             ones = ("subsampling", "dilation")
             steps = {f"{name}_{side}": 1 for name in ones for side in ("height", "width")}
             sides = ("top", "right", "bottom", "left")
@@ -154,8 +151,8 @@ class Inner:
                 flags=0,
             )
 
-        found = self._add([wide], after, node, work=length * int(channels))  # type: ignore[arg-type]
-        return self.reshape(found, (1, after[2], channels))
+        found = self._add([wide], after, node, work=width * channels)
+        return self.reshape(found, (1, length, channels))
 
     def silu(self, x: Value) -> Value:
         return self.multiply(x, self.sigmoid(x))
@@ -163,11 +160,8 @@ class Inner:
     def norm(self, x: Value, weight: Value, eps: float) -> Value:
         """RMS norm along the last dim. XNNPACK's means are along other dims: here a product with
         1 / K gives it."""
-        size = x.shape[-1]
-        assert isinstance(size, int)
-        mean = self.linear(
-            self.square(x), constant(torch.full((1, size), 1 / size)), number(eps)
-        )
+        size = most(x.shape)[-1]
+        mean = self.linear(self.square(x), constant(torch.full((1, size), 1 / size)), number(eps))
         return self.multiply(self.multiply(x, self.rsqrt(mean)), weight)
 
 
@@ -186,7 +180,3 @@ def broadcast(a: Shape, b: Shape) -> Shape:
     rank = max(len(a), len(b))
     left, right = ((1,) * (rank - len(x)) + tuple(x) for x in (a, b))
     return tuple(y if x == 1 else x for x, y in zip(left, right, strict=True))
-
-
-def as_tensor(value: Tensor) -> Constant:
-    return constant(value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,9 +51,7 @@ class Lowering:
     nothing. Keys and values need no reset: only slots up to the position are seen.
     """
 
-    def __init__(
-        self, program: Program, weights: PlannedWeights, context: int, chunk: int
-    ) -> None:
+    def __init__(self, program: Program, weights: PlannedWeights, context: int, chunk: int) -> None:
         self.program, self.weights, self.context = program, weights, context
         self.length = Length(chunk)
         self.inner = Inner()
@@ -63,7 +62,8 @@ class Lowering:
         self.tokens = Given((1, self.length), torch.int64)
         self.start_pos = Given((1,), torch.int64)
         self.states = {
-            node: State(state_shape(spec)) for node, spec in zip(states, program.states, strict=True)
+            node: State(state_shape(spec), zeros=spec.kind == "conv")
+            for node, spec in zip(states, program.states, strict=True)
         }
         self.start, self.count, end = Number(), Number(), Number()
         self.number("aten::_local_scalar_dense", (self.start_pos,), self.start)
@@ -79,7 +79,7 @@ class Lowering:
 
     def assemble(self, facts: Mapping[str, Any]) -> Assembled:
         given = (self.tokens, self.start_pos)
-        return assemble(arrange(self.inner.steps, given), given, self.logits, facts)
+        return assemble(arrange(self.inner.steps, given), given, [self.logits], facts)
 
     def value(self, node: Any) -> Any:
         """What a node stands for: a value, several, or a plain number."""
@@ -125,6 +125,15 @@ class Lowering:
 
     def number(self, name: str, args: Sequence[Any], made: Number) -> None:
         self.inner.steps.append(Host(name, tuple(args), (made,), (made,)))
+
+    @contextmanager
+    def apart(self) -> Iterator[list[Step]]:
+        """Steps that are recorded meanwhile go to a list of their own."""
+        before, self.inner = self.inner, Inner()
+        try:
+            yield self.inner.steps
+        finally:
+            self.inner = before
 
     def begun(self) -> Value:
         """1, and 0 in the first call of a conversation: float32 `[1]`."""
@@ -306,8 +315,10 @@ def _gated_short_conv(m: Lowering, node: fx.Node) -> Sequence[Any]:
     kept = m.once("kept until", lambda: _kept_until(m, back))
     # What the next call needs is the last of these; it is written where this call found it.
     args = (seen, 1, m.count, kept, 1, held)
-    inner.steps.append(Host("aten::slice_copy.Tensor_out", args, (held,), (held,), work=back * size))
-    mixed = inner.filter(seen, taps, m.value(bias))
+    inner.steps.append(
+        Host("aten::slice_copy.Tensor_out", args, (held,), (held,), work=back * size)
+    )
+    mixed = inner.filter(seen, taps, m.value(bias), m.length)
     return inner.multiply(out_gate, mixed), None
 
 
@@ -340,8 +351,8 @@ def _attention(m: Lowering, node: fx.Node) -> Sequence[Any]:
         (heads(v, config.num_kv_heads), values),
     ):
         done = Value((1,))
-        args = (new, m.states[state], m.start, done)
-        inner.steps.append(Host("llama::update_cache.out", args, (done,), (done,)))
+        put = (new, m.states[state], m.start, done)
+        inner.steps.append(Host("llama::update_cache.out", put, (done,), (done,)))
         written.append(done)
     mask = m.window(window) if window else None
     y = Value(query.shape)
@@ -361,42 +372,41 @@ def _swiglu(m: Lowering, node: fx.Node) -> Value:
 
 def _moe(m: Lowering, node: fx.Node) -> Value:
     """Each expert on the tokens that chose it; those that none chose are passed over."""
-    x, scores, choice, w1, w3, w2, top_k, normalize, scale = arguments(node)
-    given, scored, chosen_by = m.value(x), m.value(scores), m.value(choice)
-    outer, steps = m.inner, Inner()
-    m.inner = steps
-    tokens, size = given.shape
-    experts = scored.shape[1]
+    x, scores, choice, w1, w3, w2, *choosing = arguments(node)
+    inputs = tuple(m.value(arg) for arg in (x, scores, choice))
+    given = inputs[0]
+    with m.apart() as steps:
+        shares = _shares(m, *inputs[1:], *choosing)
+        experts = shares.shape[1]
+        highest = m.host("aten::amax.out", (shares, [0], False), (experts,))
+        used = m.host("aten::gt.Scalar_out", (highest, 0.0), (experts,), torch.bool)
+        mixed = m.host("aten::full_like.out", (given, 0.0, None), given.shape)
+        for index, matrices in enumerate(zip(w1, w3, w2, strict=True)):
+            with m.apart() as own:
+                _expert(m, given, shares, index, matrices, mixed)
+            steps.append(Only(Element((), torch.bool, used, index), own))
+    m.inner.steps.append(Block(inputs, (mixed,), steps))
+    return mixed
+
+
+def _shares(
+    m: Lowering, scores: Value, choice: Value, top_k: int, normalize: bool, scale: float
+) -> Value:
+    """What each expert counts for, `[N, E]`: 0 where it was not chosen."""
+    tokens = scores.shape[0]
     few = (tokens, top_k)
     best, chosen = Value(few), Value(few, torch.int64)
-    steps.steps.append(
-        Host(
-            "aten::topk.values",
-            (chosen_by, top_k, -1, True, True, best, chosen),
-            ([best, chosen],),
-            (best, chosen),
-        )
-    )
-    weights = m.host("aten::gather.out", (scored, 1, chosen, False), few)
+    args = (choice, top_k, -1, True, True, best, chosen)
+    m.inner.steps.append(Host("aten::topk.values", args, ([best, chosen],), (best, chosen)))
+    weights = m.host("aten::gather.out", (scores, 1, chosen, False), few)
     if normalize:
         total = m.host("aten::sum.IntList_out", (weights, [-1], True, None), (tokens, 1))
         total = m.host("aten::add.Scalar_out", (total, 1e-6, 1), (tokens, 1))
         weights = m.host("aten::div.out", (weights, total), few)
     if scale != 1:
         weights = m.host("aten::mul.Scalar_out", (weights, scale), few)
-    none = m.host("aten::full_like.out", (scored, 0.0, None), scored.shape)
-    shares = m.host("aten::scatter.src_out", (none, 1, chosen, weights), scored.shape)
-    highest = m.host("aten::amax.out", (shares, [0], False), (experts,))
-    used = m.host("aten::gt.Scalar_out", (highest, 0.0), (experts,), torch.bool)
-    mixed = m.host("aten::full_like.out", (given, 0.0, None), given.shape)
-    for index, matrices in enumerate(zip(w1, w3, w2, strict=True)):
-        m.inner = Inner()
-        _expert(m, given, shares, index, matrices, mixed)
-        steps.steps.append(Only(Element((), torch.bool, used, index), m.inner.steps))
-    m.inner = outer
-    block = Block((given, scored, chosen_by), (mixed,), steps.steps)
-    m.inner.steps.append(block)
-    return mixed
+    none = m.host("aten::full_like.out", (scores, 0.0, None), scores.shape)
+    return m.host("aten::scatter.src_out", (none, 1, chosen, weights), scores.shape)
 
 
 def _expert(
@@ -453,10 +463,10 @@ def _getitem(m: Lowering, node: fx.Node) -> Any:
 
 
 def _unsqueeze(m: Lowering, node: fx.Node) -> Value:
-    x, dim = node.args
+    x, dim = arguments(node)
     given = m.value(x)
     shape = list(given.shape)
-    shape.insert(dim % (len(shape) + 1), 1)  # type: ignore[operator]
+    shape.insert(dim % (len(shape) + 1), 1)
     return m.inner.reshape(given, tuple(shape))
 
 

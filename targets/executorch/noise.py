@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lfmc.parity import CaseResult, Rung, skipped
+from lfmc.parity import CaseResult, Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper, TorchStepper
 from lfmc.targets.executorch.activations import RoundedActivations
@@ -35,8 +35,6 @@ def n_bit(program: Program) -> bool:
 def noise_rung(program: Program, folder: Path) -> Rung:
     """Ratios for random tokens, `program` bound: for first tokens of conversations, some of which
     meet no rounding that turns (there it is about 1e-5, where all is right), and for a long one."""
-    if not n_bit(program):
-        return skipped(3, TITLE, "the artifact has no n-bit products")
     side = ExecutorchStepper(folder)
     alike, plain = (
         TorchStepper(module, program.config, side.context)

@@ -46,7 +46,9 @@ class Given(Value):
 
 @dataclass(eq=False)
 class State(Value):
-    """A tensor that is kept from call to call, zeros at first."""
+    """A tensor that is kept from call to call: `zeros` at first, or written before it is read."""
+
+    zeros: bool = False
 
 
 @dataclass(eq=False)
@@ -84,6 +86,10 @@ class Number:
     """An integer that a step makes."""
 
 
+def as_bytes(data: Tensor) -> bytes:
+    return data.contiguous().view(torch.uint8).numpy().tobytes()
+
+
 def constant(data: Tensor) -> Constant:
     return Constant(tuple(data.shape), data.dtype, data.contiguous())
 
@@ -96,7 +102,7 @@ class Inside:
     """
 
     inputs: tuple[Value, ...]
-    output: Value
+    outputs: tuple[Value]
     emit: Any  # Callable[[Delegate], None]
     work: int
 
@@ -119,7 +125,9 @@ class Host:
     @property
     def inputs(self) -> tuple[Any, ...]:
         made = {id(x) for x in self.outputs}
-        flat = [x for arg in self.arguments for x in (arg if isinstance(arg, (list, tuple)) else [arg])]
+        flat = [
+            x for arg in self.arguments for x in (arg if isinstance(arg, (list, tuple)) else [arg])
+        ]
         used = (x for x in (*flat, *self.needs) if isinstance(x, (Value, Number)))
         return tuple(x for x in used if id(x) not in made)
 
@@ -139,6 +147,11 @@ class Only:
 
     condition: Value
     steps: Sequence[Step]
+    outputs: tuple[Value, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        return (self.condition,)
 
 
 Step = Inside | Host | Block | Only
@@ -159,18 +172,16 @@ def arrange(steps: Sequence[Step], given: Sequence[Value]) -> list[Step]:
     done: set[int] = {id(value) for value in given}
 
     def ready(step: Step) -> bool:
-        inputs = step.inputs if not isinstance(step, Only) else (step.condition,)
-        return all(isinstance(x, (Constant, State)) or id(x) in done for x in inputs)
+        return all(isinstance(x, (Constant, State)) or id(x) in done for x in step.inputs)
 
     def take(inside: bool) -> Iterator[Step]:
         for step in list(waiting):
             if isinstance(step, Inside) == inside and ready(step):
                 waiting.remove(step)
-                outputs = (step.output,) if isinstance(step, Inside) else step.outputs
-                done.update(map(id, outputs))
+                done.update(map(id, step.outputs))
                 yield step
 
-    waiting, found = list(steps), []
+    waiting, found = list(steps), list[Step]()
     while waiting:
         before = len(waiting)
         for inside in (False, True):

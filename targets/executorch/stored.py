@@ -1,7 +1,7 @@
 """Constants as they lie in a .pte: what their bytes mean, and finding them there.
 
-ExecuTorch gives constants no names. XNNPACK's are kept under the SHA-256 of their bytes, others in
-a list; so lfmc calls each by what it is, its shape and that hash: `codes:64x32:e3b0c4...`.
+A program keeps XNNPACK's constants by a hash of their bytes and others in a list, without names; so
+lfmc calls each by what it is, its shape and its SHA-256: `codes:64x32:e3b0c4...`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from lfmc.calib_free.pack import PackedTensor, pack_bits
 from lfmc.errors import InputError, first_line
 from lfmc.quiet import quiet
 from lfmc.targets.base import Arrangement, StoredTensor
+from lfmc.targets.executorch.steps import as_bytes
 
 MODEL = "model.pte"
 ALIGNMENT = 256
@@ -28,18 +29,24 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Constants:
-    """What a program holds: delegates' constants by the SHA-256 of their bytes as they are now, and
-    all others, each with what fills up the file behind it to the next."""
+    """What a program holds: delegates, their constants by the names that they use, and all other
+    constants, each with what fills up the file behind it to the next."""
 
-    delegates: Mapping[str, bytes]
+    delegates: Sequence[bytes]
+    named: Mapping[str, bytes]
     others: Sequence[bytes]
+
+    @cached_property
+    def by_hash(self) -> Mapping[str, bytes]:
+        """Delegates' constants by the SHA-256 of their bytes as they are now."""
+        return {_hash(data): data for data in self.named.values()}
 
 
 def stored(
     kind: str, value: Tensor, part: str, sources: tuple[str, ...], copy: int = 0
 ) -> StoredTensor:
     """A constant of the program, of which `value` is what its bytes are."""
-    data = value.contiguous().view(torch.uint8).numpy().tobytes()
+    data = as_bytes(value)
     shape = "x".join(str(size) for size in value.shape)
     name = f"{kind}:{shape}:{_hash(data)}"
     order: Arrangement = "rows"
@@ -62,7 +69,7 @@ def read(folder: Path, wanted: StoredTensor) -> Tensor:
     dtype = STORED_AS[kind]
     nbytes = math.prod(sizes) * dtype.itemsize
     held = constants(folder / MODEL)
-    data = held.delegates.get(key)
+    data = held.by_hash.get(key)
     for other in held.others if data is None else ():
         if nbytes <= len(other) < nbytes + ALIGNMENT and _hash(other[:nbytes]) == key:
             data = other[:nbytes]
@@ -132,6 +139,8 @@ def _constants(path: Path, stamp: int) -> Constants:
         raise InputError(
             "executorch can't read the program", where=path, got=first_line(error)
         ) from error
-    named = [] if file.named_data is None else [bytes(data) for data in file.named_data.buffers]
-    others = [bytes(buffer.storage) for buffer in file.program.constant_buffer]
-    return Constants({_hash(data): data for data in named}, others)
+    named, program = file.named_data, file.program
+    blobs = {k: bytes(named.buffers[e.buffer_index]) for k, e in named.pte_data.items()}
+    delegates = [bytes(delegate.data) for delegate in program.backend_delegate_data]
+    others = [bytes(buffer.storage) for buffer in program.constant_buffer]
+    return Constants(delegates, blobs, others)

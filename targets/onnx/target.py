@@ -146,10 +146,12 @@ class OnnxTarget:
         # logits; `operator_parity` is the strict comparison then.
         return 3e-2 if rounds_always(program) else ARTIFACT_TOLERANCE
 
-    def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> Rung:
+    def operator_parity(
+        self, program: Program, folder: Path, artifact: Artifact
+    ) -> tuple[Rung, ...]:
         from lfmc.targets.onnx.probe import operator_parity
 
-        return operator_parity(program, folder, artifact)
+        return (operator_parity(program, folder, artifact),)
 
 
 # Bytes of the model file that are not weights: measured, with a margin; an export that needs more

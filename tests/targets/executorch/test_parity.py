@@ -55,12 +55,20 @@ def test_constants_on_disk_are_the_plan(lowered: Make, name: str, choose: Choose
 def test_it_is_as_near_as_rounding_allows(lowered: Make) -> None:
     made = lowered("lfm2_moe", mixed, "executorch")
     assert made.target.tolerance(made.program, exact=False) is None
-    rung = made.target.operator_parity(made.program, made.folder, made.artifact)
-    assert rung.passed, rung
-    assert rung.cases[0].difference < 1e-3
+    products, noise = made.target.operator_parity(made.program, made.folder, made.artifact)
+    assert products.passed, products
+    assert {case.case for case in products.cases} == {
+        "linear, 4 bits, groups of 32",
+        "linear, 8 bits, a scale a row",
+        "expert, 4 bits, groups of 32",
+        "expert, 8 bits, a scale a row",
+    }
+    assert noise.passed, noise
+    assert noise.cases[0].difference < 1e-3
     plain = lowered("lfm2", floats, "executorch")
     assert plain.target.tolerance(plain.program, exact=False) == 1e-4
-    assert plain.target.operator_parity(plain.program, plain.folder, plain.artifact).skipped
+    (rung,) = plain.target.operator_parity(plain.program, plain.folder, plain.artifact)
+    assert rung.skipped
 
 
 @pytest.mark.parametrize(("wrong", "ratio"), [(1.02, 0.1), (-1.0, 2.0)])
@@ -72,11 +80,12 @@ def test_a_wrong_scale_is_further_away(lowered: Make, wrong: float, ratio: float
     right = held.clone()
     try:
         held *= wrong
-        rung = made.target.operator_parity(made.program, made.folder, made.artifact)
+        products, noise = made.target.operator_parity(made.program, made.folder, made.artifact)
     finally:
         held.copy_(right)
-    assert rung.cases[0].difference > ratio
-    assert rung.passed == (wrong > 0)
+    assert not products.passed
+    assert noise.cases[0].difference > ratio
+    assert noise.passed == (wrong > 0)
 
 
 def test_a_second_conversation_equals_a_fresh_one(lowered: Make) -> None:
