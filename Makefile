@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SITE := build/lint/site
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-arm lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lfmc export --target onnx --bits auto --output out/demo --force
@@ -13,6 +13,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# Needs g++-aarch64-linux-gnu, qemu-user and nlohmann-json3-dev, and a network for the Arm wheel.
+test-arm: $(VENV)/.installed
+	$(BIN)/python -m pytest -m arm --arm
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

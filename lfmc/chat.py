@@ -11,6 +11,7 @@ from lfmc.checkpoint import TOKENIZER_FILES, Checkpoint
 from lfmc.errors import InputError
 
 TEMPLATE = "chat_template.jinja"
+MESSAGE = "{message}"
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
@@ -87,6 +88,20 @@ def render(folder: Path, messages: Sequence[dict[str, str]]) -> str | None:
         return template.render(messages=messages, add_generation_prompt=True, **special)
     except Exception as error:  # a template is a program: it may raise anything
         raise InputError("the chat template can't be rendered", where=path, got=error) from error
+
+
+def chat_prompt(checkpoint: Checkpoint, folder: Path) -> str | None:
+    """What a model is given for one message, `{message}`, in a new conversation: for apps that
+    render no templates.
+
+    By the chat template in `folder`; without one, the start token and the message. None where the
+    template does not have the message in it once, as it is.
+    """
+    rendered = render(folder, [{"role": "user", "content": MESSAGE}])
+    if rendered is not None:
+        return rendered if rendered.count(MESSAGE) == 1 else None
+    bos = checkpoint.config.bos_id
+    return ("" if bos is None else checkpoint.tokenizer().id_to_token(bos)) + MESSAGE
 
 
 def _refuse(message: str) -> str:

@@ -17,7 +17,7 @@ from lfmc.calib_free.auto import Allocation
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan
 from lfmc.calib_free.resources import Resources
-from lfmc.chat import copy_tokenizer
+from lfmc.chat import chat_prompt, copy_tokenizer
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError
 from lfmc.generate import golden_prompts
@@ -320,6 +320,7 @@ def _manifest(
             "pad": config.pad_id,
             "stop": list(checkpoint.stop_ids),
         },
+        "chat_prompt": chat_prompt(checkpoint, folder),
         # States can't be rewound: drop the last tokens by a reset and a new prefill.
         "can_rewind": False,
         "artifact": list(artifact.files),

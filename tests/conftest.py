@@ -19,18 +19,20 @@ _SHARED = Path(__file__).parents[2] / "shared" / "models"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden texts anew")
     parser.addoption("--slow", action="store_true", help="also run tests of more than 20 seconds")
+    parser.addoption("--arm", action="store_true", help="also run what is built for 64-bit Arm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than 20 seconds")
+    config.addinivalue_line("markers", "arm: builds for 64-bit Arm and runs that under qemu")
     torch.set_num_threads(1)  # every model here is too small to share
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="needs --slow"))
+    for name in ("slow", "arm"):
+        for item in [] if config.getoption(f"--{name}") else items:
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=f"needs --{name}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,8 +8,6 @@ weight does not stop there.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,6 @@ from lfmc.parity import CaseResult, Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper, TorchStepper
 from lfmc.targets.executorch.activations import RoundedActivations
-from lfmc.targets.executorch.runtime import ExecutorchStepper
 
 TITLE = "artifact = torch that rounds alike, over what rounding does"
 CONVERSATIONS = 24
@@ -32,10 +29,10 @@ def n_bit(program: Program) -> bool:
     return any(True for name in names for _ in program.nodes(name))
 
 
-def noise_rung(program: Program, folder: Path) -> Rung:
-    """Ratios for random tokens, `program` bound: for first tokens of conversations, some of which
-    meet no rounding that turns (there it is about 1e-5, where all is right), and for a long one."""
-    side = ExecutorchStepper(folder)
+def noise_rung(program: Program, side: Stepper) -> Rung:
+    """Ratios of `side`, which runs the artifact, for random tokens; `program` is bound. For first
+    tokens of conversations, some of which meet no rounding that turns (there it is about 1e-5,
+    where all is right), and for a long one."""
     alike, plain = (
         TorchStepper(module, program.config, side.context)
         for module in (RoundedActivations(program.module), program.module)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lfmc.checkpoint import demo_path
 from lfmc.model import build_decoder, read_config
 
 SHAPES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -101,6 +102,8 @@ def write_checkpoint(shape: str, folder: Path) -> None:
     raw = {**COMMON, **changes, "layer_types": kinds}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(raw))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_path() / name, folder)
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(POOL, generator=generator).bfloat16()
     files: dict[str, dict[str, Tensor]] = {}

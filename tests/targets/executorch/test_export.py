@@ -9,10 +9,8 @@ import torch
 
 import lfmc
 from lfmc.bundle import Bundle
-from lfmc.calib_free.allocate import Budget
 from lfmc.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import InputError
-from lfmc.exporter import Options, export
 from lfmc.generate import continue_tokens
 from lfmc.progress import Silent
 from lfmc.reverify import reverify
@@ -22,24 +20,6 @@ from lfmc.targets.base import get_target
 @pytest.fixture(scope="module")
 def source() -> Checkpoint:
     return open_checkpoint()
-
-
-@pytest.fixture(scope="module")
-def bundle(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    output = tmp_path_factory.mktemp("executorch") / "bundle"
-    asked = Options(
-        budget=Budget(bits_per_weight=7.0),
-        context=128,
-        target_options={"chunk": "32"},
-        check="fast",
-        cache=False,
-    )
-    made, report = export(
-        source, get_target("executorch"), output, asked, force=False, progress=Silent()
-    )
-    assert report.verification is not None
-    assert report.nbytes <= (report.plan.limit_nbytes or 0)
-    return made
 
 
 def test_the_manifest_says_what_an_app_needs(bundle: Bundle, source: Checkpoint) -> None:

@@ -1,0 +1,107 @@
+// Runs a bundle that `lfmc export --target executorch` wrote, without Python and without torch.
+//
+//   executorch_runner BUNDLE 1,523,88 [TOKENS]   continues these tokens, greedily, as text
+//   executorch_runner BUNDLE --serve             answers lines of stdin: `step 1 523 88`, `reset`
+//
+// An answer to `step` is a line with a count, then so many float32 logits; to `reset`, `0`; to what
+// can't be done, `-1` and the reason in the line.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <iostream>
+#include <sstream>
+
+#include "model.h"
+#include "vocabulary.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::vector<int64_t> numbers(const std::string& text, char separator) {
+  std::vector<int64_t> found;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);) {
+    if (part.empty()) continue;
+    size_t used = 0;
+    int64_t number = 0;
+    try {
+      number = std::stoll(part, &used);
+    } catch (const std::logic_error&) {
+      used = 0;
+    }
+    if (used != part.size()) throw Failure("'" + part + "' is no token");
+    found.push_back(number);
+  }
+  return found;
+}
+
+int64_t best(const std::vector<float>& logits, int64_t vocab_size) {
+  const auto row = logits.end() - vocab_size;
+  return std::max_element(row, logits.end()) - row;
+}
+
+void generate(Model& model, const Vocabulary& vocabulary, const std::vector<int64_t>& prompt,
+              int64_t count) {
+  const Manifest& manifest = model.manifest();
+  const auto begun = Clock::now();
+  int64_t token = best(model.step(prompt), manifest.vocab_size);
+  const double prefill = seconds_since(begun);
+  const auto first = Clock::now();
+  const int64_t room = manifest.context - static_cast<int64_t>(prompt.size());
+  int64_t made = 0;
+  for (; made < std::min(count, room); ++made) {
+    if (std::count(manifest.stop.begin(), manifest.stop.end(), token)) break;
+    std::cout << vocabulary.text(token) << std::flush;
+    token = best(model.step({token}), manifest.vocab_size);
+  }
+  std::cout << "\n";
+  std::cerr << prompt.size() / prefill << " tokens/s of prompt, " << made / seconds_since(first)
+            << " tokens/s after it\n";
+}
+
+void serve(Model& model) {
+  for (std::string line; std::getline(std::cin, line);) {
+    try {
+      if (line == "reset") {
+        model.reset();
+        std::printf("0\n");
+      } else if (line.rfind("step ", 0) == 0) {
+        const std::vector<float> logits = model.step(numbers(line.substr(5), ' '));
+        std::printf("%zu\n", logits.size());
+        std::fwrite(logits.data(), sizeof(float), logits.size(), stdout);
+      } else {
+        throw Failure("no such request");
+      }
+    } catch (const Failure& failure) {
+      std::printf("-1 %s\n", failure.what());
+    }
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) {
+    std::cerr << "usage: executorch_runner BUNDLE TOKEN,TOKEN,... [COUNT] | BUNDLE --serve\n";
+    return 2;
+  }
+  try {
+    Model model(argv[1]);
+    if (std::string(argv[2]) == "--serve") {
+      serve(model);
+    } else {
+      const int64_t count = argc > 3 ? numbers(argv[3], ',').at(0) : 64;
+      generate(model, Vocabulary(argv[1]), numbers(argv[2], ','), count);
+    }
+  } catch (const Failure& failure) {
+    std::cerr << "error: " << failure.what() << "\n";
+    return 1;
+  }
+  return 0;
+}

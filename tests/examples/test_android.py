@@ -1,0 +1,159 @@
+"""What can be said of the Android app without its tools: it parses, and speaks of what there is."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import tree_sitter_kotlin
+from tree_sitter import Language, Node, Parser
+
+import lfmc
+from lfmc.bundle import Bundle
+from lfmc.chat import render
+
+tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+ANDROID = Path(__file__).parents[2] / "examples" / "android"
+KOTLIN = sorted(ANDROID.rglob("*.kt"))
+GRADLE = sorted(ANDROID.rglob("*.kts"))
+SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in KOTLIN}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return lfmc.export(
+        target="executorch",
+        bits="4",
+        output=tmp_path_factory.mktemp("android") / "bundle",
+        check="off",
+        context=64,
+        target_options={"chunk": "32"},
+    )
+
+
+def walk(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
+def parse(source: bytes) -> Node:
+    return Parser(Language(tree_sitter_kotlin.language())).parse(source).root_node
+
+
+@pytest.mark.parametrize("path", [*KOTLIN, *GRADLE], ids=lambda path: path.name)
+def test_kotlin_parses(path: Path) -> None:
+    root = parse(path.read_bytes())
+    wrong = [node for node in walk(root) if node.type == "ERROR" or node.is_missing]
+    assert not wrong, f"line {wrong[0].start_point[0] + 1}"
+
+
+def test_the_parser_notices_nonsense() -> None:
+    assert parse(b"fun f( { val = }").has_error
+
+
+def test_the_gradle_files_name_what_the_catalogue_has() -> None:
+    catalogue = tomllib.loads((ANDROID / "gradle" / "libs.versions.toml").read_text())
+    used = {name for path in GRADLE for name in re.findall(r"libs\.([\w.]+)", path.read_text())}
+    libraries = {name.replace("-", ".") for name in catalogue["libraries"]}
+    plugins = {"plugins." + name.replace("-", ".") for name in catalogue["plugins"]}
+    assert used == libraries | plugins
+    entries = [*catalogue["libraries"].values(), *catalogue["plugins"].values()]
+    versions = {entry["version"]["ref"] for entry in entries if "version" in entry}
+    assert versions == set(catalogue["versions"])
+    (module,) = re.findall(r'include\("(.+?)"\)', (ANDROID / "settings.gradle.kts").read_text())
+    assert (ANDROID / module.strip(":") / "build.gradle.kts").is_file()
+
+
+def test_the_library_is_of_the_version_that_exports() -> None:
+    catalogue = tomllib.loads((ANDROID / "gradle" / "libs.versions.toml").read_text())
+    assert catalogue["versions"]["executorch"] == version("executorch")
+
+
+def test_the_manifest_names_what_is_there() -> None:
+    key = "{http://schemas.android.com/apk/res/android}"
+    main = ANDROID / "app" / "src" / "main"
+    application = ElementTree.parse(main / "AndroidManifest.xml").getroot().find("application")
+    assert application is not None
+    (activity,) = application.findall("activity")
+    name = activity.attrib[f"{key}name"].removeprefix(".")
+    assert f"class {name} : ComponentActivity" in SOURCES[name]
+    strings = ElementTree.parse(main / "res" / "values" / "strings.xml").getroot()
+    labels = {"@string/" + node.attrib["name"] for node in strings}
+    assert application.attrib[f"{key}label"] in labels
+    gradle = (ANDROID / "app" / "build.gradle.kts").read_text()
+    (namespace,) = re.findall(r'namespace = "(.+)"', gradle)
+    assert all(source.startswith(f"package {namespace}\n") for source in SOURCES.values())
+    assert "--output examples/android/app/src/main/assets/bundle" in (
+        ANDROID / "README.md"
+    ).read_text(encoding="utf-8")
+    assert "examples/android/app/src/main/assets/bundle/" in (
+        ANDROID.parents[1] / ".gitignore"
+    ).read_text(encoding="utf-8")
+
+
+def fields(source: str, name: str) -> set[str]:
+    """Names in JSON of a serializable class's properties."""
+    body = source.split(f"class {name}(", 1)[1].split("\n)", 1)[0].split(")\n", 1)[0]
+    found = re.findall(r'(?:@SerialName\("(\w+)"\) )?val (\w+):', body)
+    return {serial or plain for serial, plain in found}
+
+
+def test_fields_are_found() -> None:
+    assert fields(SOURCES["Bundle"], "Golden") == {"text", "prompt", "tokens", "margin"}
+    assert fields(SOURCES["Bundle"], "Model") == {"name", "vocab_size"}
+
+
+def test_kotlin_reads_what_the_bundle_has(bundle: Bundle) -> None:
+    source, manifest = SOURCES["Bundle"], bundle.manifest
+    assert fields(source, "Manifest") == {
+        "target",
+        "artifact",
+        "context",
+        "chunk",
+        "model",
+        "tokens",
+        "chat_prompt",
+        "files",
+    }
+    assert fields(source, "Manifest") <= set(manifest)
+    assert fields(source, "Model") <= set(manifest["model"])
+    assert fields(source, "Tokens") <= set(manifest["tokens"])
+    assert all(fields(source, "Stored") <= set(stored) for stored in manifest["files"].values())
+    golden = json.loads((bundle.path / "golden.json").read_text())
+    assert all(fields(source, "Golden") <= set(one) for one in golden)
+    named = set(re.findall(r'"(\w+\.json)"', source)) - {"manifest.json"}
+    assert named == {"tokenizer.json", "golden.json"}
+    assert named | set(manifest["artifact"]) <= set(manifest["files"])
+
+
+def test_kotlin_calls_the_program_as_it_is(bundle: Bundle) -> None:
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(bundle.path / "model.pte")
+    metadata = program.metadata("forward")
+    tokens, position = (metadata.input_tensor_meta(index) for index in range(2))
+    assert list(tokens.sizes()) == [1, bundle.manifest["chunk"]]
+    assert list(position.sizes()) == [1]
+    assert tokens.dtype() == position.dtype()
+    assert metadata.num_inputs() == 2
+    source = SOURCES["LanguageModel"]
+    assert "fromBlob(ids, longArrayOf(1, piece.size.toLong()))" in source
+    assert "fromBlob(longArrayOf(length.toLong()), longArrayOf(1))" in source
+    assert "forward(EValue.from(input), EValue.from(position))" in source
+
+
+def test_the_chat_prompt_is_the_template(bundle: Bundle) -> None:
+    prompt = bundle.manifest["chat_prompt"]
+    message = "What is {a} house?"
+    expected = render(bundle.path, [{"role": "user", "content": message}])
+    assert prompt.replace("{message}", message) == expected
+    assert '.replace("{message}", message)' in SOURCES["Chat"]

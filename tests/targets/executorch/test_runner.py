@@ -1,0 +1,141 @@
+"""The C++ runner, without Python and torch, on this machine and on 64-bit Arm under qemu."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lfmc.bundle import Bundle
+from lfmc.checkpoint import Checkpoint, demo_path, open_checkpoint
+from lfmc.errors import InputError
+from lfmc.generate import continue_tokens
+from lfmc.parity import cases, compare
+from lfmc.stepping import TorchStepper
+from lfmc.targets.base import get_target
+from lfmc.targets.executorch.noise import noise_rung
+from tests.conftest import TRAINED
+from tests.targets.executorch.programs import PROGRAMS, floats, four_bit, mixed
+from tests.targets.executorch.runner import RunnerStepper, arm, as_bundle, native
+from tests.targets.lowering import Choose, Lowered, lower
+
+Make = Callable[..., Lowered]
+Runner = list[str]
+
+
+@pytest.fixture(scope="session", params=["native", pytest.param("arm", marks=pytest.mark.arm)])
+def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    build = {"native": native, "arm": arm}[request.param]
+    return build(tmp_path_factory.mktemp(f"runner-{request.param}"))
+
+
+@pytest.fixture
+def start(runner: Runner) -> Iterator[Callable[[Lowered, Path], RunnerStepper]]:
+    """`start(made, folder)`: a conversation with the runner, ended with the test."""
+    begun = []
+
+    def begin(made: Lowered, folder: Path) -> RunnerStepper:
+        vocab_size, context = made.checkpoint.config.vocab_size, made.request.context
+        begun.append(RunnerStepper(runner, as_bundle(made, folder), context, vocab_size))
+        return begun[-1]
+
+    yield begin
+    for stepper in begun:
+        stepper.close()
+
+
+@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+def test_matrix(
+    lowered: Make,
+    start: Callable[[Lowered, Path], RunnerStepper],
+    name: str,
+    choose: Choose,
+    tmp_path: Path,
+) -> None:
+    made = lowered(name, choose, "executorch")
+    config, context = made.checkpoint.config, made.request.context
+    rung = compare(
+        3,
+        "runner",
+        start(made, tmp_path),
+        TorchStepper(made.target.reference(made.program, exact=False), config, context),
+        cases(config, context, full=True),
+        config.vocab_size,
+        tolerance=1e-5 if choose is floats else 3e-2,  # roundings turn
+    )
+    assert rung.passed, rung
+    (single,) = (case for case in rung.cases if case.case == "one-token prompt")
+    assert single.difference < 1e-5
+
+
+@pytest.mark.arm
+@pytest.mark.parametrize("name", [demo_path().name, *TRAINED[1:]])
+def test_trained_checkpoints(
+    any_checkpoint: Callable[[str], Checkpoint],
+    start: Callable[[Lowered, Path], RunnerStepper],
+    name: str,
+    tmp_path: Path,
+) -> None:
+    """As near to torch that rounds alike as the export's own gate asks for."""
+    made = lower(any_checkpoint(name), mixed, tmp_path, name="executorch")
+    rung = noise_rung(made.program, start(made, tmp_path / "bundle"))
+    assert rung.passed, rung
+    assert rung.cases[0].difference < 1e-2
+
+
+def test_what_it_says(runner: Runner, bundle: Bundle) -> None:
+    checkpoint = open_checkpoint()
+    tokenizer = checkpoint.tokenizer()
+    ids = [checkpoint.config.bos_id, *tokenizer.encode("Once upon a time").ids]
+    asked = ",".join(map(str, ids))
+    command = [*runner, str(bundle.path), asked, "12"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    own = continue_tokens(get_target("executorch").run(bundle.path), ids, 12, checkpoint.stop_ids)
+    assert said.stdout == tokenizer.decode(list(own)) + "\n"
+    assert "tokens/s" in said.stderr
+
+
+def test_what_it_refuses(
+    lowered: Make, start: Callable[[Lowered, Path], RunnerStepper], tmp_path: Path
+) -> None:
+    made = lowered("lfm2-untied", four_bit, "executorch")
+    stepper = start(made, tmp_path)
+    first = stepper.step([1, 2, 3])
+    with pytest.raises(InputError, match="outside of the vocabulary"):
+        stepper.step([made.checkpoint.config.vocab_size])
+    with pytest.raises(InputError, match="outside of the vocabulary"):
+        stepper.step([-1])
+    with pytest.raises(InputError, match="longer than the exported context of 96 tokens"):
+        stepper.step([1] * 94)
+    stepper.step([1] * 93)
+    with pytest.raises(InputError, match="longer than the exported context"):
+        stepper.step([1])
+    stepper.reset()
+    assert torch.equal(stepper.step([1, 2, 3]), first)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: (path / "manifest.json").unlink(), "there is no bundle"),
+        (lambda path: (path / "manifest.json").write_text("{"), "parse error"),
+        (lambda path: (path / "manifest.json").write_text('{"target": "onnx"}'), "not executorch"),
+        (lambda path: (path / "model.pte").unlink(), "is missing"),
+        (lambda path: (path / "model.pte").write_bytes(b"0" * 5000), "can't load it"),
+    ],
+)
+def test_a_bundle_that_is_none(
+    runner: Runner,
+    lowered: Make,
+    tmp_path: Path,
+    spoil: Callable[[Path], object],
+    message: str,
+) -> None:
+    folder = as_bundle(lowered("lfm2-untied", four_bit, "executorch"), tmp_path)
+    spoil(folder)
+    done = subprocess.run([*runner, str(folder), "1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
