@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from lfmc.choices import Choice, Choosing, first_turned, joined
 from lfmc.model import DecoderConfig
-from lfmc.stepping import Stepper
+from lfmc.stepping import Stepper, gives_last_only
 
 # Largest difference of a logit over the largest logit, for float32 arithmetic in another order.
 FLOAT_TOLERANCE = 1e-5
@@ -111,17 +112,18 @@ def _within(calls: tuple[int, ...], context: int) -> tuple[int, ...]:
 
 
 def run_case(
-    side: Stepper, case: Case, tokens: Tensor, earlier: Tensor
+    side: Stepper, case: Case, tokens: Tensor, earlier: Tensor, *, ends: bool = False
 ) -> tuple[Tensor, Choice | None]:
-    """Logits `[T, V]` of the first `case.length` of `tokens`, fed as the case says; and what these
-    tokens chose, where the side tells."""
+    """Logits `[T, V]` of the first `case.length` of `tokens`, fed as the case says, or with `ends`
+    of the last token of each call; and what all of them chose, where the side tells."""
     side.reset()
     if case.earlier:
         side.step(earlier[: case.earlier])
         side.reset()
     logits, choices = [], []
     for piece in tokens[..., : case.length].split(list(case.calls), dim=-1):
-        logits.append(side.step(piece))
+        found = side.step(piece)
+        logits.append(found[..., -1:, :] if ends else found)
         if isinstance(side, Choosing) and side.choice is not None:
             choices.append(side.choice)
     return torch.cat(logits, dim=-2), joined(choices) if choices else None
@@ -143,8 +145,10 @@ def compare(
     """Run the matrix on both sides with the same tokens (`[T]` int64; random ones by default).
 
     Where both sides tell which experts were chosen, a choice may be turned if it was within
-    `near_tie`; what follows is counted apart.
+    `near_tie`; what follows is counted apart. Where a side gives logits of a call's last token
+    only, these are compared.
     """
+    ends = gives_last_only(side) or gives_last_only(reference)
     longest = max(case.length for case in matrix)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(vocab_size, (longest + 16,), generator=generator)
@@ -152,13 +156,15 @@ def compare(
     results = []
     for case in matrix:
         progress(case.name)
-        ours, our_choice = run_case(side, case, prompt, drawn[longest:])
-        theirs, choice = run_case(reference, case, prompt, drawn[longest:])
+        ours, our_choice = run_case(side, case, prompt, drawn[longest:], ends=ends)
+        theirs, choice = run_case(reference, case, prompt, drawn[longest:], ends=ends)
         clear = None
         if our_choice is not None and choice is not None:
             turned = first_turned(our_choice, choice)
             if turned is not None and turned[1] <= near_tie:
-                clear = turned[0]
+                clear = (
+                    sum(end <= turned[0] for end in accumulate(case.calls)) if ends else turned[0]
+                )
         results.append(difference(case.name, ours, theirs, clear))
     return Rung(number, title, tolerance, tuple(results))
 

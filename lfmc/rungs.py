@@ -29,7 +29,7 @@ from lfmc.program import Program
 from lfmc.progress import Progress
 from lfmc.quality import Quality, QualityMeter, windows
 from lfmc.reference import TransformersStepper, is_available
-from lfmc.stepping import Stepper, TorchStepper, decoder_stepper
+from lfmc.stepping import Stepper, TorchStepper, decoder_stepper, step_each
 from lfmc.targets.base import Artifact, StoredTensor, Target
 from lfmc.weights import PlannedWeights
 
@@ -189,7 +189,7 @@ def measure_quality(
         progress.step(f"window {index + 1} of {len(text)}")
         reference.reset()
         stepper.reset()
-        theirs, ours = reference.step(tokens), stepper.step(tokens)
+        theirs, ours = reference.step(tokens), step_each(stepper, tokens)
         meter.add(theirs.unsqueeze(0), ours.unsqueeze(0), tokens.unsqueeze(0))
     return meter.result()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,7 +21,26 @@ class Stepper(Protocol):
         """Forget the conversation."""
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` for `T` more tokens, any `T` from 1 up to what is left."""
+        """Float32 logits `[T, V]` for `T` more tokens, any `T` from 1 up to what is left; of an
+        artifact that was exported so, `[1, V]`, of the last of them."""
+
+
+@runtime_checkable
+class LastOnly(Protocol):
+    """A stepper that tells whether it gives logits of a call's last token only."""
+
+    last_only: bool
+
+
+def gives_last_only(stepper: Stepper) -> bool:
+    return isinstance(stepper, LastOnly) and stepper.last_only
+
+
+def step_each(stepper: Stepper, tokens: Tensor) -> Tensor:
+    """Logits `[T, V]` of every one of `tokens` `[T]`: in one call, or one by one where only the
+    last of a call has any."""
+    pieces = tokens.split(1 if gives_last_only(stepper) else max(1, len(tokens)))
+    return torch.cat([stepper.step(piece) for piece in pieces])
 
 
 def require_tokens(ids: Tensor, length: int, context: int, vocab_size: int) -> None:

@@ -17,7 +17,6 @@ TESTED: Mapping[str, str] = {
     "onnxruntime-genai": "0.18.0",
     "coremltools": "9.0",
     "executorch": "1.5.1",
-    "torchao": "0.18.0",
     "apache-tvm": "0.27.0.post1",
     "torch-mlir": "20261001",
 }

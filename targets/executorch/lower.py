@@ -45,13 +45,21 @@ FLOAT = 6  # float32, as operators of ExecuTorch are told
 
 class Lowering:
     """`forward(tokens [1, T] int64, start_pos [1] int64) -> logits [1, T, V] float32`, T up to
-    `chunk`, step by step.
+    `chunk`, step by step; with `last_only` logits `[1, 1, V]`.
 
     A conversation begins at position 0, where the filters' states of the one before it count for
     nothing. Keys and values need no reset: only slots up to the position are seen.
     """
 
-    def __init__(self, program: Program, weights: PlannedWeights, context: int, chunk: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        weights: PlannedWeights,
+        context: int,
+        chunk: int,
+        *,
+        last_only: bool = False,
+    ) -> None:
         self.program, self.weights, self.context = program, weights, context
         self.length = Length(chunk)
         self.inner = Inner()
@@ -71,11 +79,22 @@ class Lowering:
         self.number("executorch_prim::add.Scalar", (self.start, self.count), end)
         self.end = end
         self.results: dict[fx.Node, Any] = {tokens: self.tokens, positions: None}
+        head: fx.Node = arguments(program.graph.output_node())[0][0]
         for node in program.graph.nodes:
             if node.op == "call_function":
+                if node is head and last_only:
+                    self._only_last(arguments(node)[0])
                 self.results[node] = find_handler(HANDLERS, node, "ExecuTorch")(self, node)
-            elif node.op == "output":
-                self.logits: Value = self.results[arguments(node)[0][0]]
+        self.logits: Value = self.results[head]
+
+    def _only_last(self, node: fx.Node) -> None:
+        """Have a node stand for the last token's part of it, `[1, 1, H]`."""
+        hidden, before = self.value(node), Number()
+        self.number("executorch_prim::sub.Scalar", (self.count, 1), before)
+        args = (hidden, 1, before, self.count, 1)
+        self.results[node] = self.host(
+            "aten::slice_copy.Tensor_out", args, (1, 1, hidden.shape[-1])
+        )
 
     def assemble(self, facts: Mapping[str, Any]) -> Assembled:
         given = (self.tokens, self.start_pos)

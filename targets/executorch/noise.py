@@ -47,11 +47,11 @@ def noise_rung(program: Program, side: Stepper) -> Rung:
 
 
 def _run(side: Stepper, tokens: Tensor, prefill: int = 1) -> Tensor:
-    """Logits of a conversation: some tokens at once, the others one by one."""
+    """Logits of a conversation: of the last of some tokens at once, then of others one by one."""
     side.reset()
     kept = tokens[: side.context]
     pieces = [kept[:prefill], *(token.view(1) for token in kept[prefill:])]
-    return torch.cat([side.step(piece) for piece in pieces])
+    return torch.cat([side.step(piece)[-1:] for piece in pieces])
 
 
 def _case(name: str, quantile: float, ours: Tensor, rounded: Tensor, floats: Tensor) -> CaseResult:

@@ -39,6 +39,8 @@ class ExecutorchStepper:
             ) from error
         self.context = self._fact("get_max_context_len")
         self._chunk, self._vocab = self._fact("get_max_seq_len"), self._fact("get_vocab_size")
+        sizes = self._program.metadata("forward").output_tensor_meta(0).sizes()
+        self.last_only = sizes[1] < self._chunk
         self.reset()
 
     def _fact(self, name: str) -> int:
@@ -51,7 +53,8 @@ class ExecutorchStepper:
         self._length = 0
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` of the tokens that come next."""
+        """Float32 logits `[T, V]` of the tokens that come next; `[1, V]` where the program gives
+        only those of the last."""
         ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(-1)
         require_tokens(ids, self._length, self.context, self._vocab)
         logits = []
@@ -61,4 +64,4 @@ class ExecutorchStepper:
                 found = self._forward.execute([piece.unsqueeze(0), start])
             logits.append(found[0][0].clone())
             self._length += len(piece)
-        return torch.cat(logits)
+        return logits[-1] if self.last_only else torch.cat(logits)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lfmc.calib_free.formats import ROW, Capabilities, Format, unpadded
-from lfmc.errors import UnsupportedError
+from lfmc.errors import GateError, UnsupportedError
 from lfmc.model import DecoderConfig
 from lfmc.parity import ARTIFACT_TOLERANCE, Rung, skipped
 from lfmc.program import Program
@@ -27,6 +27,9 @@ FORMATS = (
     Format(8, ROW, True, "float32"),
 )
 
+# The least share of a token's arithmetic, the attention to earlier tokens aside, that delegates do.
+DELEGATED = 0.95
+
 
 @dataclass(frozen=True)
 class ExecutorchTarget:
@@ -34,9 +37,10 @@ class ExecutorchTarget:
 
     name: ClassVar[str] = "executorch"
     extra: ClassVar[str] = "executorch"
-    packages: ClassVar[tuple[str, ...]] = ("executorch", "torchao")
+    packages: ClassVar[tuple[str, ...]] = ("executorch",)
     options: ClassVar[tuple[TargetOption, ...]] = (
         TargetOption("chunk", ("128", "32", "64", "256", "512"), "most tokens of a call"),
+        TargetOption("logits", ("all", "last"), "of which tokens of a call"),
     )
     lowering_bytes: ClassVar[float] = 5.0
     exact: ClassVar[bool] = False
@@ -70,9 +74,17 @@ class ExecutorchTarget:
         from lfmc.targets.executorch.stored import MODEL
 
         chunk = min(int(request.options["chunk"]), request.context)
-        lowering = Lowering(program, weights, request.context, chunk)
+        last_only = request.options["logits"] == "last"
+        lowering = Lowering(program, weights, request.context, chunk, last_only=last_only)
         facts = _facts(program.config, weights.checkpoint.stop_ids, request.context, chunk)
         made = lowering.assemble(facts)
+        if made.inside_work < DELEGATED:
+            raise GateError(
+                "too little of the program runs in XNNPACK",
+                expected=f"{DELEGATED:.0%} of a token's arithmetic",
+                got=f"{made.inside_work:.1%}; outside are {', '.join(made.outside)}",
+                todo="this is a fault of lfmc; please report the model",
+            )
         (folder / MODEL).write_bytes(made.data)
         states = [
             {

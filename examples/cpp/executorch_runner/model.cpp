@@ -25,6 +25,7 @@ Manifest Manifest::read(const std::string& bundle) {
     found.context = all.at("context");
     found.chunk = all.at("chunk");
     found.vocab_size = all.at("model").at("vocab_size");
+    found.last_only = all.at("options").at("logits") == "last";
     const json& tokens = all.at("tokens");
     if (!tokens.at("bos").is_null()) found.bos = tokens.at("bos");
     found.stop = tokens.at("stop").get<std::vector<int64_t>>();
@@ -68,6 +69,7 @@ std::vector<float> Model::step(const std::vector<int64_t>& tokens) {
     if (!found.ok()) throw Failure("the runtime failed in a step");
     const auto& tensor = found->at(0).toTensor();
     const float* data = tensor.const_data_ptr<float>();
+    if (manifest_.last_only) logits.clear();
     logits.insert(logits.end(), data, data + tensor.numel());
     start += size;
   }

@@ -19,6 +19,7 @@ struct Manifest {
   int64_t context = 0;     // most tokens of a conversation
   int64_t chunk = 0;       // most tokens of a call
   int64_t vocab_size = 0;
+  bool last_only = false;  // whether a call gives logits of its last token only
   int64_t bos = -1;
   std::vector<int64_t> stop;
 
@@ -33,8 +34,8 @@ class Model {
   // The next token begins a conversation. The program itself forgets at position 0.
   void reset() { length_ = 0; }
 
-  // Logits of every token, row after row: tokens.size() x vocab_size. Throws Failure, and leaves the
-  // conversation as it was, for no tokens, a token outside of the vocabulary, or a full context.
+  // Logits of every token, row after row: tokens.size() x vocab_size, or of the last token where the
+  // program gives no others. Throws Failure, and leaves the conversation as it was, for no tokens, a token outside of the vocabulary, or a full context.
   std::vector<float> step(const std::vector<int64_t>& tokens);
 
   const Manifest& manifest() const { return manifest_; }

@@ -29,6 +29,8 @@ class RunnerStepper:
 
     def __init__(self, command: Sequence[str], bundle: Path, context: int, vocab_size: int) -> None:
         self.context, self._vocab_size = context, vocab_size
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        self.last_only = manifest["options"]["logits"] == "last"
         self._process = subprocess.Popen(
             [*command, str(bundle), "--serve"],
             stdin=subprocess.PIPE,
@@ -65,6 +67,7 @@ def as_bundle(made: Lowered, folder: Path) -> Path:
     config, request = made.checkpoint.config, made.request
     manifest = {
         "target": "executorch",
+        "options": dict(request.options),
         "artifact": list(made.artifact.files),
         "context": request.context,
         "chunk": made.artifact.facts["chunk"],

@@ -11,7 +11,7 @@ import torch
 from lfmc.errors import InputError
 from lfmc.parity import cases, compare
 from lfmc.rungs import read_back
-from lfmc.stepping import TorchStepper
+from lfmc.stepping import TorchStepper, step_each
 from lfmc.targets.executorch.activations import round_rows
 from lfmc.targets.executorch.stored import MODEL
 from tests.factories import random_tokens
@@ -39,6 +39,28 @@ def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
     assert rung.passed, rung
     (single,) = (case for case in rung.cases if case.case == "one-token prompt")
     assert single.difference < 1e-5  # too few roundings for one of them to turn
+
+
+def test_logits_of_the_last_token_only(lowered: Make) -> None:
+    every = lowered("lfm2_moe", mixed, "executorch")
+    last = lowered("lfm2_moe", mixed, "executorch", logits="last")
+    config, context = last.checkpoint.config, last.request.context
+    tokens = random_tokens(config, 1, 50)[0]
+    ours, theirs = (made.target.run(made.folder) for made in (last, every))
+    found = ours.step(tokens)  # in two calls
+    assert found.shape == (1, config.vocab_size)
+    assert torch.equal(found, theirs.step(tokens)[-1:])
+    ours.reset()
+    theirs.reset()
+    assert torch.equal(step_each(ours, tokens[:5]), step_each(theirs, tokens[:5]))
+    reference = TorchStepper(last.target.reference(last.program, exact=False), config, context)
+    matrix = cases(config, context, full=True)
+    rung = compare(3, "last", ours, reference, matrix, config.vocab_size, tolerance=3e-2)
+    assert rung.passed, rung
+    assert all(
+        rung.passed
+        for rung in last.target.operator_parity(last.program, last.folder, last.artifact)
+    )
 
 
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
