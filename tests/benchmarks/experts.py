@@ -1,9 +1,10 @@
 """What a width for every expert costs, against one width for a layer.
 
 `python tests/benchmarks/experts.py [MODEL]` lowers the same checkpoint with its experts all at 4
-bits, all at 2, and mixed (every second one at 2; in turn 2, 4 and 8), and times prefill and decode
-of the artifacts in interleaved rounds. `--shape 8b` makes a random checkpoint with one sparse layer
-of LFM2-8B-A1B's shape (32 experts of 2048 x 1792, 4 a token) in a temporary folder instead.
+bits, all at another width, and mixed, and times prefill and decode of the artifacts in interleaved
+rounds. `--shape 8b` makes a random checkpoint with one sparse layer of LFM2-8B-A1B's shape (32
+experts of 2048 x 1792, 4 a token) in a temporary folder instead; `--every` has each token choose
+all experts there, which is what a program that masks experts computes.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ import torch
 from safetensors.torch import save_file
 
 from lfmc.calib_free.allocate import make_plan
-from lfmc.calib_free.formats import Format
+from lfmc.calib_free.formats import ROW, Capabilities, Format
 from lfmc.calib_free.plan import BitPlan, PlanRow
 from lfmc.checkpoint import Checkpoint, open_checkpoint
 from lfmc.exporter import Options, build_program, request
 from lfmc.model import build_decoder, read_config
 from lfmc.progress import Silent
 from lfmc.stepping import Stepper
-from lfmc.targets.base import get_target
+from lfmc.targets.base import Target, get_target
 from lfmc.timing import time_round
 from lfmc.weights import PlannedWeights
 
-MIXES = {"all 4": (4,), "all 2": (2,), "2 and 4": (2, 4), "2, 4 and 8": (2, 4, 8)}
+MIXES = {
+    "onnx": {"all 4": (4,), "all 2": (2,), "2 and 4": (2, 4), "2, 4 and 8": (2, 4, 8)},
+    "executorch": {"all 4": (4,), "all 8": (8,), "4 and 8": (4, 8)},
+}
 BIG = {
     "model_type": "lfm2_moe",
     "vocab_size": 512,
@@ -53,18 +57,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="a checkpoint folder of an lfm2_moe")
     parser.add_argument("--shape", choices=["model", "8b"], default="model")
+    parser.add_argument("--target", choices=MIXES, default="onnx")
+    parser.add_argument("--every", action="store_true", help="all experts for every token")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        model = asked.model if asked.shape == "model" else write_big(work / "checkpoint")
-        checkpoint = open_checkpoint(model)
-        base = make_plan(checkpoint, get_target("onnx").capabilities(checkpoint.config), "4", None)
+        model = asked.model if asked.shape == "model" else write_big(work, every=asked.every)
+        checkpoint, target = open_checkpoint(model), get_target(asked.target)
+        able = target.capabilities(checkpoint.config)
+        base = make_plan(checkpoint, able, "4", None)
         sides = {
-            name: lower(checkpoint, mixed(base, widths), work / str(index))
-            for index, (name, widths) in enumerate(MIXES.items())
+            name: lower(checkpoint, target, mixed(base, able, widths), work / str(index))
+            for index, (name, widths) in enumerate(MIXES[asked.target].items())
         }
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for index in range(asked.rounds + 1):
@@ -85,22 +92,23 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |")
 
 
-def mixed(plan: BitPlan, widths: tuple[int, ...]) -> BitPlan:
+def mixed(plan: BitPlan, able: Capabilities, widths: tuple[int, ...]) -> BitPlan:
     """The plan with its experts' widths taken in turn."""
-    return replace(plan, rows=tuple(_with_width(row, widths) for row in plan.rows))
+    return replace(plan, rows=tuple(_with_width(row, able, widths) for row in plan.rows))
 
 
-def _with_width(row: PlanRow, widths: tuple[int, ...]) -> PlanRow:
+def _with_width(row: PlanRow, able: Capabilities, widths: tuple[int, ...]) -> PlanRow:
     if row.role != "expert":
         return row
     expert = int(row.name.split(".experts.")[1].split(".")[0])
-    stored = replace(Format.parse(row.format), bits=widths[expert % len(widths)])
-    return replace(row, format=stored.name, grid="minmax", nbytes=stored.nbytes(row.shape))
+    planned, bits = Format.parse(row.format), widths[expert % len(widths)]
+    own = [f for f in able.expert if (f.bits, f.group) in ((bits, planned.group), (bits, ROW))]
+    grid = "clip" if own[0].symmetric else "minmax"
+    return replace(row, format=own[0].name, grid=grid, nbytes=own[0].nbytes(row.shape))
 
 
-def lower(checkpoint: Checkpoint, plan: BitPlan, folder: Path) -> Stepper:
+def lower(checkpoint: Checkpoint, target: Target, plan: BitPlan, folder: Path) -> Stepper:
     """The artifact of a plan, running."""
-    target = get_target("onnx")
     asked = request(checkpoint, target, Options(context=512))
     program, _ = build_program(checkpoint, target, plan, asked, Silent())
     folder.mkdir()
@@ -108,14 +116,16 @@ def lower(checkpoint: Checkpoint, plan: BitPlan, folder: Path) -> Stepper:
     return target.run(folder)
 
 
-def write_big(folder: Path) -> Path:
+def write_big(work: Path, *, every: bool) -> Path:
     """A random checkpoint with one sparse layer of LFM2-8B-A1B's shape."""
+    folder = work / "checkpoint"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(BIG))
+    config = {**BIG, "num_experts_per_tok": BIG["num_experts"]} if every else BIG
+    (folder / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
     weights = {
         name: (torch.randn(value.shape) * 0.02).to(torch.bfloat16)
-        for name, value in build_decoder(read_config(BIG)).state_dict().items()
+        for name, value in build_decoder(read_config(config)).state_dict().items()
         if not name.startswith("rope.")
     }
     save_file(weights, folder / "model.safetensors")
