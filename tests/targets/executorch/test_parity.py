@@ -155,13 +155,26 @@ def test_a_changed_weight_is_found(lowered: Make, tmp_path: Path) -> None:
         read_back(made.weights, made.target, tmp_path, made.artifact)
 
 
-def test_a_damaged_program_is_one_clear_error(lowered: Make, tmp_path: Path) -> None:
+def _shortened(data: bytes) -> bytes:
+    return data[:5000]
+
+
+def _of_another_version(data: bytes) -> bytes:
+    assert data[4:6] == b"ET"
+    return data[:4] + b"ET99" + data[8:]
+
+
+@pytest.mark.parametrize("spoil", [_shortened, _of_another_version])
+def test_a_program_that_no_runtime_takes_is_one_clear_error(
+    lowered: Make, tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
     made = lowered("lfm2", floats, "executorch")
     with pytest.raises(InputError, match="no ExecuTorch program"):
         made.target.run(tmp_path)
-    (tmp_path / MODEL).write_bytes((made.folder / MODEL).read_bytes()[:5000])
-    with pytest.raises(InputError, match="can't load the program"):
+    (tmp_path / MODEL).write_bytes(spoil((made.folder / MODEL).read_bytes()))
+    with pytest.raises(InputError, match="can't load the program") as caught:
         made.target.run(tmp_path)
+    assert "another version" in str(caught.value)
 
 
 def test_rows_are_rounded_to_256_steps() -> None:
