@@ -17,7 +17,7 @@ from lfmc.passes.pattern import arguments
 from lfmc.program import Program
 from lfmc.targets.base import StoredTensor, find_handler
 from lfmc.targets.executorch.assemble import Assembled, assemble
-from lfmc.targets.executorch.inside import Inner, number, tokens_at_one
+from lfmc.targets.executorch.recorder import Recorder, number, numel_at_one
 from lfmc.targets.executorch.steps import (
     Block,
     Constant,
@@ -62,7 +62,7 @@ class Lowering:
     ) -> None:
         self.program, self.weights, self.context = program, weights, context
         self.length = Length(chunk)
-        self.inner = Inner()
+        self.recorder = Recorder()
         self.stored: list[StoredTensor] = []
         self._constants: dict[str, Any] = {}
         self._once: dict[Any, Any] = {}
@@ -98,7 +98,7 @@ class Lowering:
 
     def assemble(self, facts: Mapping[str, Any]) -> Assembled:
         given = (self.tokens, self.start_pos)
-        return assemble(arrange(self.inner.steps, given), given, [self.logits], facts)
+        return assemble(arrange(self.recorder.steps, given), given, [self.logits], facts)
 
     def value(self, node: Any) -> Any:
         """What a node stands for: a value, several, or a plain number."""
@@ -138,21 +138,21 @@ class Lowering:
     ) -> Value:
         """An operator of the runtime with one output, the last of its arguments."""
         made = Value(tuple(shape), dtype)
-        work = tokens_at_one(made.shape)
-        self.inner.steps.append(Host(name, (*args, made), (made,), (made,), work=work))
+        work = numel_at_one(made.shape)
+        self.recorder.steps.append(Host(name, (*args, made), (made,), (made,), work=work))
         return made
 
     def number(self, name: str, args: Sequence[Any], made: Number) -> None:
-        self.inner.steps.append(Host(name, tuple(args), (made,), (made,)))
+        self.recorder.steps.append(Host(name, tuple(args), (made,), (made,)))
 
     @contextmanager
     def apart(self) -> Iterator[list[Step]]:
         """Steps that are recorded meanwhile go to a list of their own."""
-        before, self.inner = self.inner, Inner()
+        before, self.recorder = self.recorder, Recorder()
         try:
-            yield self.inner.steps
+            yield self.recorder.steps
         finally:
-            self.inner = before
+            self.recorder = before
 
     def begun(self) -> Value:
         """1, and 0 in the first call of a conversation: float32 `[1]`."""
@@ -186,7 +186,7 @@ class Lowering:
             shape = (1, self.length, 1, half)
             names = ("aten::cos.out", "aten::sin.out")
             parts = (self.host(name, (angles,), (self.length, half)) for name in names)
-            cos, sin = (self.inner.reshape(part, shape) for part in parts)
+            cos, sin = (self.recorder.reshape(part, shape) for part in parts)
             return cos, sin
 
         return self.once(("turns", kind), make)  # type: ignore[no-any-return]
@@ -195,7 +195,7 @@ class Lowering:
         """What is added to scores `[T, C]`: 0 where a slot is one of the last `size`."""
 
         def make() -> Value:
-            inner, slots = self.inner, torch.arange(self.context, dtype=torch.float32)
+            inner, slots = self.recorder, torch.arange(self.context, dtype=torch.float32)
             back = inner.subtract(self.positions(), constant(slots.view(1, -1)))
             none = number(0.0)
             over = inner.minimum(inner.subtract(number(size - 1.0), back), none)
@@ -290,12 +290,12 @@ LOOKUPS = {
 
 def _linear(m: Lowering, node: fx.Node) -> Value:
     x, weight, bias = (m.value(arg) for arg in arguments(node))
-    return m.inner.linear(x, weight, bias)
+    return m.recorder.linear(x, weight, bias)
 
 
 def _linear_nbits(m: Lowering, node: fx.Node) -> Value:
     x, codes, _, _, bias, *_ = arguments(node)
-    return m.inner.linear(m.value(x), _matrix(m, codes), m.value(bias))
+    return m.recorder.linear(m.value(x), _matrix(m, codes), m.value(bias))
 
 
 def _matrix(m: Lowering, codes: fx.Node) -> Matrix:
@@ -314,18 +314,18 @@ def _matrix(m: Lowering, codes: fx.Node) -> Matrix:
 
 def _rms_norm(m: Lowering, node: fx.Node) -> Value:
     x, weight, eps = arguments(node)
-    return m.inner.norm(m.value(x), m.value(weight), eps)
+    return m.recorder.norm(m.value(x), m.value(weight), eps)
 
 
 def _add_rms_norm(m: Lowering, node: fx.Node) -> Sequence[Value]:
     x, residual, weight, eps = arguments(node)
-    total = m.inner.add(m.value(residual), m.value(x))
-    return m.inner.norm(total, m.value(weight), eps), total
+    total = m.recorder.add(m.value(residual), m.value(x))
+    return m.recorder.norm(total, m.value(weight), eps), total
 
 
 def _gated_short_conv(m: Lowering, node: fx.Node) -> Sequence[Any]:
     bcx, weight, bias, state = arguments(node)
-    inner, held, taps = m.inner, m.states[state], m.floats(weight, "taps")
+    inner, held, taps = m.recorder, m.states[state], m.floats(weight, "taps")
     given = m.value(bcx)
     size, back = most(given.shape)[-1] // 3, most(held.shape)[1]
     gate, out_gate, x = (inner.cut(given, part * size, size) for part in range(3))
@@ -349,7 +349,7 @@ def _kept_until(m: Lowering, back: int) -> Number:
 
 def _attention(m: Lowering, node: fx.Node) -> Sequence[Any]:
     q, k, v, q_norm, k_norm, inv_freq, _, keys, values, eps, window, _ = arguments(node)
-    config, inner = m.program.config, m.inner
+    config, inner = m.program.config, m.recorder
     dim = config.head_dim
     cos, sin = m.turns(str(inv_freq.target).removeprefix("rope."))
 
@@ -377,7 +377,7 @@ def _attention(m: Lowering, node: fx.Node) -> Sequence[Any]:
     y = Value(query.shape)
     held = (m.states[keys], m.states[values])
     args = (query, *held, m.start, mask, 0.0, mask is None, dim**-0.5, y)
-    work = 2 * tokens_at_one(query.shape)
+    work = 2 * numel_at_one(query.shape)
     inner.steps.append(
         Host("llama::custom_sdpa.out", args, (y,), (y,), needs=tuple(written), work=work)
     )
@@ -386,7 +386,7 @@ def _attention(m: Lowering, node: fx.Node) -> Sequence[Any]:
 
 def _swiglu(m: Lowering, node: fx.Node) -> Value:
     gate, up = (m.value(x) for x in node.args)
-    return m.inner.multiply(m.inner.silu(gate), up)
+    return m.recorder.multiply(m.recorder.silu(gate), up)
 
 
 def _moe(m: Lowering, node: fx.Node) -> Value:
@@ -404,7 +404,7 @@ def _moe(m: Lowering, node: fx.Node) -> Value:
             with m.apart() as own:
                 _expert(m, given, shares, index, matrices, mixed)
             steps.append(Only(Element((), torch.bool, used, index), own))
-    m.inner.steps.append(Block(inputs, (mixed,), steps))
+    m.recorder.steps.append(Block(inputs, (mixed,), steps))
     return mixed
 
 
@@ -416,7 +416,7 @@ def _shares(
     few = (tokens, top_k)
     best, chosen = Value(few), Value(few, torch.int64)
     args = (choice, top_k, -1, True, True, best, chosen)
-    m.inner.steps.append(Host("aten::topk.values", args, ([best, chosen],), (best, chosen)))
+    m.recorder.steps.append(Host("aten::topk.values", args, ([best, chosen],), (best, chosen)))
     weights = m.host("aten::gather.out", (scores, 1, chosen, False), few)
     if normalize:
         total = m.host("aten::sum.IntList_out", (weights, [-1], True, None), (tokens, 1))
@@ -438,7 +438,7 @@ def _expert(
     rows = m.host("aten::squeeze_copy.dim_out", (found, 1), (tokens,), torch.int64)
     given = m.host("aten::index_select.out", (x, 0, rows), (tokens, size))
     weight = m.host("aten::index_select.out", (share, 0, rows), (tokens,))
-    inner = m.inner
+    inner = m.recorder
     w1, w3, w2 = (_expert_matrix(m, matrix) for matrix in matrices)
     y = inner.multiply(inner.silu(inner.linear(given, w1)), inner.linear(given, w3))
     y = inner.multiply(inner.linear(y, w2), inner.reshape(weight, (tokens, 1)))
@@ -462,18 +462,18 @@ def _flatten(m: Lowering, node: fx.Node) -> Value:
     whole: Any = 1
     for size in sizes:
         whole = size if whole == 1 else whole if size == 1 else whole * size
-    return m.inner.reshape(given, (*given.shape[:start], whole, *given.shape[last + 1 :]))
+    return m.recorder.reshape(given, (*given.shape[:start], whole, *given.shape[last + 1 :]))
 
 
 def _view_as(m: Lowering, node: fx.Node) -> Value:
     x, like = (m.value(arg) for arg in node.args)
-    return m.inner.reshape(x, like.shape)
+    return m.recorder.reshape(x, like.shape)
 
 
 def _split(m: Lowering, node: fx.Node) -> Sequence[Value]:
     x, sizes, _ = arguments(node)  # of the last dim
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    return [m.inner.cut(m.value(x), *cut) for cut in zip(starts, sizes, strict=True)]
+    return [m.recorder.cut(m.value(x), *cut) for cut in zip(starts, sizes, strict=True)]
 
 
 def _getitem(m: Lowering, node: fx.Node) -> Any:
@@ -486,7 +486,7 @@ def _unsqueeze(m: Lowering, node: fx.Node) -> Value:
     given = m.value(x)
     shape = list(given.shape)
     shape.insert(dim % (len(shape) + 1), 1)
-    return m.inner.reshape(given, tuple(shape))
+    return m.recorder.reshape(given, tuple(shape))
 
 
 def _pair(m: Lowering, node: fx.Node) -> list[Value]:
@@ -495,15 +495,15 @@ def _pair(m: Lowering, node: fx.Node) -> list[Value]:
 
 
 def _add(m: Lowering, node: fx.Node) -> Value:
-    return m.inner.add(*_pair(m, node))
+    return m.recorder.add(*_pair(m, node))
 
 
 def _mul(m: Lowering, node: fx.Node) -> Value:
-    return m.inner.multiply(*_pair(m, node))
+    return m.recorder.multiply(*_pair(m, node))
 
 
 def _sigmoid(m: Lowering, node: fx.Node) -> Value:
-    return m.inner.sigmoid(m.value(node.args[0]))
+    return m.recorder.sigmoid(m.value(node.args[0]))
 
 
 def _nothing(m: Lowering, node: fx.Node) -> None:

@@ -30,8 +30,8 @@ from lfmc.targets.executorch.steps import (
 
 
 @dataclass
-class Inner:
-    """A list of steps, to which operators of XNNPACK are added."""
+class Recorder:
+    """Notes down steps; those inside of XNNPACK by a method each, which gives what they make."""
 
     steps: list[Step] = field(default_factory=list)
 
@@ -48,7 +48,7 @@ class Inner:
             delegate.node(node(delegate, delegate.id(made)))
 
         used = tuple(x for x in inputs if not isinstance(x, Constant))
-        counted = tokens_at_one(shape) if work is None else work
+        counted = numel_at_one(shape) if work is None else work
         self.steps.append(Inside(used, (made,), emit, counted))
         return made
 
@@ -91,7 +91,7 @@ class Inner:
             return xnn.XNNFullyConnected(left, right, NONE if bias is None else d.id(bias), out, 0)
 
         shape = (*x.shape[:-1], rows)
-        work = tokens_at_one(shape) * columns
+        work = numel_at_one(shape) * columns
         return self._add([x], shape, node, work)
 
     def reshape(self, x: Value, shape: Shape) -> Value:
@@ -170,7 +170,7 @@ def number(value: float) -> Constant:
     return constant(torch.tensor([value]))
 
 
-def tokens_at_one(shape: Shape) -> int:
+def numel_at_one(shape: Shape) -> int:
     """How many numbers a tensor has at a call with one token."""
     return math.prod(1 if isinstance(size, Length) else size for size in shape)
 
