@@ -132,7 +132,7 @@ def test_residuals_tell_how_far_ritz_values_are_below_eigenvalues() -> None:
     lacking = (true[:, :checked] / found.values[:, :checked] - 1)[within]
     error = found.error[within]
     assert float(lacking.min()) > -1e-5
-    # Beside the edge, where errors are largest, the estimate of first order is 10 to 40 % too small:
+    # Beside the edge, where errors are largest, the estimate of first order is 10 to 40 % short:
     # a mean of errors is theirs, and turns with the CPU's order of sums.
     assert 0.9 < float((lacking / error)[error > 1e-6].median()) < 1.1
     assert float((lacking - error).abs().mean()) < 0.25 * float(lacking.mean())
