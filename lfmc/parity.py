@@ -145,10 +145,10 @@ def compare(
     """Run the matrix on both sides with the same tokens (`[T]` int64; random ones by default).
 
     Where both sides tell which experts were chosen, a choice may be turned if it was within
-    `near_tie`; what follows is counted apart. Where a side gives logits of a call's last token
+    `near_tie`; what follows is counted apart. Where `side` gives logits of a call's last token
     only, these are compared.
     """
-    ends = gives_last_only(side) or gives_last_only(reference)
+    ends = gives_last_only(side)
     longest = max(case.length for case in matrix)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(vocab_size, (longest + 16,), generator=generator)

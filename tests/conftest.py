@@ -30,7 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for name in ("slow", "arm"):
-        for item in [] if config.getoption(f"--{name}") else items:
+        if config.getoption(f"--{name}"):
+            continue
+        for item in items:
             if item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=f"needs --{name}"))
 

@@ -64,7 +64,7 @@ class Lowering:
         self.length = Length(chunk)
         self.recorder = Recorder()
         self.stored: list[StoredTensor] = []
-        self._constants: dict[str, Any] = {}
+        self._constants: dict[Any, Any] = {}
         self._once: dict[Any, Any] = {}
         tokens, positions, *states = (n for n in program.graph.nodes if n.op == "placeholder")
         self.tokens = Given((1, self.length), torch.int64)
@@ -73,11 +73,10 @@ class Lowering:
             node: State(state_shape(spec), zeros=spec.kind == "conv")
             for node, spec in zip(states, program.states, strict=True)
         }
-        self.start, self.count, end = Number(), Number(), Number()
+        self.start, self.count, self.end = Number(), Number(), Number()
         self.number("aten::_local_scalar_dense", (self.start_pos,), self.start)
         self.number("aten::sym_size.int", (self.tokens, 1), self.count)
-        self.number("executorch_prim::add.Scalar", (self.start, self.count), end)
-        self.end = end
+        self.number("executorch_prim::add.Scalar", (self.start, self.count), self.end)
         self.results: dict[fx.Node, Any] = {tokens: self.tokens, positions: None}
         head: fx.Node = arguments(program.graph.output_node())[0][0]
         for node in program.graph.nodes:
@@ -403,7 +402,7 @@ def _moe(m: Lowering, node: fx.Node) -> Value:
         for index, matrices in enumerate(zip(w1, w3, w2, strict=True)):
             with m.apart() as own:
                 _expert(m, given, shares, index, matrices, mixed)
-            steps.append(Only(Element((), torch.bool, used, index), own))
+            steps.append(Only(Element((), torch.bool, of=used, index=index), own))
     m.recorder.steps.append(Block(inputs, (mixed,), steps))
     return mixed
 

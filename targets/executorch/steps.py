@@ -7,7 +7,7 @@ runtime (`Host`), or several of these: in a fixed order (`Block`), or only where
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,15 +55,15 @@ class State(Value):
 class Constant(Value):
     """A tensor of the file."""
 
-    data: Tensor = field(default_factory=lambda: torch.empty(0))
+    data: Tensor = field(kw_only=True)
 
 
 @dataclass(eq=False)
 class Element(Value):
     """One number of a tensor, in that tensor's memory."""
 
-    of: Value = field(default_factory=lambda: Value(()))
-    index: int = 0
+    of: Value = field(kw_only=True)
+    index: int = field(kw_only=True)
 
 
 @dataclass(eq=False)
@@ -91,7 +91,7 @@ def as_bytes(data: Tensor) -> bytes:
 
 
 def constant(data: Tensor) -> Constant:
-    return Constant(tuple(data.shape), data.dtype, data.contiguous())
+    return Constant(tuple(data.shape), data.dtype, data=data.contiguous())
 
 
 @dataclass(eq=False)
@@ -103,7 +103,7 @@ class Inside:
 
     inputs: tuple[Value, ...]
     outputs: tuple[Value]
-    emit: Any  # Callable[[Delegate], None]
+    emit: Callable[[Any], None]
     work: int
 
 

@@ -39,7 +39,7 @@ class Constants:
     @cached_property
     def by_hash(self) -> Mapping[str, bytes]:
         """Delegates' constants by the SHA-256 of their bytes as they are now."""
-        return {_hash(data): data for data in self.named.values()}
+        return {hash_of(data): data for data in self.named.values()}
 
 
 def stored(
@@ -48,7 +48,7 @@ def stored(
     """A constant of the program, of which `value` is what its bytes are."""
     data = as_bytes(value)
     shape = "x".join(str(size) for size in value.shape)
-    name = f"{kind}:{shape}:{_hash(data)}"
+    name = f"{kind}:{shape}:{hash_of(data)}"
     order: Arrangement = "rows"
     return StoredTensor(name, part, sources, order, len(data), copy)
 
@@ -71,7 +71,7 @@ def read(folder: Path, wanted: StoredTensor) -> Tensor:
     held = constants(folder / MODEL)
     data = held.by_hash.get(key)
     for other in held.others if data is None else ():
-        if nbytes <= len(other) < nbytes + ALIGNMENT and _hash(other[:nbytes]) == key:
+        if nbytes <= len(other) < nbytes + ALIGNMENT and hash_of(other[:nbytes]) == key:
             data = other[:nbytes]
     if data is None or len(data) != nbytes:
         raise InputError(f"the program has no constant '{wanted.name}'", where=folder / MODEL)
@@ -79,7 +79,7 @@ def read(folder: Path, wanted: StoredTensor) -> Tensor:
     return DECODE[kind](raw.view(dtype).view(sizes))
 
 
-def _hash(data: bytes) -> str:
+def hash_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

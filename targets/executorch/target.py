@@ -76,8 +76,8 @@ class ExecutorchTarget:
         chunk = min(int(request.options["chunk"]), request.context)
         last_only = request.options["logits"] == "last"
         lowering = Lowering(program, weights, request.context, chunk, last_only=last_only)
-        facts = _facts(program.config, weights.checkpoint.stop_ids, request.context, chunk)
-        made = lowering.assemble(facts)
+        stop_ids = weights.checkpoint.stop_ids
+        made = lowering.assemble(_methods(program.config, stop_ids, request.context, chunk))
         if made.inside_work < DELEGATED:
             raise GateError(
                 "too little of the program runs in XNNPACK",
@@ -140,7 +140,7 @@ class ExecutorchTarget:
         return products_rung(program, folder), noise_rung(program, self.run(folder))
 
 
-def _facts(
+def _methods(
     config: DecoderConfig, stop_ids: tuple[int, ...], context: int, chunk: int
 ) -> dict[str, Any]:
     """Methods without arguments that ExecuTorch's own runners of language models ask for."""

@@ -102,9 +102,10 @@ def _with_width(row: PlanRow, able: Capabilities, widths: tuple[int, ...]) -> Pl
         return row
     expert = int(row.name.split(".experts.")[1].split(".")[0])
     planned, bits = Format.parse(row.format), widths[expert % len(widths)]
-    own = [f for f in able.expert if (f.bits, f.group) in ((bits, planned.group), (bits, ROW))]
-    grid = "clip" if own[0].symmetric else "minmax"
-    return replace(row, format=own[0].name, grid=grid, nbytes=own[0].nbytes(row.shape))
+    same = replace(planned, bits=bits)
+    own = same if same in able.expert else replace(same, group=ROW, scale_dtype="float32")
+    grid = "clip" if able.negative_scales is False and own.symmetric else "minmax"
+    return replace(row, format=own.name, grid=grid, nbytes=own.nbytes(row.shape))
 
 
 def lower(checkpoint: Checkpoint, target: Target, plan: BitPlan, folder: Path) -> Stepper:

@@ -6,18 +6,17 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import tree_sitter_kotlin
-from tree_sitter import Language, Node, Parser
 
 import lfmc
 from lfmc.bundle import Bundle
 from lfmc.chat import render
+from tests.examples.parsing import broken_lines
 
 tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -39,25 +38,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )
 
 
-def walk(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.children:
-        yield from walk(child)
-
-
-def parse(source: bytes) -> Node:
-    return Parser(Language(tree_sitter_kotlin.language())).parse(source).root_node
-
-
 @pytest.mark.parametrize("path", [*KOTLIN, *GRADLE], ids=lambda path: path.name)
 def test_kotlin_parses(path: Path) -> None:
-    root = parse(path.read_bytes())
-    wrong = [node for node in walk(root) if node.type == "ERROR" or node.is_missing]
-    assert not wrong, f"line {wrong[0].start_point[0] + 1}"
+    assert not broken_lines(tree_sitter_kotlin.language(), path.read_bytes())
 
 
 def test_the_parser_notices_nonsense() -> None:
-    assert parse(b"fun f( { val = }").has_error
+    assert broken_lines(tree_sitter_kotlin.language(), b"fun f( { val = }")
 
 
 def test_the_gradle_files_name_what_the_catalogue_has() -> None:
