@@ -25,6 +25,7 @@ TARGETS: Mapping[str, str] = {
     "coreml": "lfmc.targets.coreml.target:CoremlTarget",
     "executorch": "lfmc.targets.executorch.target:ExecutorchTarget",
     "onnx": "lfmc.targets.onnx.target:OnnxTarget",
+    "tvm": "lfmc.targets.tvm.target:TvmTarget",
 }
 
 

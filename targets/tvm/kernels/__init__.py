@@ -1,0 +1,1 @@
+"""TIR kernels of the fused operators, one file each."""

@@ -1,0 +1,91 @@
+"""Products with an n-bit matrix: of one token (a GEMV), or of many (a GEMM)."""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from lfmc.targets.tvm.cpus import Cpu
+from lfmc.targets.tvm.kernels.builder import (
+    Buffer,
+    Expr,
+    PrimFunc,
+    build,
+    cast,
+    floats,
+    put,
+    tokens_of,
+)
+from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, Rows, multiply, multiply_row
+from lfmc.targets.tvm.layout import ROWS
+
+
+def linear(
+    matrix: Matrix, cpu: Cpu, tokens: int | None, *, bias: str | None, exact: bool
+) -> PrimFunc:
+    """`y = x W^T + b`: activations (see `Activations`), the matrix's constants, the bias `[N]`
+    of that dtype where there is one; result float32 `[T, N]`."""
+    count = tokens_of(tokens)
+    given = Activations.parameters(matrix.columns, matrix.groups, count, exact)
+    held = matrix.parameters("w")
+    parameters = [*given, *held]
+    if bias:
+        parameters.append(("bias", (matrix.rows,), bias))
+    parameters.append(("y", (count, matrix.rows), "float32"))
+
+    def body(*buffers: Buffer) -> None:
+        x, constants = Activations(buffers[: len(given)]), buffers[len(given) :][: len(held)]
+        own_bias, y = buffers[-2] if bias else None, buffers[-1]
+        if matrix.blocks:
+            with T.parallel(0, matrix.blocks) as block:
+                rows = Rows(matrix, constants, block)
+                _tiles(rows, x, count, tokens, cpu, own_bias, y, exact)
+        if matrix.tail:
+            _tail(matrix, constants, x, count, own_bias, y, exact)
+
+    return build(parameters, body)
+
+
+def _tiles(
+    rows: Rows,
+    x: Activations,
+    count: Expr,
+    tokens: int | None,
+    cpu: Cpu,
+    bias: Buffer | None,
+    y: Buffer,
+    exact: bool,
+) -> None:
+    """A block of rows with all tokens: so many at once, and what is left one by one."""
+
+    def write(chosen: list[Expr]) -> None:
+        column = rows.block * ROWS
+        results = multiply(rows, x, chosen, cpu, exact=exact)
+        for token, result in zip(chosen, results, strict=True):
+            value = result()
+            put(y, value if bias is None else value + floats(bias, column), token, column)
+
+    if tokens == 1:
+        write([0])
+        return
+    tile = 4 if exact else cpu.tile
+    whole = tirx.floordiv(count, tile)
+    with T.serial(0, whole) as index:
+        write([index * tile + offset for offset in range(tile)])
+    with T.serial(0, count - whole * tile) as rest:
+        write([whole * tile + rest])
+
+
+def _tail(
+    matrix: Matrix,
+    constants: tuple[Buffer, ...],
+    x: Activations,
+    count: Expr,
+    bias: Buffer | None,
+    y: Buffer,
+    exact: bool,
+) -> None:
+    with T.serial(0, count) as token, T.serial(0, matrix.tail) as row:
+        value = multiply_row(matrix, constants, row, x, token, exact)
+        at = matrix.blocks * ROWS + row
+        put(y, value if bias is None else value + cast(bias[at], "float32"), token, at)

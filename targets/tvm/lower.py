@@ -1,0 +1,580 @@
+"""The fused program as Relax functions over lfmc's kernels: one Python function an operator.
+
+Every function takes `tokens` int32 `[T]`, `start` int32 `[1]` (the position of the first), all
+states and all parameters, and writes the states in place. `decode` is for one token, `prefill`
+gives logits of the last of several, `score` of all. The same with `_exact` behind their names
+leave activations float: for parity, and for apps that want it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+from tvm import IRModule, relax, tirx
+
+from lfmc.errors import UnsupportedError
+from lfmc.model import StateSpec
+from lfmc.model.rope import inverse_frequencies
+from lfmc.passes.pattern import arguments
+from lfmc.program import Program
+from lfmc.targets.base import find_handler
+from lfmc.targets.tvm.constants import Constants
+from lfmc.targets.tvm.cpus import Cpu
+from lfmc.targets.tvm.kernels import (
+    attention,
+    elementwise,
+    embedding,
+    float_linear,
+    gated_short_conv,
+    linear,
+    moe,
+    rms_norm,
+    round_rows,
+    swiglu,
+)
+from lfmc.targets.tvm.kernels.attention import SLOTS, Heads
+from lfmc.targets.tvm.kernels.builder import Columns
+from lfmc.targets.tvm.kernels.matrix import Matrix
+from lfmc.targets.tvm.parameters import Parameter
+from lfmc.weights import PlannedWeights
+
+Shape = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the library's functions."""
+
+    name: str
+    tokens: int | None
+    last_only: bool = False
+    exact: bool = False
+
+
+KINDS = (
+    Kind("decode", 1),
+    Kind("prefill", None, last_only=True),
+    Kind("score", None),
+    Kind("decode_exact", 1, exact=True),
+    Kind("score_exact", None, exact=True),
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """Some columns of a Relax value `[T, width]`, float32."""
+
+    var: Any
+    columns: Columns
+
+
+def state_name(spec: StateSpec) -> str:
+    return f"{spec.kind}_{spec.layer}"
+
+
+def state_shape(spec: StateSpec) -> tuple[int, ...]:
+    """Of a filter `[taps - 1, H]`, of keys `[K, C / 16, D, 16]`, of values `[K, C, D]`; `C` is
+    the context, filled up to a multiple of 16."""
+    if spec.kind == "conv":
+        _, channels, back = spec.shape
+        return back, channels
+    _, heads, slots, dim = spec.shape
+    blocks = -(-slots // SLOTS)
+    if spec.kind == "key":
+        return heads, blocks, dim, SLOTS
+    return heads, blocks * SLOTS, dim
+
+
+class Lowering:
+    """All functions, the kernels that they share, and the constants that they take."""
+
+    def __init__(self, program: Program, weights: PlannedWeights, context: int, cpu: Cpu) -> None:
+        self.program, self.context, self.cpu = program, context, cpu
+        self.constants = Constants(weights)
+        self.builder = relax.BlockBuilder()
+        self.operators: dict[str, list[tuple[str, str]]] = {}
+        self._kernels: dict[Any, Any] = {}
+        for kind in KINDS:
+            walk = Walk(self, kind)
+            self.operators[kind.name] = walk.operators
+
+    @property
+    def module(self) -> IRModule:
+        return self.builder.get()
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """In the order in which functions take them."""
+        return list(self.constants.parameters.values())
+
+    def kernel(self, make: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """A kernel, made once for the same numbers."""
+        key = (make.__name__, args, tuple(sorted(named.items())))
+        if key not in self._kernels:
+            name = f"{make.__name__}_{len(self._kernels)}"
+            self._kernels[key] = self.builder.add_func(make(*args, **named), name)
+        return self._kernels[key]
+
+
+class Walk:
+    """One function, operator by operator; `operators` are nodes of n-bit operators and the kernels
+    that compute them, in order."""
+
+    def __init__(self, lowering: Lowering, kind: Kind) -> None:
+        self.lowering, self.kind = lowering, kind
+        self.program, self.constants = lowering.program, lowering.constants
+        self.config = lowering.program.config
+        self.length = 1 if kind.tokens == 1 else tirx.Var("T", "int64")
+        self.operators: list[tuple[str, str]] = []
+        self._params: dict[str, Any] = {}
+        self._once: dict[Any, Any] = {}
+        tokens, positions, *states = (n for n in self.program.graph.nodes if n.op == "placeholder")
+        self.tokens = _var("tokens", (self.length,), "int32")
+        self.start = _var("start", (1,), "int32")
+        specs = self.program.states
+        given = [_var(state_name(s), state_shape(s), "float32") for s in specs]
+        self.states: dict[fx.Node, Any] = dict(zip(states, given, strict=True))
+        self.results: dict[fx.Node, Any] = {tokens: self.tokens, positions: None}
+        builder = lowering.builder
+        with builder.function(kind.name):
+            with builder.dataflow():
+                logits = builder.emit_output(self._run().var)
+            params = [self._param(own) for own in lowering.parameters]
+            builder.emit_func_output(logits, [self.tokens, self.start, *given, *params])
+
+    def _run(self) -> Value:
+        head: fx.Node = arguments(self.program.graph.output_node())[0][0]
+        for node in self.program.graph.nodes:
+            if node.op == "call_function":
+                if node is head and self.kind.last_only:
+                    self._only_last(arguments(node)[0])
+                self.results[node] = find_handler(HANDLERS, node, "TVM")(self, node)
+        logits: Value = self.results[head]
+        return logits
+
+    def _only_last(self, node: fx.Node) -> None:
+        """Have a node stand for the last token's part of it; what comes is for one token."""
+        hidden = self.whole(self.value(node))
+        width = hidden.columns.size
+        self.length = 1
+        self.kind = Kind(self.kind.name, 1, exact=self.kind.exact)
+        (last,) = self.call(elementwise.last_of, width, given=[hidden.var], results=[(1, width)])
+        self.results[node] = _whole(last, width)
+
+    def call(
+        self,
+        make: Callable[..., Any],
+        *args: Any,
+        given: Sequence[Any],
+        results: Sequence[Shape],
+        dtypes: Mapping[int, str] | None = None,
+        states: Sequence[fx.Node] = (),
+        node: fx.Node | None = None,
+        **named: Any,
+    ) -> list[Any]:
+        """Call a kernel; `given` ends with `states`, which it writes in place. Returns the results,
+        of float32 but for `dtypes`."""
+        builder = self.lowering.builder
+        kernel = self.lowering.kernel(make, *args, **named)
+        if node is not None:
+            self.operators.append((node.name, kernel.name_hint))
+        held = [self.states[state] for state in states]
+        whole = [*given, *held]
+        types = [
+            relax.TensorType(shape, (dtypes or {}).get(index, "float32"))
+            for index, shape in enumerate(results)
+        ]
+        if held:
+            first = len(given)
+            written = [own.ty for own in held]
+            places = [-1] * len(types) + [first + index for index in range(len(held))]
+            call = relax.op.call_tir_inplace(kernel, whole, places, [*types, *written])
+        else:
+            call = relax.call_tir(kernel, whole, types if len(types) > 1 else types[0])
+        made = builder.emit(call)
+        count = len(types) + len(held)
+        parts = [made] if count == 1 else [builder.emit(made[index]) for index in range(count)]
+        for state, own in zip(states, parts[len(types) :], strict=True):
+            self.states[state] = own
+        return parts[: len(types)]
+
+    def one(self, make: Callable[..., Any], *args: Any, size: int, **named: Any) -> Value:
+        """The result of a kernel that has one, `[T, size]`."""
+        (made,) = self.call(make, *args, results=[(self.length, size)], **named)
+        return _whole(made, size)
+
+    def value(self, node: Any) -> Any:
+        """What a node stands for: a value, several, or a constant's parameter."""
+        if not isinstance(node, fx.Node):
+            return node
+        if node.op == "get_attr":
+            return self.floats(node)
+        return self.results[node]
+
+    def floats(self, node: fx.Node, *, taps: bool = False) -> Parameter:
+        return self.constants.floats(self.sources(node), taps=taps)
+
+    def sources(self, node: fx.Node) -> tuple[str, ...]:
+        """The checkpoint's tensors behind a constant."""
+        return self.program.weights[str(node.target)].sources
+
+    def param(self, *parameters: Parameter) -> list[Any]:
+        return [self._param(own) for own in parameters]
+
+    def _param(self, own: Parameter) -> Any:
+        if own.name not in self._params:
+            self._params[own.name] = _var(f"p{len(self._params)}", own.shape, own.dtype)
+        return self._params[own.name]
+
+    def whole(self, value: Value) -> Value:
+        """A value of its own, where it was columns of another."""
+        columns = value.columns
+        if columns.size == columns.width:
+            return value
+        tokens = self.kind.tokens
+        return self.one(
+            elementwise.columns_of, columns, tokens, given=[value.var], size=columns.size
+        )
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What several operators share."""
+        if key not in self._once:
+            self._once[key] = make()
+        return self._once[key]
+
+    def activations(self, value: Value, group: int, rows: Any = None) -> list[Any]:
+        """What a product with a matrix of such groups takes of `value`."""
+        value = self.whole(value)
+        if self.kind.exact:
+            return [value.var]
+        length = self.length if rows is None else rows
+        size = value.columns.size
+        tokens = length if isinstance(length, int) else None
+
+        def make() -> list[Any]:
+            shapes = [(length, size // 4), (length, size // group), (length, size // group)]
+            types = {0: "int32", 2: "int32"}
+            given = [value.var]
+            return self.call(
+                round_rows.round_rows, size, group, tokens, given=given, results=shapes, dtypes=types
+            )
+
+        return self.once((value.var, group), make)  # type: ignore[no-any-return]
+
+
+def _var(name: str, shape: Shape, dtype: str) -> Any:
+    return relax.Var(name, relax.TensorType(shape, dtype))
+
+
+def _whole(var: Any, size: int) -> Value:
+    return Value(var, Columns(size, 0, size))
+
+
+def _columns(node: fx.Node) -> int:
+    """Of a node's value, all but its dims of batch and time."""
+    shape = node.meta["val"].shape
+    return prod(int(size) for size in shape[1:] if isinstance(size, int))
+
+
+Handler = Callable[[Walk, fx.Node], Any]
+
+
+def _embedding(m: Walk, node: fx.Node) -> Value:
+    table, ids = arguments(node)[:2]
+    own = m.floats(table)
+    rows, size = own.shape
+    given = [m.value(ids), *m.param(own)]
+    return m.one(embedding.embedding, rows, size, own.dtype, m.kind.tokens, given=given, size=size)
+
+
+def _embedding_nbits(m: Walk, node: fx.Node) -> Value:
+    ids, codes, *_ = arguments(node)
+    matrix, parts = m.constants.matrix(m.sources(codes))
+    return m.one(
+        embedding.embedding_nbits,
+        matrix,
+        m.kind.tokens,
+        given=[m.value(ids), *m.param(*parts)],
+        size=matrix.columns,
+    )
+
+
+def _linear(m: Walk, node: fx.Node) -> Value:
+    x, weight, bias = (m.value(arg) for arg in arguments(node))
+    rows, columns = weight.shape
+    given = [m.whole(x).var, *m.param(weight, *([bias] if bias else []))]
+    return m.one(
+        float_linear.float_linear,
+        rows,
+        columns,
+        weight.dtype,
+        m.kind.tokens,
+        given=given,
+        size=rows,
+        bias=bias.dtype if bias else None,
+    )
+
+
+def _linear_nbits(m: Walk, node: fx.Node) -> Value:
+    x, codes, _, _, bias, *_ = arguments(node)
+    matrix, parts = m.constants.matrix(m.sources(codes))
+    own_bias = [m.floats(bias)] if bias is not None else []
+    given = [*m.activations(m.value(x), matrix.format.group), *m.param(*parts, *own_bias)]
+    return m.one(
+        linear.linear,
+        matrix,
+        m.lowering.cpu,
+        m.kind.tokens,
+        given=given,
+        size=matrix.rows,
+        node=node,
+        bias=own_bias[0].dtype if own_bias else None,
+        exact=m.kind.exact,
+    )
+
+
+def _rms_norm(m: Walk, node: fx.Node) -> Value:
+    x, weight, eps = (m.value(arg) for arg in arguments(node))
+    (size,) = weight.shape
+    given = [m.whole(x).var, *m.param(weight)]
+    args = (size, weight.dtype, eps, m.kind.tokens)
+    return m.one(rms_norm.rms_norm, *args, given=given, size=size)
+
+
+def _add_rms_norm(m: Walk, node: fx.Node) -> Sequence[Value]:
+    x, residual, weight, eps = (m.value(arg) for arg in arguments(node))
+    (size,) = weight.shape
+    given = [m.whole(x).var, m.whole(residual).var, *m.param(weight)]
+    args = (size, weight.dtype, eps, m.kind.tokens)
+    shapes = [(m.length, size)] * 2
+    made = m.call(rms_norm.add_rms_norm, *args, given=given, results=shapes)
+    return [_whole(var, size) for var in made]
+
+
+def _gated_short_conv(m: Walk, node: fx.Node) -> Sequence[Any]:
+    bcx, weight, bias, state = arguments(node)
+    taps, own_bias = m.floats(weight, taps=True), [m.floats(bias)] if bias is not None else []
+    count, size = taps.shape
+    y = m.one(
+        gated_short_conv.gated_short_conv,
+        size,
+        count,
+        taps.dtype,
+        m.kind.tokens,
+        given=[m.whole(m.value(bcx)).var, *m.param(taps, *own_bias)],
+        states=[state],
+        size=size,
+        bias=own_bias[0].dtype if own_bias else None,
+    )
+    return y, None
+
+
+def _attention(m: Walk, node: fx.Node) -> Sequence[Any]:
+    q, k, v, q_norm, k_norm, inv_freq, _, keys, values, eps, window, _ = arguments(node)
+    config, tokens = m.config, m.kind.tokens
+    slots = -(-m.lowering.context // SLOTS) * SLOTS
+    heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim, slots)
+    parts = [m.value(x) for x in (q, k, v)]
+    norms = [m.floats(x) for x in (q_norm, k_norm)]
+    kind = str(inv_freq.target).removeprefix("rope.")
+    cos, sin = m.once(("angles", kind), lambda: _angles(m, kind))
+    size = heads.queries * heads.dim
+    turned = m.one(
+        attention.write_heads,
+        heads,
+        tuple(part.columns for part in parts),
+        tuple(norm.dtype for norm in norms),
+        eps,
+        tokens,
+        given=[*(part.var for part in parts), m.start, *m.param(*norms), cos, sin],
+        states=[keys, values],
+        size=size,
+    )
+    given = [turned.var, m.start, m.states[keys], m.states[values]]
+    y = m.one(attention.attend, heads, window, tokens, given=given, size=size)
+    return y, None, None
+
+
+def _angles(m: Walk, kind: str) -> list[Any]:
+    name, dim = f"rope.{kind}", m.config.head_dim
+    steps = m.constants.of_config(name, lambda: inverse_frequencies(m.config, kind).float())
+    return m.call(
+        attention.angles,
+        dim,
+        m.kind.tokens,
+        given=[m.start, *m.param(steps)],
+        results=[(m.length, dim)] * 2,
+    )
+
+
+def _swiglu(m: Walk, node: fx.Node) -> Value:
+    gate, up = (m.value(x) for x in node.args)
+    given, size = [gate.var, up.var], gate.columns.size
+    return m.one(
+        swiglu.swiglu, gate.columns, up.columns, m.kind.tokens, given=given, size=size
+    )
+
+
+def _moe(m: Walk, node: fx.Node) -> Value:
+    x, scores, choice, w1, w3, w2, top_k, normalize, scale = arguments(node)
+    names = [[m.program.tensor_behind(w) for w in weights] for weights in (w1, w3, w2)]
+    (ones, one_parts), (threes, three_parts), (twos, two_parts) = map(m.constants.experts, names)
+    for experts, of in zip((ones, threes, twos), names, strict=True):
+        _require_alike(experts, of)
+    tokens, cpu, exact = m.kind.tokens, m.lowering.cpu, m.kind.exact
+    count = len(ones.places)
+    given = [m.whole(m.value(arg)).var for arg in (scores, choice)]
+    few = (m.length, top_k)
+    chosen, shares = m.call(
+        moe.route,
+        count,
+        top_k,
+        normalize,
+        scale,
+        tokens,
+        given=given,
+        results=[few, few],
+        dtypes={0: "int32"},
+    )
+    places = m.length * top_k
+    order, begins = m.call(
+        moe.group,
+        count,
+        top_k,
+        tokens,
+        given=[chosen],
+        results=[(places,), (count + 1,)],
+        dtypes={0: "int32", 1: "int32"},
+    )
+    hidden = _given(m, m.value(x), ones)
+    (inner,) = m.call(
+        moe.gate_up,
+        ones,
+        threes,
+        top_k,
+        cpu,
+        tokens,
+        given=[*hidden, order, begins, *m.param(*one_parts, *three_parts)],
+        results=[(places, ones.rows)],
+        node=node,
+        exact=exact,
+    )
+    given = _given(m, _whole(inner, ones.rows), twos, places)
+    (found,) = m.call(
+        moe.down,
+        twos,
+        cpu,
+        tokens,
+        given=[*given, order, begins, *m.param(*two_parts)],
+        results=[(places, twos.rows)],
+        node=node,
+        exact=exact,
+        top_k=top_k,
+    )
+    size = twos.rows
+    return m.one(moe.combine, size, top_k, tokens, given=[shares, found], size=size)
+
+
+def _given(m: Walk, value: Value, experts: moe.Experts, rows: Any = None) -> list[Any]:
+    first = experts.stacks[0]
+    if isinstance(first, Matrix):
+        return m.activations(value, first.format.group, rows)
+    return [m.whole(value).var]
+
+
+def _require_alike(experts: moe.Experts, names: Sequence[str]) -> None:
+    """All experts of a layer round activations in the same groups, or not at all."""
+    kinds = {s.format.group if isinstance(s, Matrix) else 0 for s in experts.stacks}
+    if len(kinds) > 1:
+        raise UnsupportedError(
+            "experts of one layer have groups of different sizes",
+            where=names[0],
+            got=", ".join(str(kind or "float") for kind in sorted(kinds)),
+            todo="give all experts of a layer one group size; widths may differ",
+        )
+
+
+def _same(m: Walk, node: fx.Node) -> Any:
+    """Another view of the same numbers."""
+    return m.value(arguments(node)[0])
+
+
+def _split(m: Walk, node: fx.Node) -> Sequence[Value]:
+    x, sizes, _ = arguments(node)  # of the last dim
+    value = m.whole(m.value(x))
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [
+        Value(value.var, Columns(value.columns.width, start, size))
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def _getitem(m: Walk, node: fx.Node) -> Any:
+    source, index = node.args
+    return m.value(source)[index]
+
+
+def _binary(kind: str) -> Handler:
+    def lower(m: Walk, node: fx.Node) -> Value:
+        first, second = (m.value(x) for x in node.args[:2])
+        if isinstance(first, Parameter) or (
+            isinstance(second, Value) and second.columns.size > first.columns.size
+        ):
+            first, second = second, first
+        first = m.whole(first)
+        size = first.columns.size
+        if isinstance(second, Parameter):
+            other, given, constant = second.shape[0], m.param(second)[0], second.dtype
+        else:
+            second = m.whole(second)
+            other, given, constant = second.columns.size, second.var, None
+        return m.one(
+            elementwise.binary,
+            kind,
+            size,
+            other,
+            m.kind.tokens,
+            given=[first.var, given],
+            size=size,
+            constant=constant,
+        )
+
+    return lower
+
+
+def _sigmoid(m: Walk, node: fx.Node) -> Value:
+    x = m.whole(m.value(node.args[0]))
+    size = x.columns.size
+    return m.one(elementwise.sigmoids, size, m.kind.tokens, given=[x.var], size=size)
+
+
+def _nothing(m: Walk, node: fx.Node) -> None:
+    """Read by the operator that uses it (an expert's codes, a symbolic size)."""
+
+
+HANDLERS: dict[str, Handler] = {
+    "aten.add": _binary("add"),
+    "aten.embedding": _embedding,
+    "aten.flatten": _same,
+    "aten.linear": _linear,
+    "aten.mul": _binary("mul"),
+    "aten.sigmoid": _sigmoid,
+    "aten.split_with_sizes": _split,
+    "aten.unsqueeze": _same,
+    "aten.view_as": _same,
+    "getitem": _getitem,
+    "lfm.add_rms_norm": _add_rms_norm,
+    "lfm.attention": _attention,
+    "lfm.dequantize": _nothing,
+    "lfm.embedding_nbits": _embedding_nbits,
+    "lfm.gated_short_conv": _gated_short_conv,
+    "lfm.linear_nbits": _linear_nbits,
+    "lfm.moe": _moe,
+    "lfm.rms_norm": _rms_norm,
+    "lfm.swiglu": _swiglu,
+}

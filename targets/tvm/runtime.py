@@ -1,0 +1,88 @@
+"""Running a library by TVM's runtime, the way an app does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfmc.errors import InputError, first_line
+from lfmc.stepping import require_tokens
+from lfmc.targets.base import require
+from lfmc.targets.tvm.parameters import ALIGNMENT, LIBRARY, open_parameters
+
+
+class TvmStepper:
+    """One conversation with a library; `reset` fills the states with zeros."""
+
+    last_only = False
+
+    def __init__(self, folder: Path, *, exact: bool = False) -> None:
+        tvm = require("tvm", "tvm")
+        path = folder / LIBRARY
+        if not path.is_file():
+            raise InputError("there is no library", where=path)
+        parameters = open_parameters(folder)
+        facts = parameters.facts
+        self.context, self._vocab = int(facts["context"]), int(facts["vocab_size"])
+        self._chunk = int(facts["chunk"])
+        try:
+            module = tvm.runtime.load_module(str(path))
+            self.machine = tvm.relax.VirtualMachine(module, tvm.cpu())
+        except Exception as error:  # the library raises whatever its loader raises
+            raise InputError(
+                "TVM's runtime can't load the library",
+                where=path,
+                got=first_line(error),
+                todo="it may be damaged, or made for another CPU or version of TVM",
+            ) from error
+        self._as_tvm = tvm.runtime.from_dlpack
+        self._weights = [self._tensor(parameters.tensor(n)) for n in facts["parameters"]]
+        self._states = [
+            tvm.runtime.tensor(np.zeros(state["shape"], np.float32)) for state in facts["states"]
+        ]
+        end = "_exact" if exact else ""
+        self._decode, self._score = (self.machine[name + end] for name in ("decode", "score"))
+        self._prefill = self.machine["prefill"]
+        self._length = 0
+
+    def _tensor(self, value: Tensor) -> Any:
+        """A tensor of TVM on the same memory, but for what is not aligned."""
+        if value.data_ptr() % ALIGNMENT:
+            value = value.clone()
+        return self._as_tvm(value)
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._length = 0
+        for state in self._states:
+            torch.from_dlpack(state).zero_()
+
+    def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Float32 logits `[T, V]` of the tokens that come next."""
+        pieces = self._ids(tokens).split(self._chunk)
+        return torch.cat([self._call(self._score, piece) for piece in pieces])
+
+    def prefill(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Float32 logits `[1, V]` of the last of the tokens that come next."""
+        for piece in self._ids(tokens).split(self._chunk):
+            logits = self._call(self._prefill, piece)
+        return logits
+
+    def _ids(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(-1)
+        require_tokens(ids, self._length, self.context, self._vocab)
+        return ids.int()
+
+    def _call(self, function: Any, ids: Tensor) -> Tensor:
+        if len(ids) == 1:
+            function = self._decode
+        start = torch.tensor([self._length], dtype=torch.int32)
+        given = (self._as_tvm(ids.clone()), self._as_tvm(start))
+        logits = function(*given, *self._states, *self._weights)
+        self._length += len(ids)
+        return torch.from_dlpack(logits).clone()

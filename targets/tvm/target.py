@@ -1,0 +1,142 @@
+"""The TVM target: capabilities and verbs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import Capabilities, Format, unpadded
+from lfmc.errors import UnsupportedError
+from lfmc.model import DecoderConfig
+from lfmc.parity import ARTIFACT_TOLERANCE, Rung
+from lfmc.program import Program
+from lfmc.stepping import Stepper
+from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.tvm.cpus import choices, find_cpu
+from lfmc.trace import TraceSpec
+from lfmc.weights import PlannedWeights
+
+FORMATS = tuple(
+    Format(bits, group, symmetric, "float16")
+    for bits in (2, 3, 4, 6, 8)
+    for group in (32, 64, 128)
+    for symmetric in (True, False)
+)
+BLOCK = 16  # numbers of a vector in kernels
+
+
+@dataclass(frozen=True)
+class TvmTarget:
+    """TVM with lfmc's own kernels, compiled: a shared library and a file of parameters."""
+
+    name: ClassVar[str] = "tvm"
+    extra: ClassVar[str] = "tvm"
+    packages: ClassVar[tuple[str, ...]] = ("tvm",)
+    options: ClassVar[tuple[TargetOption, ...]] = (
+        TargetOption("device", choices(), "what the library is made for; cpu is this machine's"),
+        TargetOption("chunk", ("256", "32", "64", "128", "512"), "most tokens of a call"),
+    )
+    lowering_bytes: ClassVar[float] = 2.5
+    exact: ClassVar[bool] = True
+
+    def capabilities(self, config: DecoderConfig) -> Capabilities:
+        moe, hidden = config.moe, config.hidden_size
+        inner = config.num_heads * config.head_dim
+        return Capabilities(
+            linear=unpadded(FORMATS, hidden, config.ffn_size, inner),
+            embedding=unpadded(FORMATS, hidden),
+            expert=unpadded(FORMATS, hidden, moe.ffn_size) if moe else (),
+            floats=("float32", "bfloat16", "float16"),
+            merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
+            expert_unit="matrix",
+            expert_layer_shares_group=True,
+            negative_scales=True,
+            graph_nbytes=_graph_nbytes(config),
+        )
+
+    def check(self, config: DecoderConfig, request: Request) -> None:
+        require("tvm", self.extra)
+        find_cpu(request.options["device"])
+        sizes = {
+            "hidden size": config.hidden_size,
+            "size of a head": config.head_dim,
+            "size of the feed-forward": config.ffn_size,
+            "size of an expert": config.moe.ffn_size if config.moe else BLOCK,
+        }
+        for name, size in sizes.items():
+            if size % BLOCK:
+                raise UnsupportedError(
+                    f"the {name} is no multiple of {BLOCK}, which kernels take at once", got=size
+                )
+
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
+        return TraceSpec(context=request.context, batch=1, length=None)
+
+    def lower(
+        self, program: Program, weights: PlannedWeights, request: Request, folder: Path
+    ) -> Artifact:
+        from lfmc.targets.tvm.compile import compile_library
+        from lfmc.targets.tvm.lower import KINDS, Lowering, state_name, state_shape
+        from lfmc.targets.tvm.parameters import LIBRARY, PARAMETERS, write
+
+        cpu = find_cpu(request.options["device"])
+        lowering = Lowering(program, weights, request.context, cpu)
+        compile_library(lowering.module, cpu, folder / LIBRARY)
+        states = [
+            {
+                "name": state_name(spec),
+                "shape": list(state_shape(spec)),
+                "dtype": "float32",
+                "kept_by": "the app",
+                "reset": "zeros",
+            }
+            for spec in program.states
+        ]
+        facts = {
+            "cpu": {"name": cpu.name, "triple": cpu.triple, "needs": list(cpu.flags)},
+            "chunk": min(int(request.options["chunk"]), request.context),
+            "functions": [kind.name for kind in KINDS],
+            "states": states,
+        }
+        held = {
+            **facts,
+            "context": request.context,
+            "vocab_size": program.config.vocab_size,
+            "parameters": [own.name for own in lowering.parameters],
+            "operators": lowering.operators["score"],
+        }
+        write(folder / PARAMETERS, lowering.parameters, held)
+        return Artifact((LIBRARY, PARAMETERS), tuple(lowering.constants.stored), (), facts)
+
+    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
+        from lfmc.targets.tvm.parameters import read
+
+        return read(folder, stored)
+
+    def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        from lfmc.targets.tvm.runtime import TvmStepper
+
+        return TvmStepper(folder, exact=exact)
+
+    def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
+        if exact:
+            return program.module
+        from lfmc.targets.rounding import RoundedActivations, round_groups
+
+        return RoundedActivations(program.module, round_groups)
+
+    def tolerance(self, program: Program, *, exact: bool) -> float | None:
+        return ARTIFACT_TOLERANCE if exact else None
+
+    def operator_parity(
+        self, program: Program, folder: Path, artifact: Artifact
+    ) -> tuple[Rung, ...]:
+        return ()
+
+
+def _graph_nbytes(config: DecoderConfig) -> int:
+    return 400_000
