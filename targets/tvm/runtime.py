@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,21 @@ from lfmc.errors import InputError, first_line
 from lfmc.stepping import require_tokens
 from lfmc.targets.base import require
 from lfmc.targets.tvm.parameters import ALIGNMENT, LIBRARY, open_parameters
+
+
+BIG_CORES = 1  # a mode of TVM's pool of threads
+
+
+def cores() -> int:
+    """Cores that this process may use, each counted once however many threads it runs."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    allowed = os.sched_getaffinity(0)
+    paths = [Path(topology.format(cpu)) for cpu in allowed]
+    if not all(path.is_file() for path in paths):
+        return len(allowed)
+    return len({path.read_text() for path in paths})
 
 
 class TvmStepper:
@@ -30,6 +46,8 @@ class TvmStepper:
         facts = parameters.facts
         self.context, self._vocab = int(facts["context"]), int(facts["vocab_size"])
         self._chunk = int(facts["chunk"])
+        # TVM takes half of an x86 machine's CPUs, as if each were half of a core.
+        tvm.get_global_func("runtime.config_threadpool")(BIG_CORES, cores())
         try:
             module = tvm.runtime.load_module(str(path))
             self.machine = tvm.relax.VirtualMachine(module, tvm.cpu())
