@@ -16,6 +16,7 @@ from lfmc.parity import ARTIFACT_TOLERANCE, Rung, skipped
 from lfmc.program import Program
 from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
+from lfmc.targets.noise import n_bit, noise_rung
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
@@ -119,25 +120,23 @@ class ExecutorchTarget:
         return ExecutorchStepper(folder)
 
     def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
-        from lfmc.targets.executorch.activations import RoundedActivations
+        from lfmc.targets.executorch.activations import rounded
 
-        return RoundedActivations(program.module)
+        return rounded(program)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
-        from lfmc.targets.executorch.noise import n_bit
-
         return None if n_bit(program) else ARTIFACT_TOLERANCE
 
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
         """Every n-bit product alone; then all together, as the runtime shows nothing inside."""
-        from lfmc.targets.executorch.noise import n_bit, noise_rung
+        from lfmc.targets.executorch.activations import rounded
         from lfmc.targets.executorch.products import products_rung
 
         if not n_bit(program):
             return (skipped(3, "every n-bit product of the artifact", "it has none"),)
-        return products_rung(program, folder), noise_rung(program, self.run(folder))
+        return products_rung(program, folder), noise_rung(program, rounded(program), self.run(folder))
 
 
 def _methods(

@@ -26,18 +26,12 @@ from lfmc.calib_free.pack import unpack_bits
 from lfmc.model.experts import choose_experts
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program
+from lfmc.targets.rounding import group_codes, round_groups
 
 # How near to the middle of two codes a value may fall either way, in codes: one float32 operation
 # in another order moves a value of up to 127 codes by about 1e-5, a matmul before it by 4e-5.
 TIE = 2e-5
 TIE_BEHIND_MATMUL = 1e-4
-
-
-def round_activations(x: Tensor, block: int) -> Tensor:
-    """`x` `[..., K]` after symmetric int8 rounding of every `block` values of a row."""
-    codes, step = _codes(x, block)
-    rounded: Tensor = (torch.round(codes) * step).flatten(-2)
-    return rounded[..., : x.shape[-1]]
 
 
 def table_matmul(
@@ -65,15 +59,8 @@ def table_matmul(
 
 def tied(x: Tensor, group: int, *, tables: bool, near: float = TIE) -> Tensor:
     """Bool `[N]`: rows of `x` `[N, K]` with a value that may round either way."""
-    codes, _ = _table_codes(x, group) if tables else _codes(x, group)
+    codes, _ = _table_codes(x, group) if tables else group_codes(x, group)
     return ((codes - codes.floor() - 0.5).abs() < near).flatten(1).any(1)
-
-
-def _codes(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Codes before they are rounded, `[..., blocks, block]`, and the step of each block."""
-    blocks: Tensor = F.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
-    peak = blocks.abs().amax(-1, keepdim=True)
-    return blocks * torch.where(peak > 0, 127.0 / peak, 0.0), peak / 127.0
 
 
 def _table_codes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -146,7 +133,7 @@ class _Interpreter(fx.Interpreter):
         ops = torch.ops.lfm
         if target is ops.linear_nbits.default and not self.exact:
             self.ties = tied(args[0].flatten(0, -2), args[6], tables=False)
-            args = (round_activations(args[0], args[6]), *args[1:])
+            args = (round_groups(args[0], args[6]), *args[1:])
         if target is ops.dequantize.default:
             return _Quantized(*args)
         if target is ops.moe.default:
@@ -219,5 +206,5 @@ def _matmul(x: Tensor, weight: Any, exact: bool, *, paired: bool) -> tuple[Tenso
         return y, tied(x, group, tables=True, near=near)
     if weight.bits == 8 or not exact:
         ties = tied(x, group, tables=False, near=near)
-        return F.linear(round_activations(x, group), weight.floats()), ties
+        return F.linear(round_groups(x, group), weight.floats()), ties
     return F.linear(x, weight.floats()), nothing

@@ -12,14 +12,20 @@ from lfmc.errors import UnsupportedError, first_line
 from lfmc.targets.tvm.cpus import Cpu
 
 
-def compile_library(module: IRModule, cpu: Cpu, path: Path) -> None:
+LENGTH = "T"  # of the tokens of a call, as functions have it
+CHECK = "check"  # a function that only looks at what it is given
+INPUTS = 2  # parameters of a function before its states: tokens and start
+
+
+def compile_library(module: IRModule, cpu: Cpu, chunk: int, path: Path) -> None:
     """Compile for a CPU and link; raises `UnsupportedError` where there is no linker."""
     spec = {"kind": "llvm", "mtriple": cpu.triple, "mcpu": cpu.mcpu, "mattr": list(cpu.mattr)}
     target = tvm.target.Target(spec)
-    with tvm.transform.PassContext(opt_level=3):
-        made = tvm.compile(module, target, relax_pipeline=_pipeline())
+    # Kernels without asserts are a third as large; nothing but this module's functions calls them.
+    with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
+        made = tvm.compile(module, target, relax_pipeline=_pipeline(chunk))
     try:
-        made.export_library(str(path))
+        made.export_library(str(path), options=["-s"])
     except RuntimeError as error:
         raise UnsupportedError(
             "the library can't be linked",
@@ -28,20 +34,72 @@ def compile_library(module: IRModule, cpu: Cpu, path: Path) -> None:
         ) from error
 
 
-def _pipeline() -> Any:
-    """What TVM does with a module of kernels: nothing is fused or scheduled any more."""
+def _pipeline(chunk: int) -> Any:
+    """What TVM does with a module of kernels: nothing is fused or scheduled any more. Memory is
+    planned for calls of up to `chunk` tokens."""
     passes = relax.transform
     return tvm.transform.Sequential(
         [
+            _bounded(chunk),
             passes.ToNonDataflow(),
             passes.RemovePurityChecking(),
             passes.CallTIRRewrite(),
+            passes.CanonicalizeBindings(),
             passes.StaticPlanBlockMemory(),
             passes.LowerAllocTensor(),
-            passes.KillAfterLastUse(),
             passes.LowerRuntimeBuiltin(),
             passes.ComputePrimValue(),
             passes.VMShapeLower(),
+            _without_checks(),
             passes.AttachGlobalSymbol(),
         ]
+    )
+
+
+def _bounded(chunk: int) -> Any:
+    """Tell the planner of memory how many tokens there may be."""
+
+    @tvm.transform.module_pass(opt_level=0)
+    def run(module: IRModule, _: Any) -> IRModule:
+        bound = {"tir_var_upper_bound": {LENGTH: chunk}}
+        for name, function in module.functions.items():
+            if isinstance(function, relax.Function):
+                module[name] = function.with_attrs(bound)
+        return module
+
+    return run
+
+
+def _without_checks() -> Any:
+    """Take out checks of states and parameters, whose shapes are numbers: two for each of some
+    hundreds, at every token. `CHECK` keeps them, for a host to call when it has loaded them."""
+
+    @tvm.transform.module_pass(opt_level=0)
+    def run(module: IRModule, _: Any) -> IRModule:
+        for name, function in module.functions.items():
+            if isinstance(function, relax.Function) and name.name_hint != CHECK:
+                module[name] = _unchecked(function)
+        return module
+
+    return run
+
+
+def _unchecked(function: Any) -> Any:
+    held = set(function.params[INPUTS:])
+    body = function.body
+    blocks = [
+        relax.BindingBlock([own for own in block.bindings if not _checks(own, held)])
+        for block in body.blocks
+    ]
+    made = relax.SeqExpr(blocks, body.body)
+    return relax.Function(function.params, made, function.ret_ty, function.is_pure, function.attrs)
+
+
+def _checks(binding: Any, held: set[Any]) -> bool:
+    call = binding.value
+    return (
+        isinstance(call, relax.Call)
+        and isinstance(call.op, relax.ExternFunc)
+        and call.op.global_symbol in ("vm.builtin.check_tensor_info", "vm.builtin.match_shape")
+        and call.args[0] in held
     )

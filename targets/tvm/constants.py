@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from lfmc.calib_free.formats import Format
 from lfmc.calib_free.pack import PackedTensor
 from lfmc.targets.base import Arrangement, StoredTensor
 from lfmc.targets.tvm.kernels.matrix import Matrix
-from lfmc.targets.tvm.kernels.moe import Experts, Floats
-from lfmc.targets.tvm.layout import pack_codes, pack_groups, pack_zeros
+from lfmc.targets.tvm.kernels.moe import Floats, Stack
+from lfmc.targets.tvm.layout import ROWS, pack_codes, pack_groups, pack_zeros
 from lfmc.targets.tvm.parameters import DTYPES, Parameter
 from lfmc.weights import PlannedWeights
 
@@ -51,39 +51,27 @@ class Constants:
 
     def matrix(self, sources: Sources) -> tuple[Matrix, list[Parameter]]:
         """An n-bit matrix, its sources' rows one below the other."""
-        rows = [self.weights.checkpoint.tensors[name].shape for name in sources]
-        matrix = Matrix(self._format(sources[0]), sum(own[0] for own in rows), rows[0][1])
+        shapes = [self.weights.checkpoint.tensors[name].shape for name in sources]
+        rows = sum(shape[0] for shape in shapes)
+        format, columns = self._format(sources[0]), shapes[0][1]
+        matrix = Matrix(format, rows, columns, format.groups(columns), rows % ROWS)
         packed = lambda: [self.weights.packed(sources)]  # noqa: E731
         return matrix, self._parts(matrix, sources, "rows", packed)
 
-    def experts(self, names: Sequence[str]) -> tuple[Experts, list[Parameter]]:
-        """One matrix of every expert: those of a format in one stack."""
-        formats = [self.weights.format(name) for name in names]
-        kinds = list(dict.fromkeys(formats))
-        stacks: list[Matrix | Floats] = []
-        parameters: list[Parameter] = []
-        for kind in kinds:
-            own = tuple(n for n, f in zip(names, formats, strict=True) if f == kind)
-            rows, columns = self.weights.checkpoint.tensors[own[0]].shape
-            if isinstance(kind, Format):
-                matrix = Matrix(kind, rows, columns, len(own))
-                stacks.append(matrix)
-                parameters += self._parts(matrix, own, "experts", self._each(own))
-            else:
-                floats = Floats(rows, columns, kind.dtype, len(own))
-                stacks.append(floats)
-                shape = (len(own), rows, columns)
-                name, make = _stack_name(own), self._stacked(own)
-                parameters.append(
-                    self._add(name, kind.dtype, shape, "values", own, "experts", make)
-                )
-        places = tuple((kinds.index(f), 0) for f in formats)
-        counts = [0] * len(kinds)
-        found = []
-        for stack, _ in places:
-            found.append((stack, counts[stack]))
-            counts[stack] += 1
-        return Experts(tuple(stacks), tuple(found)), parameters
+    def stack(self, names: Sources) -> tuple[Stack, list[Parameter]]:
+        """Experts' matrices of one shape and format."""
+        kind, (rows, columns) = self.weights.format(names[0]), self._shape(names[0])
+        if isinstance(kind, Format):
+            matrix = Matrix(kind, rows, columns, kind.groups(columns), 0, len(names))
+            return kind, self._parts(matrix, names, "experts", self._each(names))
+        floats, shape = Floats(rows, columns, kind.dtype), (len(names), rows, columns)
+        name, make = _stack_name(names), self._stacked(names)
+        own = self._add(name, kind.dtype, shape, "values", names, "experts", make)
+        return floats, [own]
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        rows, columns = self.weights.checkpoint.tensors[name].shape
+        return rows, columns
 
     def _each(self, names: Sources) -> Callable[[], list[PackedTensor]]:
         return lambda: [self.weights.packed((name,)) for name in names]

@@ -3,7 +3,8 @@
 Every function takes `tokens` int32 `[T]`, `start` int32 `[1]` (the position of the first), all
 states and all parameters, and writes the states in place. `decode` is for one token, `prefill`
 gives logits of the last of several, `score` of all. The same with `_exact` behind their names
-leave activations float: for parity, and for apps that want it.
+leave activations float: for parity, and for apps that want it. `check` computes nothing; a host calls
+it once, as the others do not look at the shapes of what they are given.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
+import numpy as np
 from torch import fx
 from tvm import IRModule, relax, tirx
 
+from lfmc.calib_free.formats import Format
 from lfmc.errors import UnsupportedError
 from lfmc.model import StateSpec
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program
 from lfmc.targets.base import find_handler
+from lfmc.targets.tvm.compile import CHECK, LENGTH
 from lfmc.targets.tvm.constants import Constants
 from lfmc.targets.tvm.cpus import Cpu
 from lfmc.targets.tvm.kernels import (
@@ -39,7 +42,6 @@ from lfmc.targets.tvm.kernels import (
 )
 from lfmc.targets.tvm.kernels.attention import SLOTS, Heads
 from lfmc.targets.tvm.kernels.builder import Columns
-from lfmc.targets.tvm.kernels.matrix import Matrix
 from lfmc.targets.tvm.parameters import Parameter
 from lfmc.weights import PlannedWeights
 
@@ -102,6 +104,7 @@ class Lowering:
         for kind in KINDS:
             walk = Walk(self, kind)
             self.operators[kind.name] = walk.operators
+        walk.check()
 
     @property
     def module(self) -> IRModule:
@@ -129,7 +132,7 @@ class Walk:
         self.lowering, self.kind = lowering, kind
         self.program, self.constants = lowering.program, lowering.constants
         self.config = lowering.program.config
-        self.length = 1 if kind.tokens == 1 else tirx.Var("T", "int64")
+        self.length = 1 if kind.tokens == 1 else tirx.Var(LENGTH, "int64")
         self.operators: list[tuple[str, str]] = []
         self._params: dict[str, Any] = {}
         self._once: dict[Any, Any] = {}
@@ -137,15 +140,22 @@ class Walk:
         self.tokens = _var("tokens", (self.length,), "int32")
         self.start = _var("start", (1,), "int32")
         specs = self.program.states
-        given = [_var(state_name(s), state_shape(s), "float32") for s in specs]
-        self.states: dict[fx.Node, Any] = dict(zip(states, given, strict=True))
+        self._given = [_var(state_name(s), state_shape(s), "float32") for s in specs]
+        self.states: dict[fx.Node, Any] = dict(zip(states, self._given, strict=True))
         self.results: dict[fx.Node, Any] = {tokens: self.tokens, positions: None}
         builder = lowering.builder
         with builder.function(kind.name):
             with builder.dataflow():
                 logits = builder.emit_output(self._run().var)
             params = [self._param(own) for own in lowering.parameters]
-            builder.emit_func_output(logits, [self.tokens, self.start, *given, *params])
+            builder.emit_func_output(logits, [self.tokens, self.start, *self._given, *params])
+
+    def check(self) -> None:
+        """A function that takes what this one does, and gives `start` back."""
+        builder = self.lowering.builder
+        params = [self._param(own) for own in self.lowering.parameters]
+        with builder.function(CHECK):
+            builder.emit_func_output(self.start, [self.tokens, self.start, *self._given, *params])
 
     def _run(self) -> Value:
         head: fx.Node = arguments(self.program.graph.output_node())[0][0]
@@ -202,6 +212,26 @@ class Walk:
         for state, own in zip(states, parts[len(types) :], strict=True):
             self.states[state] = own
         return parts[: len(types)]
+
+    def empty(self, rows: Any, size: int) -> Any:
+        """Memory for a value that several kernels write."""
+        (made,) = self.call(elementwise.nothing, size, given=[], results=[(rows, size)])
+        return made
+
+    def write(
+        self,
+        make: Callable[..., Any],
+        *args: Any,
+        given: Sequence[Any],
+        into: Any,
+        node: fx.Node,
+        **named: Any,
+    ) -> Any:
+        """Call a kernel that writes a part of a value, in place."""
+        kernel = self.lowering.kernel(make, *args, **named)
+        self.operators.append((node.name, kernel.name_hint))
+        call = relax.op.call_tir_inplace(kernel, [*given, into], [len(given)], into.ty)
+        return self.lowering.builder.emit(call)
 
     def one(self, make: Callable[..., Any], *args: Any, size: int, **named: Any) -> Value:
         """The result of a kernel that has one, `[T, size]`."""
@@ -327,9 +357,10 @@ def _linear_nbits(m: Walk, node: fx.Node) -> Value:
     given = [*m.activations(m.value(x), matrix.format.group), *m.param(*parts, *own_bias)]
     return m.one(
         linear.linear,
-        matrix,
+        matrix.format,
+        matrix.tail,
         m.lowering.cpu,
-        m.kind.tokens,
+        None if m.kind.exact else m.kind.tokens,  # for parity one form will do
         given=given,
         size=matrix.rows,
         node=node,
@@ -422,14 +453,10 @@ def _swiglu(m: Walk, node: fx.Node) -> Value:
 
 def _moe(m: Walk, node: fx.Node) -> Value:
     x, scores, choice, w1, w3, w2, top_k, normalize, scale = arguments(node)
-    names = [[m.program.tensor_behind(w) for w in weights] for weights in (w1, w3, w2)]
-    (ones, one_parts), (threes, three_parts), (twos, two_parts) = map(m.constants.experts, names)
-    for experts, of in zip((ones, threes, twos), names, strict=True):
-        _require_alike(experts, of)
-    tokens, cpu, exact = m.kind.tokens, m.lowering.cpu, m.kind.exact
-    count = len(ones.places)
+    experts = [tuple(map(m.program.tensor_behind, own)) for own in zip(w1, w3, w2, strict=True)]
+    tokens, count = m.kind.tokens, len(experts)
     given = [m.whole(m.value(arg)).var for arg in (scores, choice)]
-    few = (m.length, top_k)
+    few, places = (m.length, top_k), m.length * top_k
     chosen, shares = m.call(
         moe.route,
         count,
@@ -441,7 +468,6 @@ def _moe(m: Walk, node: fx.Node) -> Value:
         results=[few, few],
         dtypes={0: "int32"},
     )
-    places = m.length * top_k
     order, begins = m.call(
         moe.group,
         count,
@@ -451,51 +477,74 @@ def _moe(m: Walk, node: fx.Node) -> Value:
         results=[(places,), (count + 1,)],
         dtypes={0: "int32", 1: "int32"},
     )
-    hidden = _given(m, m.value(x), ones)
-    (inner,) = m.call(
-        moe.gate_up,
-        ones,
-        threes,
-        top_k,
-        cpu,
-        tokens,
-        given=[*hidden, order, begins, *m.param(*one_parts, *three_parts)],
-        results=[(places, ones.rows)],
-        node=node,
-        exact=exact,
-    )
-    given = _given(m, _whole(inner, ones.rows), twos, places)
-    (found,) = m.call(
-        moe.down,
-        twos,
-        cpu,
-        tokens,
-        given=[*given, order, begins, *m.param(*two_parts)],
-        results=[(places, twos.rows)],
-        node=node,
-        exact=exact,
-        top_k=top_k,
-    )
-    size = twos.rows
-    return m.one(moe.combine, size, top_k, tokens, given=[shares, found], size=size)
+    kinds = _kinds(m, experts)
+    inner = _experts(m, node, moe.gate_up, m.value(x), kinds, 2, (order, begins), top_k)
+    found = _experts(m, node, moe.down, inner, kinds, 1, (order, begins), top_k)
+    size = found.columns.size
+    return m.one(moe.combine, size, top_k, tokens, given=[shares, found.var], size=size)
 
 
-def _given(m: Walk, value: Value, experts: moe.Experts, rows: Any = None) -> list[Any]:
-    first = experts.stacks[0]
-    if isinstance(first, Matrix):
-        return m.activations(value, first.format.group, rows)
-    return [m.whole(value).var]
+# Experts whose matrices have the same formats: where each expert of the layer is among them, and
+# names of their w1, w3 and w2.
+Experts = tuple[list[int], tuple[tuple[str, ...], ...]]
 
 
-def _require_alike(experts: moe.Experts, names: Sequence[str]) -> None:
-    """All experts of a layer round activations in the same groups, or not at all."""
-    kinds = {s.format.group if isinstance(s, Matrix) else 0 for s in experts.stacks}
-    if len(kinds) > 1:
+def _kinds(m: Walk, experts: Sequence[tuple[str, ...]]) -> list[Experts]:
+    formats = [tuple(map(m.constants.weights.format, names)) for names in experts]
+    kinds: list[Experts] = []
+    for kind in dict.fromkeys(formats):
+        own = [index for index, other in enumerate(formats) if other == kind]
+        members = [own.index(index) if index in own else -1 for index in range(len(experts))]
+        kinds.append((members, tuple(zip(*(experts[index] for index in own), strict=True))))
+    return kinds
+
+
+def _experts(
+    m: Walk,
+    node: fx.Node,
+    make: Callable[..., Any],
+    value: Value,
+    kinds: Sequence[Experts],
+    matrices: int,
+    order: tuple[Any, Any],
+    top_k: int,
+) -> Value:
+    """`gate_up` of w1 and w3, or `down` of w2, for all kinds of experts into one value."""
+    places = m.length * top_k
+    size = m.constants.weights.checkpoint.tensors[kinds[0][1][0 if matrices == 2 else 2][0]].shape[0]
+    exact, made = m.kind.exact, m.empty(places, size)
+    for members, names in kinds:
+        own = names[:2] if matrices == 2 else names[2:]
+        stacks, parts = zip(*(m.constants.stack(each) for each in own), strict=True)
+        _require_alike(stacks, own[0][0])
+        rounded = isinstance(stacks[0], Format)
+        rows = places if matrices == 1 else m.length
+        given = m.activations(value, stacks[0].group, rows) if rounded else [m.whole(value).var]
+        table = relax.const(np.array(members, np.int32))
+        args = (*stacks, top_k) if matrices == 2 else stacks
+        named = {} if matrices == 2 else {"top_k": top_k}
+        made = m.write(
+            make,
+            *args,
+            m.lowering.cpu,
+            None if exact else m.kind.tokens,
+            given=[*given, *order, table, *m.param(*(p for each in parts for p in each))],
+            into=made,
+            node=node,
+            exact=exact,
+            **named,
+        )
+    return _whole(made, size)
+
+
+def _require_alike(stacks: Sequence[moe.Stack], name: str) -> None:
+    """An expert's w1 and w3 are given the same activations."""
+    groups = {stack.group if isinstance(stack, Format) else 0 for stack in stacks}
+    if len(groups) > 1:
         raise UnsupportedError(
-            "experts of one layer have groups of different sizes",
-            where=names[0],
-            got=", ".join(str(kind or "float") for kind in sorted(kinds)),
-            todo="give all experts of a layer one group size; widths may differ",
+            "an expert's w1 and w3 have groups of different sizes, or only one of them has any",
+            where=name,
+            todo="give both the same group; widths may differ",
         )
 
 

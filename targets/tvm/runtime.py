@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfmc.errors import InputError, first_line
+from lfmc.errors import InputError, UnsupportedError, first_line
 from lfmc.stepping import require_tokens
 from lfmc.targets.base import require
-from lfmc.targets.tvm.parameters import ALIGNMENT, LIBRARY, open_parameters
+from lfmc.targets.tvm.cpus import machine_flags
+from lfmc.targets.tvm.parameters import ALIGNMENT, LIBRARY, Parameters, open_parameters
 
 
 BIG_CORES = 1  # a mode of TVM's pool of threads
@@ -46,27 +47,42 @@ class TvmStepper:
         facts = parameters.facts
         self.context, self._vocab = int(facts["context"]), int(facts["vocab_size"])
         self._chunk = int(facts["chunk"])
+        missing = sorted(set(facts["cpu"]["needs"]) - machine_flags())
+        if missing:
+            raise UnsupportedError(
+                "this machine's CPU can't run the library",
+                where=path,
+                expected=facts["cpu"]["name"],
+                got=f"no {', '.join(missing)}",
+                todo="export it for this family: --device cpu",
+            )
         # TVM takes half of an x86 machine's CPUs, as if each were half of a core.
         tvm.get_global_func("runtime.config_threadpool")(BIG_CORES, cores())
         try:
             module = tvm.runtime.load_module(str(path))
             self.machine = tvm.relax.VirtualMachine(module, tvm.cpu())
+            self._load(tvm, parameters)
         except Exception as error:  # the library raises whatever its loader raises
             raise InputError(
                 "TVM's runtime can't load the library",
                 where=path,
                 got=first_line(error),
-                todo="it may be damaged, or made for another CPU or version of TVM",
+                todo="it may be damaged, of another bundle, or of another version of TVM",
             ) from error
-        self._as_tvm = tvm.runtime.from_dlpack
-        self._weights = [self._tensor(parameters.tensor(n)) for n in facts["parameters"]]
-        self._states = [
-            tvm.runtime.tensor(np.zeros(state["shape"], np.float32)) for state in facts["states"]
-        ]
         end = "_exact" if exact else ""
         self._decode, self._score = (self.machine[name + end] for name in ("decode", "score"))
         self._prefill = self.machine["prefill"]
         self._length = 0
+
+    def _load(self, tvm: Any, parameters: Parameters) -> None:
+        """Map the parameters, and see whether the library takes them."""
+        facts = parameters.facts
+        self._as_tvm = tvm.runtime.from_dlpack
+        self._weights = [self._tensor(parameters.tensor(n)) for n in facts["parameters"]]
+        shapes = [state["shape"] for state in facts["states"]]
+        self._states = [tvm.runtime.tensor(np.zeros(shape, np.float32)) for shape in shapes]
+        one = self._as_tvm(torch.zeros(1, dtype=torch.int32))
+        self.machine["check"](one, one, *self._states, *self._weights)
 
     def _tensor(self, value: Tensor) -> Any:
         """A tensor of TVM on the same memory, but for what is not aligned."""

@@ -68,6 +68,16 @@ def columns_of(chosen: Columns, tokens: int | None) -> PrimFunc:
     return build([("x", shapes[0], "float32"), ("y", shapes[1], "float32")], body)
 
 
+def nothing(columns: int) -> PrimFunc:
+    """`[T, F]` that is not written: others do."""
+    count: Expr = tokens_of(None)
+
+    def body(y: Buffer) -> None:
+        T.evaluate(tirx.const(0, "int32"))
+
+    return build([("y", (count, columns), "float32")], body)
+
+
 def last_of(columns: int) -> PrimFunc:
     """The last row of `[T, F]`: `[1, F]`."""
     count: Expr = tokens_of(None)

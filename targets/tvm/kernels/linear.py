@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from lfmc.calib_free.formats import Format
 from lfmc.targets.tvm.cpus import Cpu
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
@@ -16,17 +17,25 @@ from lfmc.targets.tvm.kernels.builder import (
     put,
     tokens_of,
 )
-from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, Rows, multiply, multiply_row
+from lfmc.targets.tvm.kernels.matrix import (
+    Activations,
+    Matrix,
+    Rows,
+    multiply,
+    multiply_row,
+    sized,
+)
 from lfmc.targets.tvm.layout import ROWS
 
 
 def linear(
-    matrix: Matrix, cpu: Cpu, tokens: int | None, *, bias: str | None, exact: bool
+    format: Format, tail: int, cpu: Cpu, tokens: int | None, *, bias: str | None, exact: bool
 ) -> PrimFunc:
     """`y = x W^T + b`: activations (see `Activations`), the matrix's constants, the bias `[N]`
-    of that dtype where there is one; result float32 `[T, N]`."""
-    count = tokens_of(tokens)
-    given = Activations.parameters(matrix.columns, matrix.groups, count, exact)
+    of that dtype where there is one; result float32 `[T, N]`. `tail`
+    is what `N` leaves, divided by 16."""
+    count, matrix = tokens_of(tokens), sized(format, tail, exact=exact)
+    given = Activations.parameters(matrix, count, exact)
     held = matrix.parameters("w")
     parameters = [*given, *held]
     if bias:
@@ -36,11 +45,10 @@ def linear(
     def body(*buffers: Buffer) -> None:
         x, constants = Activations(buffers[: len(given)]), buffers[len(given) :][: len(held)]
         own_bias, y = buffers[-2] if bias else None, buffers[-1]
-        if matrix.blocks:
-            with T.parallel(0, matrix.blocks) as block:
-                rows = Rows(matrix, constants, block)
-                _tiles(rows, x, count, tokens, cpu, own_bias, y, exact)
-        if matrix.tail:
+        with T.parallel(0, matrix.blocks) as block:
+            rows = Rows(matrix, constants, block)
+            _tiles(rows, x, count, tokens, cpu, own_bias, y, exact)
+        if tail:
             _tail(matrix, constants, x, count, own_bias, y, exact)
 
     return build(parameters, body)
@@ -68,12 +76,13 @@ def _tiles(
     if tokens == 1:
         write([0])
         return
-    tile = 4 if exact else cpu.tile
+    tile = 1 if exact else cpu.tile
     whole = tirx.floordiv(count, tile)
     with T.serial(0, whole) as index:
         write([index * tile + offset for offset in range(tile)])
-    with T.serial(0, count - whole * tile) as rest:
-        write([whole * tile + rest])
+    if tile > 1:
+        with T.serial(0, count - whole * tile) as rest:
+            write([whole * tile + rest])
 
 
 def _tail(

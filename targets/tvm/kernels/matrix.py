@@ -1,6 +1,7 @@
 """Reading n-bit matrices in TIR: codes, scales and zero points of a block of rows.
 
-See `lfmc.targets.tvm.layout` for how they lie. Constants of one matrix are flat buffers.
+See `lfmc.targets.tvm.layout` for how they lie. Constants are a flat row for each
+matrix.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from lfmc.targets.tvm.kernels.builder import (
     Parameter,
     bind,
     cast,
+    dimension,
+    floats,
     local,
     put,
     vector,
@@ -31,16 +34,18 @@ from lfmc.targets.tvm.layout import COLUMNS, PLANES, ROWS
 
 @dataclass(frozen=True)
 class Matrix:
-    """An n-bit matrix of a kernel: `count` of them, one behind the other, for experts."""
+    """An n-bit matrix of a kernel: `count` of them, one behind the other, for experts.
+
+    Sizes are numbers, or known only when the kernel is called: one kernel for matrices of all sizes
+    is as fast, and a library of them small. `tail` are rows behind the whole blocks of 16.
+    """
 
     format: Format
-    rows: int
-    columns: int
-    count: int = 1
-
-    @property
-    def groups(self) -> int:
-        return self.format.groups(self.columns)
+    rows: Expr
+    columns: Expr
+    groups: Expr
+    tail: int
+    count: Expr = 1
 
     @property
     def chunks(self) -> int:
@@ -48,34 +53,33 @@ class Matrix:
         return self.format.group // COLUMNS
 
     @property
-    def blocks(self) -> int:
+    def blocks(self) -> Expr:
         """Whole blocks of rows."""
-        return self.rows // ROWS
+        return _divided(self.rows, ROWS)
 
     @property
-    def tail(self) -> int:
-        """Rows behind the whole blocks."""
-        return self.rows % ROWS
-
-    @property
-    def words(self) -> int:
+    def words(self) -> Expr:
         """32-bit words of a row's codes."""
-        return self.columns * self.format.bits // 32
+        return _divided(self.columns, 32) * self.format.bits
 
     @property
-    def zeros_nbytes(self) -> int:
+    def zeros_nbytes(self) -> Expr:
         """Of one matrix."""
-        return -(-self.rows * self.groups * self.format.bits // 8)
+        return _divided(self.rows * self.groups * self.format.bits + 7, 8)
 
     def parameters(self, name: str) -> list[Parameter]:
         """Its constants as a kernel takes them: codes, scales and, where it has some, zeros."""
         found: list[Parameter] = [
-            (f"{name}_codes", (self.count * self.rows * self.words,), "uint32"),
-            (f"{name}_scales", (self.count * self.rows * self.groups,), "float16"),
+            (f"{name}_codes", (self.count, self.rows * self.words), "uint32"),
+            (f"{name}_scales", (self.count, self.rows * self.groups), "float16"),
         ]
         if not self.format.symmetric:
-            found.append((f"{name}_zeros", (self.count * self.zeros_nbytes,), "uint8"))
+            found.append((f"{name}_zeros", (self.count, self.zeros_nbytes), "uint8"))
         return found
+
+
+def _divided(size: Expr, by: int) -> Expr:
+    return size // by if isinstance(size, int) else tirx.floordiv(size, by)
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,9 @@ class Rows:
         """Codes of 32 columns of `lanes` rows from row `at` on: 8 vectors uint32, a code a byte."""
         m = self.matrix
         piece = (self.block * m.groups + group) * m.chunks + chunk
-        start = self.which * (m.rows * m.words) + piece * (m.format.bits * ROWS)
+        start = piece * (m.format.bits * ROWS) + at
         words = [
-            bind(vector(self.constants[0], start + word * ROWS + at, lanes=lanes))
+            bind(vector(self.constants[0], self.which, start + word * ROWS, lanes=lanes))
             for word in range(m.format.bits)
         ]
         found: list[Expr | None] = [None] * 8
@@ -115,8 +119,8 @@ class Rows:
     def scales(self, group: Expr) -> Expr:
         """Float32, a lane a row."""
         m = self.matrix
-        start = self.which * (m.rows * m.groups) + (self.block * m.groups + group) * ROWS
-        return cast(vector(self.constants[1], start), "float32")
+        start = (self.block * m.groups + group) * ROWS
+        return floats(self.constants[1], self.which, start)
 
     def zeros(self, group: Expr) -> Expr:
         """Int32, a lane a row."""
@@ -124,10 +128,11 @@ class Rows:
         if m.format.symmetric:
             return wide(m.format.zero_point, "int32")
         bits, held = m.format.bits, self.constants[2]
-        start = self.which * m.zeros_nbytes + (self.block * m.groups + group) * (2 * bits)
+        start = (self.block * m.groups + group) * (2 * bits)
         found, done = wide(0, "int32"), 0
         for plane in PLANES[bits]:
-            found = found | (_plane(held, start + 2 * done, plane) << wide(done, "int32"))
+            part = _plane(held, self.which, start + 2 * done, plane)
+            found = found | (part << wide(done, "int32"))
             done += plane
         return found
 
@@ -139,15 +144,15 @@ def _shifted(value: Expr, right: int, lanes: int) -> Expr:
     return value >> by if right > 0 else value << by
 
 
-def _plane(held: Buffer, start: Expr, plane: int) -> Expr:
+def _plane(held: Buffer, which: Expr, start: Expr, plane: int) -> Expr:
     """Int32 of 16 lanes out of `2 * plane` bytes."""
     if plane == 8:
-        return cast(vector(held, start), "int32")
+        return cast(vector(held, which, start), "int32")
     words = []
     for word in range(max(1, plane // 2)):
         count = min(4, 2 * plane)
         parts = [
-            cast(held[start + 4 * word + byte], "uint32") << tirx.const(8 * byte, "uint32")
+            cast(held[which, start + 4 * word + byte], "uint32") << tirx.const(8 * byte, "uint32")
             for byte in range(count)
         ]
         whole = parts[0]
@@ -172,18 +177,26 @@ class Activations:
     buffers: tuple[Buffer, ...]
 
     @staticmethod
-    def parameters(columns: int, groups: int, tokens: Expr, exact: bool) -> list[Parameter]:
+    def parameters(matrix: Matrix, tokens: Expr, exact: bool) -> list[Parameter]:
         if exact:
-            return [("x", (tokens, columns), "float32")]
+            return [("x", (tokens, matrix.columns), "float32")]
         return [
-            ("x", (tokens, columns // 4), "int32"),
-            ("x_steps", (tokens, groups), "float32"),
-            ("x_sums", (tokens, groups), "int32"),
+            ("x", (tokens, _divided(matrix.columns, 4)), "int32"),
+            ("x_steps", (tokens, matrix.groups), "float32"),
+            ("x_sums", (tokens, matrix.groups), "int32"),
         ]
 
-    @staticmethod
-    def count(exact: bool) -> int:
-        return 1 if exact else 3
+
+
+def sized(format: Format, tail: int, *, exact: bool, count: Expr = 1) -> Matrix:
+    """A matrix of whatever size a kernel is given."""
+    if exact:
+        columns = dimension("K")
+        groups = tirx.floordiv(columns, format.group)
+    else:
+        groups = dimension("G")
+        columns = groups * format.group
+    return Matrix(format, dimension("N"), columns, groups, tail, count)
 
 
 def multiply(
@@ -297,7 +310,7 @@ def multiply_row(
                     column = piece * COLUMNS + 4 * quad + byte
                     code = cast((word >> _u32(8 * byte)) & _u32(255), "int32") - zero
                     put(own, own[0] + _times(code, x, token, column, byte, exact), 0)
-        scale = cast(constants[1][m.blocks * ROWS * m.groups + group * lanes + row], "float32")
+        scale = cast(constants[1][0, m.blocks * ROWS * m.groups + group * lanes + row], "float32")
         if not exact:
             scale = scale * x.buffers[1][token, group]
         put(total, total[0] + cast(own[0], "float32") * scale, 0)
@@ -315,7 +328,7 @@ def _quad_of_row(codes: Buffer, start: Expr, bits: int, lanes: int, quad: int) -
     found, done = None, 0
     for plane in PLANES[bits]:
         each = 8 // plane
-        word = codes[start + (done + quad // each) * lanes]
+        word = codes[0, start + (done + quad // each) * lanes]
         mask = ((1 << plane) - 1) * 0x01010101
         part = ((word >> _u32(quad % each * plane)) & _u32(mask)) << _u32(done)
         found = part if found is None else found | part
@@ -331,7 +344,7 @@ def _zero_of_row(m: Matrix, constants: Sequence[Buffer], row: Expr, group: Expr)
     bit = (group * m.tail + row) * bits
     first = start + tirx.floordiv(bit, 8)
     last = m.zeros_nbytes - 1
-    low, high = constants[2][first], constants[2][tirx.min(first + 1, _i32(last))]
+    low, high = constants[2][0, first], constants[2][0, tirx.min(first + 1, last)]
     word = cast(low, "uint32") | (cast(high, "uint32") << _u32(8))
     return cast((word >> cast(tirx.floormod(bit, 8), "uint32")) & _u32((1 << bits) - 1), "int32")
 
@@ -349,7 +362,7 @@ def weights_of_row(
         else:
             zero = bind(_zero_of_lane(m, constants, block, lane, group))
         at = block * (ROWS * m.groups) + group * lanes + lane
-        scale = bind(cast(constants[1][at], "float32"))
+        scale = bind(cast(constants[1][0, at], "float32"))
         with T.serial(0, m.chunks) as chunk:
             piece = group * m.chunks + chunk
             start = block * (ROWS * m.words) + piece * (bits * lanes) + lane
@@ -370,7 +383,7 @@ def _zero_of_lane(
     bits = m.format.bits
     start, found, done = (block * m.groups + group) * (2 * bits), _u32(0), 0
     for plane in PLANES[bits]:
-        byte = constants[2][start + 2 * done + tirx.floordiv(lane * plane, 8)]
+        byte = constants[2][0, start + 2 * done + tirx.floordiv(lane * plane, 8)]
         shift = cast(tirx.floormod(lane * plane, 8), "uint32")
         part = (cast(byte, "uint32") >> shift) & _u32((1 << plane) - 1)
         found = found | (part << _u32(done))

@@ -6,17 +6,19 @@
     down       w2 of every place
     combine    the sum over a token's slots
 
-A layer's experts of one format lie in one constant, one behind the other; `Experts` says where.
+A layer's experts of the same formats lie in one stack; `gate_up` and `down` are called once for each
+such kind, and pass over experts of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from lfmc.calib_free.formats import Format
 from lfmc.targets.tvm.cpus import Cpu
 from lfmc.targets.tvm.kernels.builder import (
     LANES,
@@ -34,7 +36,7 @@ from lfmc.targets.tvm.kernels.builder import (
     wide,
 )
 from lfmc.targets.tvm.kernels.float_linear import row_product
-from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, Rows, multiply
+from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, Rows, multiply, sized
 from lfmc.targets.tvm.kernels.swiglu import gated
 from lfmc.targets.tvm.layout import ROWS
 
@@ -46,41 +48,12 @@ class Floats:
     rows: int
     columns: int
     dtype: str
-    count: int
 
     def parameters(self, name: str) -> list[Parameter]:
-        return [(name, (self.count, self.rows, self.columns), self.dtype)]
+        return [(name, (dimension(f"{name}_count"), self.rows, self.columns), self.dtype)]
 
 
-@dataclass(frozen=True)
-class Experts:
-    """One matrix of every expert of a layer: a stack for each format, and for each expert which
-    stack, and where in it."""
-
-    stacks: tuple[Matrix | Floats, ...]
-    places: tuple[tuple[int, int], ...]
-
-    @property
-    def rows(self) -> int:
-        return self.stacks[0].rows
-
-    @property
-    def columns(self) -> int:
-        return self.stacks[0].columns
-
-    @property
-    def floats(self) -> bool:
-        return isinstance(self.stacks[0], Floats)
-
-    def parameters(self, name: str) -> list[list[Parameter]]:
-        return [stack.parameters(f"{name}_{i}") for i, stack in enumerate(self.stacks)]
-
-    def given(self, tokens: Expr, exact: bool) -> list[Parameter]:
-        """What the products multiply by."""
-        first = self.stacks[0]
-        if isinstance(first, Floats):
-            return Activations.parameters(first.columns, 1, tokens, True)
-        return Activations.parameters(first.columns, first.groups, tokens, exact)
+Stack = Format | Floats
 
 
 def route(
@@ -152,66 +125,64 @@ def group(experts: int, top_k: int, tokens: int | None) -> PrimFunc:
 
 
 def gate_up(
-    w1: Experts, w3: Experts, top_k: int, cpu: Cpu, tokens: int | None, *, exact: bool
+    one: Stack, three: Stack, top_k: int, cpu: Cpu, tokens: int | None, *, exact: bool
 ) -> PrimFunc:
-    """Activations of `T` tokens, `order`, `begins`, the constants of w1 and of w3; result float32
-    `[T k, I]`, a row a place, sorted by expert."""
+    """For experts of one kind: activations of `T` tokens, `order`, `begins`, `members` int32 `[E]`
+    (where an expert is in the stacks, -1 for one of another kind), the constants of w1 and of w3;
+    in place float32 `[T k, I]`, a row a place, sorted by expert."""
     count = tokens_of(tokens)
-    given = w1.given(count, exact)
-    ones, threes = w1.parameters("w1"), w3.parameters("w3")
+    first = _matrices(one, exact)
+    second = three if isinstance(three, Floats) else replace(first, format=three)
+    given = _given(first, count, exact)
+    ones, threes = first.parameters("w1"), second.parameters("w3")
     parameters = [
         *given,
-        ("order", (count * top_k,), "int32"),
-        ("begins", (len(w1.places) + 1,), "int32"),
-        *(p for stack in (*ones, *threes) for p in stack),
-        ("y", (count * top_k, w1.rows), "float32"),
+        *_places(count * top_k),
+        *ones,
+        *threes,
+        ("y", (count * top_k, first.rows), "float32"),
     ]
 
     def body(*buffers: Buffer) -> None:
-        x, order, begins, rest = _take(buffers, len(given), len(parameters))
-        held = _stacks(rest, [*ones, *threes])
-        first, second = held[: len(ones)], held[len(ones) :]
-        y = buffers[-1]
+        x = Activations(buffers[: len(given)])
+        order, begins, members, *constants, y = buffers[len(given) :]
+        held = tuple(constants[: len(ones)]), tuple(constants[len(ones) :])
 
-        def write(expert: Expr, block: Expr, places: list[Expr]) -> None:
+        def write(which: Expr, block: Expr, places: list[Expr]) -> None:
             rows = [bind(tirx.floordiv(order[place], top_k)) for place in places]
-            for one, three in _pairs(w1, w3):
-                with T.If(_is_one_of(expert, one, three, w1, w3)), T.Then():
-                    gates = _products(w1, one, first, expert, block, x, rows, cpu, exact)
-                    ups = _products(w3, three, second, expert, block, x, rows, cpu, exact)
-                    for place, gate, up in zip(places, gates, ups, strict=True):
-                        put(y, gated(gate(), up()), place, block * ROWS)
+            gates = _products(first, held[0], which, block, x, rows, cpu, exact)
+            ups = _products(second, held[1], which, block, x, rows, cpu, exact)
+            for place, gate, up in zip(places, gates, ups, strict=True):
+                put(y, gated(gate(), up()), place, block * ROWS)
 
-        _each_block(len(w1.places), w1.rows, begins, cpu, tokens, exact, write)
+        _each_block(begins, members, first.rows, cpu, tokens, exact, write)
 
     return build(parameters, body)
 
 
-def down(w2: Experts, cpu: Cpu, tokens: int | None, *, exact: bool, top_k: int) -> PrimFunc:
-    """Activations of every place (sorted by expert), `order`, `begins`, the constants of w2; result
-    float32 `[T k, H]`, a row a place, in the order of tokens."""
+def down(two: Stack, cpu: Cpu, tokens: int | None, *, exact: bool, top_k: int) -> PrimFunc:
+    """For experts of one kind: activations of every place, `order`, `begins`, `members`, the
+    constants of w2; in place float32 `[T k, H]`, a row a place, in the order of tokens."""
     count = dimension("P") if tokens is None else tokens * top_k
-    given, twos = w2.given(count, exact), w2.parameters("w2")
+    matrix = _matrices(two, exact)
+    given = _given(matrix, count, exact)
     parameters = [
         *given,
-        ("order", (count,), "int32"),
-        ("begins", (len(w2.places) + 1,), "int32"),
-        *(p for stack in twos for p in stack),
-        ("y", (count, w2.rows), "float32"),
+        *_places(count),
+        *matrix.parameters("w2"),
+        ("y", (count, matrix.rows), "float32"),
     ]
 
     def body(*buffers: Buffer) -> None:
-        x, order, begins, rest = _take(buffers, len(given), len(parameters))
-        held, y = _stacks(rest, twos), buffers[-1]
+        x = Activations(buffers[: len(given)])
+        order, begins, members, *constants, y = buffers[len(given) :]
 
-        def write(expert: Expr, block: Expr, places: list[Expr]) -> None:
-            for two in range(len(w2.stacks)):
-                with T.If(_is_one_of(expert, two, None, w2, None)), T.Then():
-                    results = _products(w2, two, held, expert, block, x, places, cpu, exact)
-                    for place, result in zip(places, results, strict=True):
-                        put(y, result(), order[place], block * ROWS)
+        def write(which: Expr, block: Expr, places: list[Expr]) -> None:
+            results = _products(matrix, tuple(constants), which, block, x, places, cpu, exact)
+            for place, result in zip(places, results, strict=True):
+                put(y, result(), order[place], block * ROWS)
 
-        _each_block(len(w2.places), w2.rows, begins, cpu, tokens, exact, write)
+        _each_block(begins, members, matrix.rows, cpu, tokens, exact, write)
 
     return build(parameters, body)
 
@@ -236,83 +207,43 @@ def combine(size: int, top_k: int, tokens: int | None) -> PrimFunc:
     return build(parameters, body)
 
 
-def _take(
-    buffers: Sequence[Buffer], given: int, count: int
-) -> tuple[Activations, Buffer, Buffer, Sequence[Buffer]]:
-    x = Activations(tuple(buffers[:given]))
-    return x, buffers[given], buffers[given + 1], buffers[given + 2 : count - 1]
+def _matrices(stack: Stack, exact: bool) -> Matrix | Floats:
+    if isinstance(stack, Floats):
+        return stack
+    return sized(stack, 0, exact=exact, count=dimension("M"))
 
 
-def _stacks(
-    buffers: Sequence[Buffer], parameters: Sequence[Sequence[Parameter]]
-) -> list[tuple[Buffer, ...]]:
-    found, at = [], 0
-    for own in parameters:
-        found.append(tuple(buffers[at : at + len(own)]))
-        at += len(own)
-    return found
+def _given(matrix: Matrix | Floats, count: Expr, exact: bool) -> list[Parameter]:
+    """What the products multiply by."""
+    if isinstance(matrix, Floats):
+        return [("x", (count, matrix.columns), "float32")]
+    return Activations.parameters(matrix, count, exact)
 
 
-def _pairs(w1: Experts, w3: Experts) -> list[tuple[int, int]]:
-    """Stacks that experts have of both."""
-    pairs = zip(w1.places, w3.places, strict=True)
-    return sorted({(one[0], three[0]) for one, three in pairs})
-
-
-def _is_one_of(
-    expert: Expr, stack: int, other: int | None, experts: Experts, others: Experts | None
-) -> Expr:
-    """Whether an expert's matrix is in a stack (and its other matrix in another)."""
-    members = [
-        index
-        for index, place in enumerate(experts.places)
-        if place[0] == stack and (others is None or others.places[index][0] == other)
+def _places(count: Expr) -> list[Parameter]:
+    experts = dimension("E")
+    return [
+        ("order", (count,), "int32"),
+        ("begins", (experts + 1,), "int32"),
+        ("members", (experts,), "int32"),
     ]
-    condition = None
-    for begin, end in _ranges(members):
-        own = tirx.And(expert >= begin, expert < end)
-        condition = own if condition is None else tirx.Or(condition, own)
-    return condition
-
-
-def _ranges(members: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbours as spans."""
-    spans: list[tuple[int, int]] = []
-    for index in members:
-        if spans and spans[-1][1] == index:
-            spans[-1] = (spans[-1][0], index + 1)
-        else:
-            spans.append((index, index + 1))
-    return spans
-
-
-def _place(experts: Experts, stack: int, expert: Expr) -> Expr:
-    """Where in its stack an expert is: how many of the stack are before it."""
-    place = tirx.const(0, "int32")
-    for index, (own, _) in enumerate(experts.places):
-        if own == stack:
-            place = place + tirx.Cast("int32", expert > index)
-    return bind(place)
 
 
 def _products(
-    experts: Experts,
-    stack: int,
-    held: Sequence[tuple[Buffer, ...]],
-    expert: Expr,
+    matrix: Matrix | Floats,
+    constants: tuple[Buffer, ...],
+    which: Expr,
     block: Expr,
     x: Activations,
     rows: list[Expr],
     cpu: Cpu,
     exact: bool,
 ) -> list[Callable[[], Expr]]:
-    matrix, which = experts.stacks[stack], _place(experts, stack, expert)
-    if isinstance(matrix, Floats):
-        return [
-            lambda row=row: _float_rows(held[stack][0], which, block, x, row, matrix.columns)
-            for row in rows
-        ]
-    return multiply(Rows(matrix, held[stack], block, which), x, rows, cpu, exact=exact)
+    if isinstance(matrix, Matrix):
+        return multiply(Rows(matrix, constants, block, which), x, rows, cpu, exact=exact)
+    (weights,), columns = constants, matrix.columns
+    found = [_float_rows(weights, which, block, x, row, columns) for row in rows]
+    return [lambda value=value: value for value in found]
 
 
 def _float_rows(
@@ -331,24 +262,27 @@ def _float_rows(
 
 
 def _each_block(
-    experts: int,
-    rows: int,
     begins: Buffer,
+    members: Buffer,
+    rows: Expr,
     cpu: Cpu,
     tokens: int | None,
     exact: bool,
     write: Callable[[Expr, Expr, list[Expr]], None],
 ) -> None:
-    """Every block of rows of every expert that was chosen, with its places. Experts alternate, so
-    that threads have work alike, whoever is chosen."""
-    tile = 1 if tokens == 1 else 4 if exact else cpu.tile
-    with T.parallel(0, rows // ROWS * experts) as task:
+    """Every block of rows of every expert that is a member and was chosen, with its places. Experts
+    alternate, so that threads have work alike, whoever is chosen."""
+    tile = 1 if tokens == 1 or exact else cpu.tile
+    experts = members.shape[0]
+    with T.parallel(0, tirx.floordiv(rows, ROWS) * experts) as task:
         block = bind(tirx.floordiv(task, experts))
         expert = bind(tirx.floormod(task, experts))
-        begin, end = bind(begins[expert]), bind(begins[expert + 1])
-        whole = bind(tirx.floordiv(end - begin, tile))
-        with T.serial(0, whole) as index:
-            write(expert, block, [begin + index * tile + offset for offset in range(tile)])
-        if tile > 1:
-            with T.serial(0, end - begin - whole * tile) as rest:
-                write(expert, block, [begin + whole * tile + rest])
+        which = bind(members[expert])
+        with T.If(which >= 0), T.Then():
+            begin, end = bind(begins[expert]), bind(begins[expert + 1])
+            whole = bind(tirx.floordiv(end - begin, tile))
+            with T.serial(0, whole) as index:
+                write(which, block, [begin + index * tile + offset for offset in range(tile)])
+            if tile > 1:
+                with T.serial(0, end - begin - whole * tile) as rest:
+                    write(which, block, [begin + whole * tile + rest])

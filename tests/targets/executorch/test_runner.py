@@ -16,7 +16,7 @@ from lfmc.generate import continue_tokens
 from lfmc.parity import cases, compare
 from lfmc.stepping import TorchStepper
 from lfmc.targets.base import get_target
-from lfmc.targets.executorch.noise import noise_rung
+from lfmc.targets.noise import noise_rung
 from tests.conftest import TRAINED
 from tests.targets.executorch.programs import PROGRAMS, floats, four_bit, mixed
 from tests.targets.executorch.runner import RunnerStepper, arm, as_bundle, native
@@ -81,7 +81,8 @@ def test_trained_checkpoints(
 ) -> None:
     """As near to torch that rounds alike as the export's own gate asks for."""
     made = lower(any_checkpoint(name), mixed, tmp_path, name="executorch")
-    rung = noise_rung(made.program, start(made, tmp_path / "bundle"))
+    rounding = made.target.reference(made.program, exact=False)
+    rung = noise_rung(made.program, rounding, start(made, tmp_path / "bundle"))
     assert rung.passed, rung
     assert rung.cases[0].difference < 1e-2
 

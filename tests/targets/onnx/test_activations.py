@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfmc.targets.onnx.activations import round_activations, table_matmul
+from lfmc.targets.onnx.activations import table_matmul
+from lfmc.targets.rounding import round_groups
 
 
 @given(st.integers(1, 5), st.integers(1, 100), st.sampled_from([16, 32, 64]), st.integers(0, 99))
@@ -15,7 +16,7 @@ def test_rounding_moves_no_value_by_more_than_half_a_step(
     rows: int, size: int, block: int, seed: int
 ) -> None:
     x = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
-    rounded = round_activations(x, block)
+    rounded = round_groups(x, block)
     assert rounded.shape == x.shape
     for start in range(0, size, block):
         own = x[:, start : start + block]
@@ -25,7 +26,7 @@ def test_rounding_moves_no_value_by_more_than_half_a_step(
 
 
 def test_zero_blocks_stay_zero() -> None:
-    assert torch.equal(round_activations(torch.zeros(2, 48), 32), torch.zeros(2, 48))
+    assert torch.equal(round_groups(torch.zeros(2, 48), 32), torch.zeros(2, 48))
 
 
 def test_tables_agree_with_the_plain_product() -> None:

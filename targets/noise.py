@@ -9,12 +9,11 @@ weight does not stop there.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lfmc.parity import CaseResult, Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper, TorchStepper
-from lfmc.targets.executorch.activations import RoundedActivations
 
 TITLE = "artifact = torch that rounds alike, over what rounding does"
 CONVERSATIONS = 24
@@ -29,13 +28,12 @@ def n_bit(program: Program) -> bool:
     return any(True for name in names for _ in program.nodes(name))
 
 
-def noise_rung(program: Program, side: Stepper) -> Rung:
-    """Ratios of `side`, which runs the artifact, for random tokens; `program` is bound. For first
-    tokens of conversations, some of which meet no rounding that turns (there it is about 1e-5,
-    where all is right), and for a long one."""
+def noise_rung(program: Program, rounding: nn.Module, side: Stepper) -> Rung:
+    """Ratios of `side`, which runs the artifact, for random tokens; `program` is bound, `rounding`
+    is the same with activations rounded alike. For first tokens of conversations, some of which
+    meet no rounding that turns (there it is about 1e-5, where all is right), and for a long one."""
     alike, plain = (
-        TorchStepper(module, program.config, side.context)
-        for module in (RoundedActivations(program.module), program.module)
+        TorchStepper(module, program.config, side.context) for module in (rounding, program.module)
     )
     generator = torch.Generator().manual_seed(0)
     firsts = torch.randint(program.config.vocab_size, (CONVERSATIONS, 1), generator=generator)
