@@ -19,11 +19,9 @@ INPUTS = 2  # parameters of a function before its states: tokens and start
 
 def compile_library(module: IRModule, cpu: Cpu, chunk: int, path: Path) -> None:
     """Compile for a CPU and link; raises `UnsupportedError` where there is no linker."""
-    spec = {"kind": "llvm", "mtriple": cpu.triple, "mcpu": cpu.mcpu, "mattr": list(cpu.mattr)}
-    target = tvm.target.Target(spec)
     # Kernels without asserts are a third as large; nothing but this module's functions calls them.
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
-        made = tvm.compile(module, target, relax_pipeline=_pipeline(chunk))
+        made = tvm.compile(module, target_of(cpu), relax_pipeline=_pipeline(chunk))
     try:
         made.export_library(str(path), options=["-s"])
     except RuntimeError as error:
@@ -32,6 +30,13 @@ def compile_library(module: IRModule, cpu: Cpu, chunk: int, path: Path) -> None:
             got=first_line(error),
             todo="install a C++ compiler (g++, or clang++)",
         ) from error
+
+
+def target_of(cpu: Cpu) -> Any:
+    """TVM's target of a family."""
+    return tvm.target.Target(
+        {"kind": "llvm", "mtriple": cpu.triple, "mcpu": cpu.mcpu, "mattr": list(cpu.mattr)}
+    )
 
 
 def _pipeline(chunk: int) -> Any:

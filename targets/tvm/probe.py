@@ -2,7 +2,8 @@
 
 The virtual machine shows what goes into and comes out of each kernel. A product gets rounded
 activations and must agree with torch on the same ones, so no rounding can turn between the two;
-the rounding itself is compared, too.
+the rounding itself is compared, too. Experts are chosen in turn instead of by scores, so that none
+is left out.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ def _calls(stepper: TvmStepper, ids: Tensor, names: set[str]) -> list[Call]:
     found: list[Call] = []
 
     def keep(function: Any, name: str, before: bool, result: Any, *args: Any) -> int:
+        if before and name.startswith("gate_up"):
+            _share_out(*_places(args)[:2])
         if not before and (name in names or name.startswith(ROUNDING)):
             found.append((name, [torch.from_dlpack(arg).clone() for arg in args]))
         return 0
@@ -72,6 +75,19 @@ def _calls(stepper: TvmStepper, ids: Tensor, names: set[str]) -> list[Call]:
     finally:
         stepper.machine.set_instrument(lambda *args: 0)
     return found
+
+
+def _places(args: Sequence[Any]) -> list[Tensor]:
+    """`order`, `begins` and `members` of a product with experts."""
+    first = 1 if torch.from_dlpack(args[0]).dtype == torch.float32 else 3
+    return [torch.from_dlpack(arg) for arg in args[first : first + 3]]
+
+
+def _share_out(order: Tensor, begins: Tensor) -> None:
+    """Give experts equal shares of all places."""
+    count, experts = len(order), len(begins) - 1
+    order.copy_(torch.arange(count).flip(0))
+    begins.copy_(torch.arange(experts + 1) * count // experts)
 
 
 def _rounded(args: Sequence[Tensor]) -> CaseResult:
@@ -111,8 +127,7 @@ def _product(
         yield difference(f"linear, {_kind(numbers)}", found, F.linear(given, weight, fetch(bias)))
         return
     _, _, _, w1, w3, w2, top_k, *_ = arguments(node)
-    first = 1 if args[0].dtype == torch.float32 else 3
-    order, begins, members = (arg.long() for arg in args[first : first + 3])
+    order, begins, members = (held.long() for held in _places(args))
     for expert, (one, three, two) in enumerate(zip(w1, w3, w2, strict=True)):
         places = torch.arange(int(begins[expert]), int(begins[expert + 1]))
         if not len(places) or members[expert] < 0:

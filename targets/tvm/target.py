@@ -149,7 +149,7 @@ GRAPH = 220_000
 GRAPH_PER_LAYER = 22_000
 GRAPH_PER_SANDWICH = 5_000  # more, with a norm behind each block, and a gate of the heads
 GRAPH_OF_EXPERTS = 140_000
-GRAPH_PER_MOE_LAYER = 14_000
+GRAPH_PER_MOE_LAYER = 18_000
 
 
 def _graph_nbytes(config: DecoderConfig) -> int:

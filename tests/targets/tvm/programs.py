@@ -1,0 +1,32 @@
+"""Programs that tests are about."""
+
+from __future__ import annotations
+
+from lfmc.calib_free.formats import Floats, Format
+from lfmc.calib_free.plan import PlanRow
+from tests.targets.lowering import Choose, expert_of, four_bit
+
+
+def mixed(row: PlanRow) -> Format:
+    """Every width, experts' w2 of others than their w1 and w3, with and without zero points."""
+    if row.role == "expert":
+        turn = expert_of(row) + row.name.endswith("w2.weight")
+        return Format((2, 3, 4, 6, 8)[turn % 5], 32, turn % 2 == 0, "float16")
+    if row.role in ("embedding", "head"):
+        return Format(6, 32, False, "float16")
+    if "proj" in row.name:
+        return Format(8, 32, True, "float16")
+    return Format(3, 32, False, "float16")
+
+
+def floats(row: PlanRow) -> Floats:
+    return Floats("bfloat16")
+
+
+PROGRAMS: list[tuple[str, Choose]] = [
+    ("lfm2-conv-bias", floats),
+    ("lfm2-untied", four_bit),
+    ("lfm3-attention-bias", mixed),
+    ("lfm2_moe", mixed),
+    ("lfm2_moe-scaled", floats),
+]
