@@ -80,8 +80,8 @@ class Effort:
         if self.gpus != 1 and (self.device != "cuda" or self.gpus not in GPUS):
             raise InputError(
                 "this number of GPUs can't share the work",
-                expected="1, 2, 4 or 8, with --device cuda",
-                got=f"{self.gpus} with --device {self.device}",
+                expected="1, 2, 4 or 8, with --fit-device cuda",
+                got=f"{self.gpus} with --fit-device {self.device}",
             )
 
 
@@ -91,13 +91,13 @@ def require_effort(checkpoint: Checkpoint, method: str, effort: Effort) -> None:
         raise UnsupportedError(
             "torch sees no CUDA device here",
             where=f"torch {torch.__version__}",
-            todo="use --device cpu, or install a CUDA build of torch",
+            todo="use --fit-device cpu, or install a CUDA build of torch",
         )
     if effort.level == "fast":
         if effort.device == "cuda" and method != "alphaq":
             raise InputError(
                 f"effort 'fast' of method '{method}' has nothing to do on a GPU",
-                todo="leave --device out, or fit with --effort best or max",
+                todo="leave --fit-device out, or fit with --effort best or max",
             )
         return
     if method == "none":

@@ -27,6 +27,7 @@ from lfmc.passes.pipeline import pipeline
 from lfmc.program import Program
 from lfmc.progress import Progress
 from lfmc.rungs import CHECKS, PARITY_BYTES_PER_PARAM, Verification, read_back, verify
+from lfmc.stepping import Stepper, TorchStepper
 from lfmc.targets.base import Artifact, Request, Target, choose_options
 from lfmc.trace import trace
 from lfmc.versions import tool_versions
@@ -150,6 +151,8 @@ def export(
     `GateError` where parity, the budget, `max_kl` or `min_top1` is not.
     """
     asked = request(checkpoint, target, options)
+    why_not_here = target.why_not_here(asked)
+    _check_executed(options, why_not_here)
     each = target.lowering_bytes * (2 if options.bits == "none" else 1)  # floats take twice
     needed = int(each * checkpoint.num_params)
     require_memory(checkpoint, needed, "lowering", "export it on a machine with more memory")
@@ -179,17 +182,32 @@ def export(
                 asked.context,
                 options.check,
                 progress,
+                why_not_here,
             )
             verification.require()
             _check_quality(verification, options)
         report = Report(plan, tuple(applied), verification, errors, nbytes)
-        stepper = target.run(folder)
+        stepper: Stepper
+        if why_not_here is None:
+            stepper = target.run(folder)
+        else:
+            program.bind(weights.value)
+            reference = target.reference(program, exact=False)
+            stepper = TorchStepper(reference, checkpoint.config, asked.context)
         golden = golden_prompts(stepper, checkpoint.tokenizer(), checkpoint.config.bos_id)
         write_json(folder / GOLDEN, golden)
         (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
         extra_files += [GOLDEN, PLAN]
         manifest = _manifest(
-            checkpoint, target, asked, artifact, report, folder, extra_files, options.check
+            checkpoint,
+            target,
+            asked,
+            artifact,
+            report,
+            folder,
+            extra_files,
+            options.check,
+            why_not_here,
         )
         write_json(folder / MANIFEST, manifest)
     return open_bundle(output), report
@@ -242,6 +260,17 @@ def _check_coverage(plan: BitPlan, program: Program) -> None:
             got=f"{len(found)}",
             todo="this is a fault of lfmc; please report it",
         )
+
+
+def _check_executed(options: Options, why_not_here: str | None) -> None:
+    """Raise `InputError` for gates that only an execution can open."""
+    gates = (("--max-kl", options.max_kl), ("--min-top1", options.min_top1))
+    for name, value in gates:
+        if why_not_here is not None and value is not None:
+            raise InputError(
+                f"{name} needs the artifact to be executed, and this machine can't",
+                got=why_not_here,
+            )
 
 
 def _check_size(plan: BitPlan, artifact: Artifact, nbytes: int) -> None:
@@ -299,6 +328,7 @@ def _manifest(
     folder: Path,
     extra_files: list[str],
     check: str,
+    why_not_here: str | None,
 ) -> dict[str, Any]:
     """Everything an app, or a person, needs to know of the bundle."""
     config = checkpoint.config
@@ -308,6 +338,7 @@ def _manifest(
         "options": dict(asked.options),
         "context": asked.context,
         "check": check,
+        "not_executed": why_not_here,
         "model": {
             "name": checkpoint.name,
             "type": config.model_type,

@@ -15,14 +15,15 @@ from lfmc.generate import check_golden
 from lfmc.memory import require_memory
 from lfmc.progress import Progress
 from lfmc.rungs import PARITY_BYTES_PER_PARAM, Verification, read_back, stored_parts, verify
-from lfmc.targets.base import Artifact, Probe, Request, StoredTensor, get_target
+from lfmc.targets.base import Artifact, Probe, Request, StoredTensor, Target, get_target
 from lfmc.weights import PlannedWeights
 
 
 def reverify(
     bundle: Bundle, checkpoint: Checkpoint | None, progress: Progress, check: str = "full"
 ) -> dict[str, Any]:
-    """File hashes and golden prompts; with the checkpoint, codes on disk and all four rungs.
+    """File hashes and golden prompts; with the checkpoint, codes on disk and all four rungs. What this
+    machine can't execute is not, and `not_executed` says why.
 
     Returns what was found; raises `GateError` for whatever does not hold, and `InputError` where
     `checkpoint` is not the one that the bundle was made from.
@@ -31,11 +32,17 @@ def reverify(
         bundle.check_files()
     target = get_target(bundle.target)
     golden = bundle.read_json(GOLDEN)
-    with progress.stage("golden prompts"):
-        check_golden(target.run(bundle.path), golden)
-    found: dict[str, Any] = {"files": len(bundle.manifest["files"]), "golden": len(golden)}
+    asked = Request(bundle.manifest["context"], bundle.manifest["options"])
+    why_not_here = target.why_not_here(asked)
+    found: dict[str, Any] = {"files": len(bundle.manifest["files"])}
+    if why_not_here is None:
+        with progress.stage("golden prompts"):
+            check_golden(target.run(bundle.path), golden)
+        found["golden"] = len(golden)
+    else:
+        found["not_executed"] = why_not_here
     if checkpoint is not None:
-        verification = _against(bundle, checkpoint, progress, check)
+        verification = _against(bundle, checkpoint, target, asked, progress, check)
         verification.require()
         found["parity"] = [rung.to_dict() for rung in verification.rungs]
         if verification.quality is not None:
@@ -44,7 +51,12 @@ def reverify(
 
 
 def _against(
-    bundle: Bundle, checkpoint: Checkpoint, progress: Progress, check: str
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    target: Target,
+    asked: Request,
+    progress: Progress,
+    check: str,
 ) -> Verification:
     known = bundle.manifest["model"]["fingerprint"]
     if checkpoint.fingerprint != known:
@@ -56,9 +68,7 @@ def _against(
         )
     needed = PARITY_BYTES_PER_PARAM * checkpoint.num_params
     require_memory(checkpoint, needed, "parity", "leave MODEL out")
-    target = get_target(bundle.target)
     plan = BitPlan.from_json((bundle.path / PLAN).read_text(encoding="utf-8"))
-    asked = Request(bundle.manifest["context"], bundle.manifest["options"])
     artifact = _artifact(bundle.manifest)
     # What was fitted is in the artifact and nowhere else; the plan's digests say if it is right.
     fitted = stored_parts(target, bundle.path, artifact, checkpoint, plan.fitted_names)
@@ -76,6 +86,7 @@ def _against(
         asked.context,
         check,
         progress,
+        target.why_not_here(asked),
     )
 
 

@@ -85,9 +85,11 @@ def verify(
     context: int,
     check: str,
     progress: Progress,
+    why_not_here: str | None = None,
 ) -> Verification:
     """Climb all four rungs for the artifact in `folder`; `check` is "full" or "fast".
 
+    Where there is a reason why it can't be executed here, rungs 3 and 4 are skipped with it.
     `program` is the fused, quantized program that the artifact was lowered from.
     """
     full = check == "full"
@@ -98,6 +100,9 @@ def verify(
     program.bind(weights.value)
     with progress.stage("parity 2: graph against decoder"):
         rungs.append(_graph_rung(checkpoint, weights, program, matrix, context, progress))
+    if why_not_here is not None:
+        rungs += [skipped(number, TITLES[number], why_not_here) for number in (3, 4)]
+        return Verification(tuple(rungs), None)
     with progress.stage("parity 3: artifact against torch"):
         rungs += _artifact_rungs(target, program, folder, artifact, matrix, context, progress)
     with progress.stage("parity 4: quality on text"):

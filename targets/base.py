@@ -106,6 +106,10 @@ class Target(Protocol):
     def check(self, config: DecoderConfig, request: Request) -> None:
         """Raise `UnsupportedError` for a missing package, or for what can't be exported."""
 
+    def why_not_here(self, request: Request) -> str | None:
+        """Why this machine can't execute what is exported, where that is so: then it ships without
+        rungs 3 and 4, and says so."""
+
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec: ...
 
     def lower(

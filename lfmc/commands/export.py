@@ -33,6 +33,7 @@ from lfmc.commands.options import (
     multiple=True,
     help="NAME=VALUE, an option of the target (`lfmc doctor` lists them). Repeatable.",
 )
+@click.option("--device", help="What the artifact is for, where a target has several: -O device=.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--check",
@@ -54,13 +55,14 @@ def command(
     seed: int,
     effort: str,
     minutes: float | None,
-    device: str,
+    fit_device: str,
     gpus: int,
     workers: str | None,
     no_cache: bool,
     plan_file: Path | None,
     context: int | None,
     target_options: tuple[tuple[str, str], ...],
+    device: str | None,
     output: Path | None,
     check: str,
     max_kl: float | None,
@@ -76,6 +78,7 @@ def command(
     lfmc export --target onnx --bits auto
     lfmc export ./LFM2-1.2B --bits-per-weight 4.5 --output lfm2-onnx
     lfmc export ./LFM2-2.6B --max-size 1.4GB --max-kl 0.05 -O layout=genai
+    lfmc export ./LFM2-350M --target tvm --device cpu:avx2
     """
     from lfmc.api import budget, default_output
     from lfmc.calib_free.fit import Effort
@@ -93,12 +96,12 @@ def command(
         budget=budget(bits_per_weight, max_size),
         plan=plan_file,
         context=context,
-        target_options=dict(target_options),
+        target_options=dict(target_options) | ({} if device is None else {"device": device}),
         check=check,
         max_kl=max_kl,
         min_top1=min_top1,
         seed=seed,
-        effort=Effort(effort, minutes, device, gpus),
+        effort=Effort(effort, minutes, fit_device, gpus),
         alphaq=alphaq_options(alphaq),
         workers=workers,
         cache=not no_cache,

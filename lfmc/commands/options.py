@@ -125,7 +125,7 @@ def plan_options(function: F) -> F:
             ),
             click.option("--minutes", type=float, help="At most this long for fitting."),
             click.option(
-                "--device",
+                "--fit-device",
                 default="cpu",
                 show_default=True,
                 help="Where to fit, and to take alphaq's spectra: cpu or cuda.",

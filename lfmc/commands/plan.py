@@ -41,7 +41,7 @@ def command(
     seed: int,
     effort: str,
     minutes: float | None,
-    device: str,
+    fit_device: str,
     gpus: int,
     workers: str | None,
     no_cache: bool,
@@ -72,7 +72,7 @@ def command(
     require_absent(report, force)
     if report is not None and report == output:
         raise InputError("--output and --report name the same file", where=report)
-    spent = Effort(effort, minutes, device, gpus)
+    spent = Effort(effort, minutes, fit_device, gpus)
     if spent.level != "fast" and output is None:
         raise InputError(
             f"effort '{effort}' fits tensors that have to be kept",

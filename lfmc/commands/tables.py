@@ -87,6 +87,8 @@ def parity_table(rungs: Sequence[Rung]) -> Table:
 def result_lines(report: Report, quality: Quality | None) -> str:
     """What ends an export: rung 4, and the size on disk against plan and budget."""
     lines = ["parity: not checked (--check off); nothing about this artifact is proven"]
+    if report.verification is not None:
+        lines = ["parity: the artifact was not executed on this machine, only read back from disk"]
     if quality is not None:
         lines = [
             f"parity 4, on {quality.tokens} tokens of public-domain text: KL {quality.kl:.4f} nats "

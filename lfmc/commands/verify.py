@@ -39,7 +39,10 @@ def command(bundle: Path, model: str | None, check: str, as_json: bool) -> None:
         click.echo(json.dumps(found))
         return
     click.echo(f"files: {found['files']} unchanged")
-    click.echo(f"golden prompts: {found['golden']} continue as when they were exported")
+    if "golden" in found:
+        click.echo(f"golden prompts: {found['golden']} continue as when they were exported")
+    else:
+        click.echo(f"golden prompts: not run, {found['not_executed']}")
     for rung in found.get("parity", ()):
         state = rung["skipped"] or f"worst difference {rung['worst']:.1e}"
         click.echo(f"rung {rung['number']}: {rung['title']}: {state}")

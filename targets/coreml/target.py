@@ -77,6 +77,9 @@ class CoremlTarget:
 
         coremltools()
 
+    def why_not_here(self, request: Request) -> str | None:
+        return None
+
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
         return TraceSpec(context=request.context, batch=1, length=None)
 

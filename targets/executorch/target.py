@@ -65,6 +65,9 @@ class ExecutorchTarget:
 
         load_operators()
 
+    def why_not_here(self, request: Request) -> str | None:
+        return None
+
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
         return TraceSpec(context=request.context, batch=1, length=None)
 

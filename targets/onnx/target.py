@@ -80,6 +80,9 @@ class OnnxTarget:
                 "use -O layout=plain",
             )
 
+    def why_not_here(self, request: Request) -> str | None:
+        return None
+
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
         # Batch and length stay open. Attention's own cache has no slots; the context only sizes
         # the rotary tables.

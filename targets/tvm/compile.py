@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import IRModule, relax
+from tvm.support import cc
 
-from lfmc.errors import UnsupportedError, first_line
-from lfmc.targets.tvm.cpus import Cpu
+from lfmc.errors import UnsupportedError
+from lfmc.targets.tvm.cpus import ARM, X86, Cpu
 
 
 LENGTH = "T"  # of the tokens of a call, as functions have it
@@ -18,18 +21,32 @@ INPUTS = 2  # parameters of a function before its states: tokens and start
 
 
 def compile_library(module: IRModule, cpu: Cpu, chunk: int, path: Path) -> None:
-    """Compile for a CPU and link; raises `UnsupportedError` where there is no linker."""
+    """Compile for a CPU and link; raises `UnsupportedError` where nothing links for it."""
     # Kernels without asserts are a third as large; nothing but this module's functions calls them.
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
         made = tvm.compile(module, target_of(cpu), relax_pipeline=_pipeline(chunk))
-    try:
-        made.export_library(str(path), options=["-s"])
-    except RuntimeError as error:
+    linker = linker_of(cpu)
+    if linker is None:
         raise UnsupportedError(
-            "the library can't be linked",
-            got=first_line(error),
-            todo="install a C++ compiler (g++, or clang++)",
-        ) from error
+            "there is no compiler to link the library with",
+            expected=" or ".join(_linkers(cpu)),
+            todo=f"Debian has it in the package {DEBIAN[cpu.triple]}",
+        )
+    link = cc.cross_compiler(linker, get_target_triple=lambda: cpu.triple)
+    made.export_library(str(path), fcompile=link, options=["-shared", "-s"])
+
+
+def linker_of(cpu: Cpu) -> str | None:
+    """A compiler on this machine that links for a family."""
+    return next(filter(shutil.which, _linkers(cpu)), None)
+
+
+def _linkers(cpu: Cpu) -> tuple[str, ...]:
+    own = f"{cpu.triple}-g++"
+    return ("g++", "clang++", own) if cpu.triple.startswith(platform.machine()) else (own,)
+
+
+DEBIAN = {X86: "g++-x86-64-linux-gnu", ARM: "g++-aarch64-linux-gnu"}
 
 
 def target_of(cpu: Cpu) -> Any:

@@ -96,9 +96,8 @@ def find_cpu(device: str) -> Cpu:
     _, named, name = device.partition(":")
     if named:
         return CPUS[name]
-    flags = machine_flags()
     for cpu in CPUS.values():
-        if flags.issuperset(cpu.flags) and cpu.triple.startswith(platform.machine()):
+        if runs_here(cpu):
             return cpu
     raise UnsupportedError(
         "this machine is of no family of CPUs that lfmc has kernels for",
@@ -106,6 +105,10 @@ def find_cpu(device: str) -> Cpu:
         got=platform.machine(),
         todo="name the family that the library is for: --device cpu:avx2",
     )
+
+
+def runs_here(cpu: Cpu) -> bool:
+    return cpu.triple.startswith(platform.machine()) and machine_flags().issuperset(cpu.flags)
 
 
 def machine_flags() -> frozenset[str]:

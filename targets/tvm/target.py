@@ -18,7 +18,7 @@ from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
 from lfmc.targets.noise import n_bit, noise_rung
 from lfmc.targets.rounding import RoundedActivations, round_groups
-from lfmc.targets.tvm.cpus import choices, find_cpu
+from lfmc.targets.tvm.cpus import choices, find_cpu, runs_here
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
@@ -74,6 +74,12 @@ class TvmTarget:
                 raise UnsupportedError(
                     f"the {name} is no multiple of {BLOCK}, which kernels take at once", got=size
                 )
+
+    def why_not_here(self, request: Request) -> str | None:
+        cpu = find_cpu(request.options["device"])
+        if runs_here(cpu):
+            return None
+        return f"this machine is no {cpu.triple.partition('-')[0]} with {', '.join(cpu.flags)}"
 
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
         return TraceSpec(context=request.context, batch=1, length=None)

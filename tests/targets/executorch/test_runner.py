@@ -19,8 +19,8 @@ from lfmc.targets.base import get_target
 from lfmc.targets.noise import noise_rung
 from tests.conftest import TRAINED
 from tests.targets.executorch.programs import PROGRAMS, floats, four_bit, mixed
-from tests.targets.executorch.runner import RunnerStepper, arm, as_bundle, native
 from tests.targets.lowering import Choose, Lowered, lower
+from tests.targets.runner import RunnerStepper, arm, as_bundle, native
 
 Make = Callable[..., Lowered]
 Runner = list[str]
@@ -29,7 +29,7 @@ Runner = list[str]
 @pytest.fixture(scope="session", params=["native", pytest.param("arm", marks=pytest.mark.arm)])
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     build = {"native": native, "arm": arm}[request.param]
-    return build(tmp_path_factory.mktemp(f"runner-{request.param}"))
+    return build(tmp_path_factory.mktemp(f"runner-{request.param}"), "executorch")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The C++ runner of `examples/cpp`: built for this machine or for Arm, and driven as a stepper."""
+"""The C++ runners of `examples/cpp`: built for this machine or for Arm, and driven as steppers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,17 +20,22 @@ from torch import Tensor
 from lfmc.errors import InputError
 from tests.targets.lowering import Lowered
 
-SOURCE = Path(__file__).parents[3] / "examples" / "cpp" / "executorch_runner"
+SOURCES = Path(__file__).parents[2] / "examples" / "cpp"
 ARM = "aarch64-linux-gnu"
+# Packages whose wheels a runner's libraries and headers come from, by the modules that they bring.
+PACKAGES: Mapping[str, Mapping[str, str]] = {
+    "executorch": {"executorch": "executorch"},
+    "tvm": {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi"},
+}
 
 
 class RunnerStepper:
-    """A conversation with `executorch_runner BUNDLE --serve`."""
+    """A conversation with `RUNNER BUNDLE --serve`."""
 
     def __init__(self, command: Sequence[str], bundle: Path, context: int, vocab_size: int) -> None:
         self.context, self._vocab_size = context, vocab_size
         manifest = json.loads((bundle / "manifest.json").read_text())
-        self.last_only = manifest["options"]["logits"] == "last"
+        self.last_only = manifest["options"].get("logits") == "last"
         self._process = subprocess.Popen(
             [*command, str(bundle), "--serve"],
             stdin=subprocess.PIPE,
@@ -62,11 +67,11 @@ class RunnerStepper:
 
 
 def as_bundle(made: Lowered, folder: Path) -> Path:
-    """A folder with the program and as much of a manifest as the runner reads."""
+    """A folder with the artifact and as much of a manifest as a runner reads."""
     folder.mkdir(exist_ok=True)
     config, request = made.checkpoint.config, made.request
     manifest = {
-        "target": "executorch",
+        "target": made.target.name,
         "options": dict(request.options),
         "artifact": list(made.artifact.files),
         "context": request.context,
@@ -80,51 +85,59 @@ def as_bundle(made: Lowered, folder: Path) -> Path:
     return folder
 
 
-def native(folder: Path) -> list[str]:
+def native(folder: Path, target: str) -> list[str]:
     """The command of a runner for this machine; skips where it can't be built."""
-    spec = find_spec("executorch")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return [str(_build(folder, Path(next(iter(spec.submodule_search_locations)))))]
+    roots = [_root(module) for module in PACKAGES[target]]
+    return [str(_build(folder, target, roots[0].parent))]
 
 
-def arm(folder: Path) -> list[str]:
+def arm(folder: Path, target: str) -> list[str]:
     """The command of a runner for 64-bit Arm, under qemu; skips where it can't be built or run."""
     for tool in (f"{ARM}-g++", "qemu-aarch64"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not on this machine")
-    package = _arm_package(folder / "wheel")
-    runner = _build(folder, package, f"-DCMAKE_TOOLCHAIN_FILE={SOURCE / ARM}.cmake")
+    site = folder / "site"
+    for package in PACKAGES[target].values():
+        _unpack_for_arm(package, site)
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={SOURCES / 'host' / ARM}.cmake"
+    runner = _build(folder, target, site, toolchain)
     # Without SME: there, 8-bit products of several tokens are wrong, those of ExecuTorch's own
     # exporter too (qemu 7.2). Whether the emulator or XNNPACK's kernels are, a device would tell.
     return ["qemu-aarch64", "-cpu", "max,sme=off", "-L", f"/usr/{ARM}", str(runner)]
 
 
-def _arm_package(folder: Path) -> Path:
-    """ExecuTorch's libraries and headers for Arm, of the version that is installed here."""
-    wanted = f"executorch=={version('executorch')}"
+def _root(module: str) -> Path:
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _unpack_for_arm(package: str, site: Path) -> None:
+    """A package's libraries and headers for Arm, of the version that is installed here."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    platform = ["--platform", "manylinux_2_28_aarch64", "--python-version", python]
+    platforms = [f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 24, 17)]
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
-    subprocess.run([*command, *platform, "-d", str(folder), wanted], check=True)
-    (wheel,) = folder.glob("*.whl")
+    command += [f"--platform={platform}" for platform in platforms]
+    command += ["--python-version", python, "-d", str(site / package)]
+    subprocess.run([*command, f"{package}=={version(package)}"], check=True)
+    (wheel,) = (site / package).glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
-    return folder / "executorch"
+        archive.extractall(site)
 
 
-def _build(folder: Path, package: Path, *options: str) -> Path:
+def _build(folder: Path, target: str, site: Path, *options: str) -> Path:
     cmake = Path(sys.executable).with_name("cmake")
     if not cmake.is_file() or shutil.which("g++") is None:
         pytest.skip("a C++ compiler or CMake is not on this machine")
     if not Path("/usr/include/nlohmann/json.hpp").is_file():
         pytest.skip("nlohmann-json is not on this machine")
-    build = folder / "build"
-    prefix = f"-DCMAKE_PREFIX_PATH={package};/usr"
+    build, source = folder / "build", SOURCES / f"{target}_runner"
+    places = [f"-DCMAKE_PREFIX_PATH={site / 'executorch'};/usr", f"-DSITE={site}"]
     for command in (
-        [cmake, "-S", SOURCE, "-B", build, prefix, *options],
+        [cmake, "-S", source, "-B", build, *places, *options],
         [cmake, "--build", build, "-j2"],
     ):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    return build / "executorch_runner"
+    return build / f"{target}_runner"

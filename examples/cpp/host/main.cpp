@@ -1,7 +1,7 @@
-// Runs a bundle that `lfmc export --target executorch` wrote, without Python and without torch.
+// Runs a bundle that `lfmc export` wrote, without Python and without torch.
 //
-//   executorch_runner BUNDLE 1,523,88 [TOKENS]   continues these tokens, greedily, as text
-//   executorch_runner BUNDLE --serve             answers lines of stdin: `step 1 523 88`, `reset`
+//   RUNNER BUNDLE 1,523,88 [TOKENS]   continues these tokens, greedily, as text
+//   RUNNER BUNDLE --serve             answers lines of stdin: `step 1 523 88`, `reset`
 //
 // An answer to `step` is a line with a count, then so many float32 logits; to `reset`, `0`; to what
 // can't be done, `-1` and the reason in the line.
@@ -49,7 +49,7 @@ void generate(Model& model, const Vocabulary& vocabulary, const std::vector<int6
               int64_t count) {
   const Manifest& manifest = model.manifest();
   const auto begun = Clock::now();
-  int64_t token = best(model.step(prompt), manifest.vocab_size);
+  int64_t token = best(model.step(prompt, true), manifest.vocab_size);
   const double prefill = seconds_since(begun);
   const auto first = Clock::now();
   const int64_t room = manifest.context - static_cast<int64_t>(prompt.size());
@@ -88,16 +88,16 @@ void serve(Model& model) {
 
 int main(int argc, char** argv) {
   if (argc < 3) {
-    std::cerr << "usage: executorch_runner BUNDLE TOKEN,TOKEN,... [COUNT] | BUNDLE --serve\n";
+    std::cerr << "usage: RUNNER BUNDLE TOKEN,TOKEN,... [COUNT] | BUNDLE --serve\n";
     return 2;
   }
   try {
-    Model model(argv[1]);
+    const std::unique_ptr<Model> model = open_model(argv[1]);
     if (std::string(argv[2]) == "--serve") {
-      serve(model);
+      serve(*model);
     } else {
       const int64_t count = argc > 3 ? numbers(argv[3], ',').at(0) : 64;
-      generate(model, Vocabulary(argv[1]), numbers(argv[2], ','), count);
+      generate(*model, Vocabulary(argv[1]), numbers(argv[2], ','), count);
     }
   } catch (const Failure& failure) {
     std::cerr << "error: " << failure.what() << "\n";

@@ -1,0 +1,147 @@
+// A library of TVM and its parameters. The app owns the states, and clears them to forget.
+#include "model.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include <nlohmann/json.hpp>
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
+
+namespace {
+
+using nlohmann::json;
+using tvm::ffi::AnyView;
+using tvm::ffi::Function;
+using tvm::ffi::Module;
+using tvm::ffi::Optional;
+using tvm::ffi::Tensor;
+
+constexpr size_t kAlignment = 64;
+constexpr int kPooled = 2, kBigCores = 1;
+const DLDevice kCpu{kDLCPU, 0};
+
+// Memory of its own, zeros, or a part of the mapped file.
+struct Memory {
+  void* mapped = nullptr;
+  void AllocData(DLTensor* tensor) {
+    const size_t size = (tvm::ffi::GetDataSize(*tensor) + kAlignment - 1) / kAlignment * kAlignment;
+    tensor->data = mapped ? mapped : std::memset(std::aligned_alloc(kAlignment, size), 0, size);
+  }
+  void FreeData(DLTensor* tensor) {
+    if (!mapped) std::free(tensor->data);
+  }
+};
+
+Tensor tensor(const std::vector<int64_t>& shape, DLDataType dtype, void* mapped = nullptr) {
+  return Tensor::FromNDAlloc(Memory{mapped}, tvm::ffi::ShapeView(shape.data(), shape.size()), dtype,
+                             kCpu);
+}
+
+DLDataType dtype_of(const std::string& name) {  // of safetensors
+  if (name == "U32") return {kDLUInt, 32, 1};
+  if (name == "U8") return {kDLUInt, 8, 1};
+  if (name == "F32") return {kDLFloat, 32, 1};
+  if (name == "F16") return {kDLFloat, 16, 1};
+  if (name == "BF16") return {kDLBfloat, 16, 1};
+  throw Failure("a parameter has the unknown dtype " + name);
+}
+
+Function get(const Optional<Module>& module, const char* name) {
+  return Module(module.value())->GetFunction(name, false).value();
+}
+
+class Library : public Model {
+ public:
+  explicit Library(const std::string& bundle) : Model(Manifest::read(bundle, "tvm")) {
+    try {
+      if (!std::getenv("TVM_NUM_THREADS")) {  // TVM's own choice is half of an x86 machine
+        const int threads = static_cast<int>(std::thread::hardware_concurrency());
+        Function::GetGlobalRequired("runtime.config_threadpool")(kBigCores, threads);
+      }
+      library_ = Module::LoadFromFile(manifest().files.at(0));
+      machine_ = get(library_, "vm_load_executable")().cast<Module>();
+      get(machine_, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooled);
+      map(manifest().files.at(1));
+      run("check", {0}, 0);
+    } catch (const std::exception& error) {
+      throw Failure(bundle + ": can't load it: " + error.what());
+    }
+  }
+
+ protected:
+  void forget() override {
+    for (const Tensor& state : states_) {
+      std::memset(state.data_ptr(), 0, tvm::ffi::GetDataSize(state));
+    }
+  }
+
+  void call(const std::vector<int64_t>& tokens, int64_t start, bool last_only,
+            std::vector<float>& logits) override {
+    const char* name = tokens.size() == 1 ? "decode" : last_only ? "prefill" : "score";
+    const Tensor found = run(name, tokens, start);
+    const float* data = static_cast<const float*>(found.data_ptr());
+    logits.insert(logits.end(), data, data + found.numel());
+  }
+
+ private:
+  Tensor run(const char* name, const std::vector<int64_t>& tokens, int64_t start) {
+    const DLDataType int32{kDLInt, 32, 1};
+    const Tensor ids = tensor({static_cast<int64_t>(tokens.size())}, int32);
+    const Tensor first = tensor({1}, int32);
+    std::copy(tokens.begin(), tokens.end(), static_cast<int32_t*>(ids.data_ptr()));
+    *static_cast<int32_t*>(first.data_ptr()) = static_cast<int32_t>(start);
+    std::vector<AnyView> args{ids, first};
+    args.insert(args.end(), states_.begin(), states_.end());
+    args.insert(args.end(), parameters_.begin(), parameters_.end());
+    tvm::ffi::Any found;
+    get(machine_, name).CallPacked(args.data(), static_cast<int32_t>(args.size()), &found);
+    return found.cast<Tensor>();
+  }
+
+  // Parameters stay in the file, which is mapped; those that are not aligned are copied.
+  void map(const std::string& path) {
+    const int file = open(path.c_str(), O_RDONLY);
+    struct stat facts {};
+    if (file < 0 || fstat(file, &facts) != 0) throw Failure(path + " can't be opened");
+    char* data = static_cast<char*>(
+        mmap(nullptr, facts.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0));
+    close(file);
+    if (data == MAP_FAILED) throw Failure(path + " can't be mapped");
+    uint64_t size = 0;
+    std::memcpy(&size, data, sizeof(size));
+    if (size + sizeof(size) > static_cast<uint64_t>(facts.st_size)) throw Failure(path + " is cut");
+    char* begin = data + sizeof(size) + size;
+    const json header = json::parse(data + sizeof(size), begin);
+    const json held = json::parse(header.at("__metadata__").at("lfmc").get<std::string>());
+    for (const std::string name : held.at("parameters")) {
+      const json& entry = header.at(name);
+      const uint64_t first = entry.at("data_offsets").at(0), last = entry.at("data_offsets").at(1);
+      if (begin + last > data + facts.st_size) throw Failure(path + " is cut");
+      const bool aligned = reinterpret_cast<uintptr_t>(begin + first) % kAlignment == 0;
+      const Tensor own = tensor(entry.at("shape"), dtype_of(entry.at("dtype")),
+                                aligned ? begin + first : nullptr);
+      if (!aligned) std::memcpy(own.data_ptr(), begin + first, last - first);
+      parameters_.push_back(own);
+    }
+    for (const json& state : held.at("states")) {
+      states_.push_back(tensor(state.at("shape"), {kDLFloat, 32, 1}));
+    }
+  }
+
+  Optional<Module> library_, machine_;
+  std::vector<Tensor> parameters_, states_;
+};
+
+}  // namespace
+
+std::unique_ptr<Model> open_model(const std::string& bundle) {
+  return std::make_unique<Library>(bundle);
+}
