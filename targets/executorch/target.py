@@ -139,7 +139,9 @@ class ExecutorchTarget:
 
         if not n_bit(program):
             return (skipped(3, "every n-bit product of the artifact", "it has none"),)
-        return products_rung(program, folder), noise_rung(program, rounded(program), self.run(folder))
+        return products_rung(program, folder), noise_rung(
+            program, rounded(program), self.run(folder)
+        )
 
 
 def _methods(

@@ -8,23 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import IRModule, relax
 from tvm.support import cc
 
 from lfmc.errors import UnsupportedError
-from lfmc.targets.tvm.cpus import ARM, X86, Cpu
-
+from lfmc.targets.tvm.cpus import ARM, CPUS, X86, Cpu
+from lfmc.targets.tvm.gpus import Gpu, bitcode_of, missing_for
 
 LENGTH = "T"  # of the tokens of a call, as functions have it
 CHECK = "check"  # a function that only looks at what it is given
 INPUTS = 2  # parameters of a function before its states: tokens and start
 
 
-def compile_library(module: IRModule, cpu: Cpu, chunk: int, path: Path) -> None:
-    """Compile for a CPU and link; raises `UnsupportedError` where nothing links for it."""
+def compile_library(module: IRModule, device: Cpu | Gpu, chunk: int, path: Path) -> None:
+    """Compile for a device and link; raises `UnsupportedError` where nothing links for it."""
+    cpu = device if isinstance(device, Cpu) else HOST
+    if isinstance(device, Gpu):
+        _prepare(device)
     # Kernels without asserts are a third as large; nothing but this module's functions calls them.
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
-        made = tvm.compile(module, target_of(cpu), relax_pipeline=_pipeline(chunk))
+        made = tvm.compile(module, target_of(device), relax_pipeline=_pipeline(chunk))
     linker = linker_of(cpu)
     if linker is None:
         raise UnsupportedError(
@@ -49,11 +53,35 @@ def _linkers(cpu: Cpu) -> tuple[str, ...]:
 DEBIAN = {X86: "g++-x86-64-linux-gnu", ARM: "g++-aarch64-linux-gnu"}
 
 
-def target_of(cpu: Cpu) -> Any:
-    """TVM's target of a family."""
-    return tvm.target.Target(
-        {"kind": "llvm", "mtriple": cpu.triple, "mcpu": cpu.mcpu, "mattr": list(cpu.mattr)}
-    )
+HOST = CPUS["avx2"]  # runs the host's part of a GPU's library: any x86-64 of the last ten years
+
+
+def target_of(device: Cpu | Gpu) -> Any:
+    """TVM's target of a device."""
+    if isinstance(device, Cpu):
+        spec = {"mtriple": device.triple, "mcpu": device.mcpu, "mattr": list(device.mattr)}
+        return tvm.target.Target({"kind": "llvm", **spec})
+    spec = {"kind": device.kind, "host": target_of(HOST)}
+    if device.kind == "rocm":
+        spec |= {"mcpu": device.arch, "thread_warp_size": device.wave}
+    elif device.kind == "cuda":
+        spec |= {"arch": device.arch}
+    return tvm.target.Target(spec)
+
+
+def _prepare(gpu: Gpu) -> None:
+    """Raise `UnsupportedError` for what is not installed; have TVM link the right device libraries:
+    its own choice is for waves of 64 threads, which AMD's consumer GPUs have not."""
+    missing = missing_for(gpu)
+    if missing:
+        raise UnsupportedError(f"nothing can be compiled for {gpu.name}", todo="; ".join(missing))
+    if gpu.kind == "rocm":
+        import tvm.support.rocm  # registers the function that is replaced here
+
+        paths = [str(path) for path in bitcode_of(gpu)]
+        tvm_ffi.register_global_func(
+            "tvm_callback_rocm_bitcode_path", lambda: tvm.runtime.convert(paths), override=True
+        )
 
 
 def _pipeline(chunk: int) -> Any:

@@ -86,10 +86,17 @@ class Constants:
         order: Arrangement,
         packed: Callable[[], list[PackedTensor]],
     ) -> list[Parameter]:
-        bits, name = matrix.format.bits, _stack_name(sources) if order != "rows" else "+".join(sources)
+        bits, name = (
+            matrix.format.bits,
+            _stack_name(sources) if order != "rows" else "+".join(sources),
+        )
         count, rows, groups = matrix.count, matrix.rows, matrix.groups
         kinds: list[tuple[str, str, Callable[[PackedTensor], Tensor]]] = [
-            ("codes", f"{bits}:{count}x{rows}x{matrix.columns}", lambda p: pack_codes(p.codes, bits).view(torch.uint32)),
+            (
+                "codes",
+                f"{bits}:{count}x{rows}x{matrix.columns}",
+                lambda p: pack_codes(p.codes, bits).view(torch.uint32),
+            ),
             ("scales", f"{count}x{rows}x{groups}", lambda p: pack_groups(p.scales)),
         ]
         if not matrix.format.symmetric:
@@ -100,7 +107,9 @@ class Constants:
 
         return [
             self._add(f"{name}#{part}:{form}", dtype, shape, part, sources, order, make(pack))
-            for (part, form, pack), (_, shape, dtype) in zip(kinds, matrix.parameters(""), strict=True)
+            for (part, form, pack), (_, shape, dtype) in zip(
+                kinds, matrix.parameters(""), strict=True
+            )
         ]
 
     def _add(

@@ -10,7 +10,7 @@ it once, as the others do not look at the shapes of what they are given.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -28,20 +28,11 @@ from lfmc.targets.base import find_handler
 from lfmc.targets.tvm.compile import CHECK, LENGTH
 from lfmc.targets.tvm.constants import Constants
 from lfmc.targets.tvm.cpus import Cpu
-from lfmc.targets.tvm.kernels import (
-    attention,
-    elementwise,
-    embedding,
-    float_linear,
-    gated_short_conv,
-    linear,
-    moe,
-    rms_norm,
-    round_rows,
-    swiglu,
-)
+from lfmc.targets.tvm.gpus import Gpu
+from lfmc.targets.tvm.kernels import moe
 from lfmc.targets.tvm.kernels.attention import SLOTS, Heads
 from lfmc.targets.tvm.kernels.builder import Columns
+from lfmc.targets.tvm.kernels.sets import CPU, GPU
 from lfmc.targets.tvm.parameters import Parameter
 from lfmc.weights import PlannedWeights
 
@@ -92,16 +83,24 @@ def state_shape(spec: StateSpec) -> tuple[int, ...]:
     return heads, blocks * SLOTS, dim
 
 
+# Kernels for GPUs round no activations.
+GPU_KINDS = tuple(replace(kind, exact=True) for kind in KINDS if not kind.exact)
+
+
 class Lowering:
     """All functions, the kernels that they share, and the constants that they take."""
 
-    def __init__(self, program: Program, weights: PlannedWeights, context: int, cpu: Cpu) -> None:
-        self.program, self.context, self.cpu = program, context, cpu
+    def __init__(
+        self, program: Program, weights: PlannedWeights, context: int, device: Cpu | Gpu
+    ) -> None:
+        self.program, self.context, self.device = program, context, device
+        on_gpu = isinstance(device, Gpu)
+        self.kinds, self.kernels = (GPU_KINDS, GPU) if on_gpu else (KINDS, CPU)
         self.constants = Constants(weights)
         self.builder = relax.BlockBuilder()
         self.operators: dict[str, list[tuple[str, str]]] = {}
         self._kernels: dict[Any, Any] = {}
-        for kind in KINDS:
+        for kind in self.kinds:
             walk = Walk(self, kind)
             self.operators[kind.name] = walk.operators
         walk.check()
@@ -129,7 +128,7 @@ class Walk:
     that compute them, in order."""
 
     def __init__(self, lowering: Lowering, kind: Kind) -> None:
-        self.lowering, self.kind = lowering, kind
+        self.lowering, self.kind, self.kernels = lowering, kind, lowering.kernels
         self.program, self.constants = lowering.program, lowering.constants
         self.config = lowering.program.config
         self.length = 1 if kind.tokens == 1 else tirx.Var(LENGTH, "int64")
@@ -173,7 +172,7 @@ class Walk:
         width = hidden.columns.size
         self.length = 1
         self.kind = Kind(self.kind.name, 1, exact=self.kind.exact)
-        (last,) = self.call(elementwise.last_of, width, given=[hidden.var], results=[(1, width)])
+        (last,) = self.call(self.kernels.last_of, width, given=[hidden.var], results=[(1, width)])
         self.results[node] = _whole(last, width)
 
     def call(
@@ -215,7 +214,7 @@ class Walk:
 
     def empty(self, rows: Any, size: int) -> Any:
         """Memory for a value that several kernels write."""
-        (made,) = self.call(elementwise.nothing, size, given=[], results=[(rows, size)])
+        (made,) = self.call(self.kernels.nothing, size, given=[], results=[(rows, size)])
         return made
 
     def write(
@@ -237,6 +236,12 @@ class Walk:
         """The result of a kernel that has one, `[T, size]`."""
         (made,) = self.call(make, *args, results=[(self.length, size)], **named)
         return _whole(made, size)
+
+    @property
+    def product_tokens(self) -> int | None:
+        """For which products are made: on a CPU one form will do for parity."""
+        alike = self.kind.exact and isinstance(self.lowering.device, Cpu)
+        return None if alike else self.kind.tokens
 
     def value(self, node: Any) -> Any:
         """What a node stands for: a value, several, or a constant's parameter."""
@@ -268,7 +273,7 @@ class Walk:
             return value
         tokens = self.kind.tokens
         return self.one(
-            elementwise.columns_of, columns, tokens, given=[value.var], size=columns.size
+            self.kernels.columns_of, columns, tokens, given=[value.var], size=columns.size
         )
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -291,7 +296,13 @@ class Walk:
             types = {0: "int32", 2: "int32"}
             given = [value.var]
             return self.call(
-                round_rows.round_rows, size, group, tokens, given=given, results=shapes, dtypes=types
+                self.kernels.round_rows,
+                size,
+                group,
+                tokens,
+                given=given,
+                results=shapes,
+                dtypes=types,
             )
 
         return self.once((value.var, group), make)  # type: ignore[no-any-return]
@@ -319,14 +330,14 @@ def _embedding(m: Walk, node: fx.Node) -> Value:
     own = m.floats(table)
     rows, size = own.shape
     given = [m.value(ids), *m.param(own)]
-    return m.one(embedding.embedding, rows, size, own.dtype, m.kind.tokens, given=given, size=size)
+    return m.one(m.kernels.embedding, rows, size, own.dtype, m.kind.tokens, given=given, size=size)
 
 
 def _embedding_nbits(m: Walk, node: fx.Node) -> Value:
     ids, codes, *_ = arguments(node)
     matrix, parts = m.constants.matrix(m.sources(codes))
     return m.one(
-        embedding.embedding_nbits,
+        m.kernels.embedding_nbits,
         matrix,
         m.kind.tokens,
         given=[m.value(ids), *m.param(*parts)],
@@ -339,7 +350,7 @@ def _linear(m: Walk, node: fx.Node) -> Value:
     rows, columns = weight.shape
     given = [m.whole(x).var, *m.param(weight, *([bias] if bias else []))]
     return m.one(
-        float_linear.float_linear,
+        m.kernels.float_linear,
         rows,
         columns,
         weight.dtype,
@@ -356,11 +367,11 @@ def _linear_nbits(m: Walk, node: fx.Node) -> Value:
     own_bias = [m.floats(bias)] if bias is not None else []
     given = [*m.activations(m.value(x), matrix.format.group), *m.param(*parts, *own_bias)]
     return m.one(
-        linear.linear,
+        m.kernels.linear,
         matrix.format,
         matrix.tail,
-        m.lowering.cpu,
-        None if m.kind.exact else m.kind.tokens,  # for parity one form will do
+        m.lowering.device,
+        m.product_tokens,
         given=given,
         size=matrix.rows,
         node=node,
@@ -374,7 +385,7 @@ def _rms_norm(m: Walk, node: fx.Node) -> Value:
     (size,) = weight.shape
     given = [m.whole(x).var, *m.param(weight)]
     args = (size, weight.dtype, eps, m.kind.tokens)
-    return m.one(rms_norm.rms_norm, *args, given=given, size=size)
+    return m.one(m.kernels.rms_norm, *args, given=given, size=size)
 
 
 def _add_rms_norm(m: Walk, node: fx.Node) -> Sequence[Value]:
@@ -383,7 +394,7 @@ def _add_rms_norm(m: Walk, node: fx.Node) -> Sequence[Value]:
     given = [m.whole(x).var, m.whole(residual).var, *m.param(weight)]
     args = (size, weight.dtype, eps, m.kind.tokens)
     shapes = [(m.length, size)] * 2
-    made = m.call(rms_norm.add_rms_norm, *args, given=given, results=shapes)
+    made = m.call(m.kernels.add_rms_norm, *args, given=given, results=shapes)
     return [_whole(var, size) for var in made]
 
 
@@ -392,7 +403,7 @@ def _gated_short_conv(m: Walk, node: fx.Node) -> Sequence[Any]:
     taps, own_bias = m.floats(weight, taps=True), [m.floats(bias)] if bias is not None else []
     count, size = taps.shape
     y = m.one(
-        gated_short_conv.gated_short_conv,
+        m.kernels.gated_short_conv,
         size,
         count,
         taps.dtype,
@@ -416,7 +427,7 @@ def _attention(m: Walk, node: fx.Node) -> Sequence[Any]:
     cos, sin = m.once(("angles", kind), lambda: _angles(m, kind))
     size = heads.queries * heads.dim
     turned = m.one(
-        attention.write_heads,
+        m.kernels.write_heads,
         heads,
         tuple(part.columns for part in parts),
         tuple(norm.dtype for norm in norms),
@@ -427,7 +438,7 @@ def _attention(m: Walk, node: fx.Node) -> Sequence[Any]:
         size=size,
     )
     given = [turned.var, m.start, m.states[keys], m.states[values]]
-    y = m.one(attention.attend, heads, window, tokens, given=given, size=size)
+    y = m.one(m.kernels.attend, heads, window, tokens, given=given, size=size)
     return y, None, None
 
 
@@ -435,7 +446,7 @@ def _angles(m: Walk, kind: str) -> list[Any]:
     name, dim = f"rope.{kind}", m.config.head_dim
     steps = m.constants.of_config(name, lambda: inverse_frequencies(m.config, kind).float())
     return m.call(
-        attention.angles,
+        m.kernels.angles,
         dim,
         m.kind.tokens,
         given=[m.start, *m.param(steps)],
@@ -446,9 +457,7 @@ def _angles(m: Walk, kind: str) -> list[Any]:
 def _swiglu(m: Walk, node: fx.Node) -> Value:
     gate, up = (m.value(x) for x in node.args)
     given, size = [gate.var, up.var], gate.columns.size
-    return m.one(
-        swiglu.swiglu, gate.columns, up.columns, m.kind.tokens, given=given, size=size
-    )
+    return m.one(m.kernels.swiglu, gate.columns, up.columns, m.kind.tokens, given=given, size=size)
 
 
 def _moe(m: Walk, node: fx.Node) -> Value:
@@ -458,7 +467,7 @@ def _moe(m: Walk, node: fx.Node) -> Value:
     given = [m.whole(m.value(arg)).var for arg in (scores, choice)]
     few, places = (m.length, top_k), m.length * top_k
     chosen, shares = m.call(
-        moe.route,
+        m.kernels.route,
         count,
         top_k,
         normalize,
@@ -469,7 +478,7 @@ def _moe(m: Walk, node: fx.Node) -> Value:
         dtypes={0: "int32"},
     )
     order, begins = m.call(
-        moe.group,
+        m.kernels.group,
         count,
         top_k,
         tokens,
@@ -478,10 +487,10 @@ def _moe(m: Walk, node: fx.Node) -> Value:
         dtypes={0: "int32", 1: "int32"},
     )
     kinds = _kinds(m, experts)
-    inner = _experts(m, node, moe.gate_up, m.value(x), kinds, 2, (order, begins), top_k)
-    found = _experts(m, node, moe.down, inner, kinds, 1, (order, begins), top_k)
+    inner = _experts(m, node, m.kernels.gate_up, m.value(x), kinds, 2, (order, begins), top_k)
+    found = _experts(m, node, m.kernels.down, inner, kinds, 1, (order, begins), top_k)
     size = found.columns.size
-    return m.one(moe.combine, size, top_k, tokens, given=[shares, found.var], size=size)
+    return m.one(m.kernels.combine, size, top_k, tokens, given=[shares, found.var], size=size)
 
 
 # Experts whose matrices have the same formats: where each expert of the layer is among them, and
@@ -511,7 +520,9 @@ def _experts(
 ) -> Value:
     """`gate_up` of w1 and w3, or `down` of w2, for all kinds of experts into one value."""
     places = m.length * top_k
-    size = m.constants.weights.checkpoint.tensors[kinds[0][1][0 if matrices == 2 else 2][0]].shape[0]
+    size = m.constants.weights.checkpoint.tensors[kinds[0][1][0 if matrices == 2 else 2][0]].shape[
+        0
+    ]
     exact, made = m.kind.exact, m.empty(places, size)
     for members, names in kinds:
         own = names[:2] if matrices == 2 else names[2:]
@@ -526,8 +537,8 @@ def _experts(
         made = m.write(
             make,
             *args,
-            m.lowering.cpu,
-            None if exact else m.kind.tokens,
+            m.lowering.device,
+            m.product_tokens,
             given=[*given, *order, table, *m.param(*(p for each in parts for p in each))],
             into=made,
             node=node,
@@ -583,7 +594,7 @@ def _binary(kind: str) -> Handler:
             second = m.whole(second)
             other, given, constant = second.columns.size, second.var, None
         return m.one(
-            elementwise.binary,
+            m.kernels.binary,
             kind,
             size,
             other,
@@ -599,7 +610,7 @@ def _binary(kind: str) -> Handler:
 def _sigmoid(m: Walk, node: fx.Node) -> Value:
     x = m.whole(m.value(node.args[0]))
     size = x.columns.size
-    return m.one(elementwise.sigmoids, size, m.kind.tokens, given=[x.var], size=size)
+    return m.one(m.kernels.sigmoids, size, m.kind.tokens, given=[x.var], size=size)
 
 
 def _nothing(m: Walk, node: fx.Node) -> None:

@@ -17,7 +17,6 @@ from lfmc.targets.base import require
 from lfmc.targets.tvm.cpus import machine_flags
 from lfmc.targets.tvm.parameters import ALIGNMENT, LIBRARY, Parameters, open_parameters
 
-
 BIG_CORES = 1  # a mode of TVM's pool of threads
 
 

@@ -208,7 +208,9 @@ def _attend(
     dim, slots = heads.dim, heads.slots
     scores = T.alloc_buffer((len(rows), slots), "float32")
     positions = [bind(start[0] + token) for token, _ in rows]
-    lows = [tirx.max(at - (window - 1), 0) if window else tirx.const(0, "int32") for at in positions]
+    lows = [
+        tirx.max(at - (window - 1), 0) if window else tirx.const(0, "int32") for at in positions
+    ]
     low = bind(lows[0])
     begin = bind(tirx.floordiv(low, SLOTS))
     end = bind(tirx.floordiv(positions[-1], SLOTS) + 1)
@@ -269,4 +271,3 @@ def _attend(
 
 
 PIECE = 32  # columns of values at once: more sums would not fit the registers
-

@@ -6,7 +6,9 @@ A Python loop unrolls, `T.serial` and `T.parallel` of TVM's builder stay loops. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +36,15 @@ class Columns:
 
 def build(parameters: Sequence[Parameter], body: Callable[..., None]) -> PrimFunc:
     """A function of buffers, the last of which are results; `body` gets them and writes it."""
-    with IRBuilder() as frame:
-        with T.prim_func(s_tir=True):
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-            handles = [T.arg(name, T.handle()) for name, _, _ in parameters]
-            body(
-                *(
-                    T.match_buffer(handle, tuple(shape), dtype)
-                    for handle, (_, shape, dtype) in zip(handles, parameters, strict=True)
-                )
+    with IRBuilder() as frame, T.prim_func(s_tir=True):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        handles = [T.arg(name, T.handle()) for name, _, _ in parameters]
+        body(
+            *(
+                T.match_buffer(handle, tuple(shape), dtype)
+                for handle, (_, shape, dtype) in zip(handles, parameters, strict=True)
             )
+        )
     return frame.get()
 
 
@@ -68,9 +69,23 @@ def over_blocks(count: Expr, tokens: int | None) -> Any:
     return T.serial(0, count) if tokens == 1 else T.parallel(0, count)
 
 
+_SCOPE: ContextVar[str] = ContextVar("scope", default="global")
+
+
+@contextmanager
+def on_a_thread() -> Iterator[None]:
+    """What is written meanwhile is for one of a GPU's threads, with memory of its own."""
+    before = _SCOPE.set("local")
+    try:
+        yield
+    finally:
+        _SCOPE.reset(before)
+
+
 def local(size: int, dtype: str = "float32") -> Buffer:
-    """A small array, in registers where its indices are numbers; below 1 KiB it takes no call."""
-    return T.alloc_buffer((size,), dtype)
+    """A small array, in registers where its indices are numbers. On a CPU it takes a call where it
+    has 1 KiB or more."""
+    return T.alloc_buffer((size,), dtype, scope=_SCOPE.get())
 
 
 def bind(value: Expr) -> Expr:

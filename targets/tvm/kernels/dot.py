@@ -50,7 +50,10 @@ class Products:
             if self.bits == 8:
                 codes = codes ^ wide(-128, "int8", 4 * lanes)  # see `offset`
             return _call(self.sums, "llvm.aarch64.neon.sdot.v4i32.v16i8", sums, codes, spread)
-        u8, s8 = tirx.reinterpret("uint8" + bytes_, codes), tirx.reinterpret("int8" + bytes_, spread)
+        u8, s8 = (
+            tirx.reinterpret("uint8" + bytes_, codes),
+            tirx.reinterpret("int8" + bytes_, spread),
+        )
         if self.cpu.dot == "vpdpbusd":
             return _call(self.sums, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", sums, u8, s8)
         if self.narrow:

@@ -22,7 +22,12 @@ from lfmc.targets.tvm.kernels.builder import (
 
 
 def binary(
-    kind: Literal["add", "mul"], columns: int, other: int, tokens: int | None, *, constant: str | None
+    kind: Literal["add", "mul"],
+    columns: int,
+    other: int,
+    tokens: int | None,
+    *,
+    constant: str | None,
 ) -> PrimFunc:
     """`a` `[T, F]` with `b` `[T, F2]`, each of whose columns counts for `F / F2` of `a`; with
     `constant`, `b` is `[F2]` of that dtype, the same for every token."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lfmc.targets.tvm.kernels.builder import (
@@ -16,7 +15,7 @@ from lfmc.targets.tvm.kernels.builder import (
     tokens_of,
     vector,
 )
-from lfmc.targets.tvm.kernels.matrix import Matrix, weights_of_row
+from lfmc.targets.tvm.kernels.matrix import Matrix, in_block_or_tail, weights_of_row
 
 
 def embedding(rows: int, columns: int, dtype: str, tokens: int | None) -> PrimFunc:
@@ -48,13 +47,8 @@ def embedding_nbits(table: Matrix, tokens: int | None) -> PrimFunc:
     def body(ids: Buffer, *rest: Buffer) -> None:
         *constants, y = rest
         with over_tokens(count, tokens) as token:
-            if table.tail:
-                with T.If(ids[token] < tirx.const(table.rows - table.tail, "int32")):
-                    with T.Then():
-                        weights_of_row(table, constants, ids[token], y, token, tail=False)
-                    with T.Else():
-                        weights_of_row(table, constants, ids[token], y, token, tail=True)
-            else:
-                weights_of_row(table, constants, ids[token], y, token, tail=False)
+            in_block_or_tail(
+                table, constants, ids[token], lambda row: weights_of_row(row, y, token)
+            )
 
     return build(parameters, body)

@@ -20,6 +20,7 @@ from lfmc.targets.tvm.kernels.builder import (
 from lfmc.targets.tvm.kernels.matrix import (
     Activations,
     Matrix,
+    Row,
     Rows,
     multiply,
     multiply_row,
@@ -95,6 +96,7 @@ def _tail(
     exact: bool,
 ) -> None:
     with T.serial(0, count) as token, T.serial(0, matrix.tail) as row:
-        value = multiply_row(matrix, constants, row, x, token, exact)
+        own = Row(matrix, constants, matrix.blocks, row, in_tail=True)
+        value = multiply_row(own, x, token, exact=exact)
         at = matrix.blocks * ROWS + row
         put(y, value if bias is None else value + cast(bias[at], "float32"), token, at)

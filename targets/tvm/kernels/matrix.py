@@ -187,7 +187,6 @@ class Activations:
         ]
 
 
-
 def sized(format: Format, tail: int, *, exact: bool, count: Expr = 1) -> Matrix:
     """A matrix of whatever size a kernel is given."""
     if exact:
@@ -289,30 +288,82 @@ class _once:
         return None
 
 
-def multiply_row(
-    matrix: Matrix, constants: Sequence[Buffer], row: Expr, x: Activations, token: Expr, exact: bool
-) -> Expr:
-    """The product of one row behind the whole blocks, number by number."""
-    m = matrix
-    bits, lanes = m.format.bits, m.tail
+@dataclass(frozen=True)
+class Row:
+    """One row of a matrix, number by number: `lane` of a whole block, or of the rows behind them."""
+
+    matrix: Matrix
+    constants: Sequence[Buffer]
+    block: Expr
+    lane: Expr
+    which: Expr = 0
+    in_tail: bool = False
+
+    @property
+    def _lanes(self) -> int:
+        return self.matrix.tail if self.in_tail else ROWS
+
+    def quad(self, group: Expr, chunk: Expr, index: int) -> Expr:
+        """Codes of four columns, a byte each: uint32."""
+        m, lanes = self.matrix, self._lanes
+        bits, piece = m.format.bits, group * m.chunks + chunk
+        start = self.block * (ROWS * m.words) + piece * (bits * lanes) + self.lane
+        found, done = None, 0
+        for plane in PLANES[bits]:
+            each = 8 // plane
+            word = self.constants[0][self.which, start + (done + index // each) * lanes]
+            mask = ((1 << plane) - 1) * 0x01010101
+            part = ((word >> _u32(index % each * plane)) & _u32(mask)) << _u32(done)
+            found = part if found is None else found | part
+            done += plane
+        return found
+
+    def scale(self, group: Expr) -> Expr:
+        """Float32."""
+        m = self.matrix
+        at = self.block * (ROWS * m.groups) + group * self._lanes + self.lane
+        return cast(self.constants[1][self.which, at], "float32")
+
+    def zero(self, group: Expr) -> Expr:
+        """Int32: out of the planes of a whole block, or out of the bit stream of the rest."""
+        m = self.matrix
+        if m.format.symmetric:
+            return _i32(m.format.zero_point)
+        bits, held = m.format.bits, self.constants[2]
+        if self.in_tail:
+            bit = (group * m.tail + self.lane) * bits
+            first = self.block * (m.groups * 2 * bits) + tirx.floordiv(bit, 8)
+            low, high = held[0, first], held[0, tirx.min(first + 1, m.zeros_nbytes - 1)]
+            word = cast(low, "uint32") | (cast(high, "uint32") << _u32(8))
+            shifted = word >> cast(tirx.floormod(bit, 8), "uint32")
+            return cast(shifted & _u32((1 << bits) - 1), "int32")
+        start, found, done = (self.block * m.groups + group) * (2 * bits), _u32(0), 0
+        for plane in PLANES[bits]:
+            bit = self.lane * plane
+            byte = held[self.which, start + 2 * done + tirx.floordiv(bit, 8)]
+            part = cast(byte, "uint32") >> cast(tirx.floormod(bit, 8), "uint32")
+            found = found | ((part & _u32((1 << plane) - 1)) << _u32(done))
+            done += plane
+        return cast(found, "int32")
+
+
+def multiply_row(row: Row, x: Activations, token: Expr, *, exact: bool) -> Expr:
+    """The product of one row with a token."""
+    m = row.matrix
     total = local(1)
     put(total, tirx.const(0.0, "float32"), 0)
     with T.serial(0, m.groups) as group:
         own = local(1, "float32" if exact else "int32")
         put(own, tirx.const(0, "float32" if exact else "int32"), 0)
-        zero = bind(_zero_of_row(m, constants, row, group))
+        zero = bind(row.zero(group))
         with T.serial(0, m.chunks) as chunk:
-            piece = group * m.chunks + chunk
-            start = m.blocks * ROWS * m.words + piece * (bits * lanes) + row
             for quad in range(8):
-                word = bind(_quad_of_row(constants[0], start, bits, lanes, quad))
+                word = bind(row.quad(group, chunk, quad))
                 for byte in range(4):
-                    column = piece * COLUMNS + 4 * quad + byte
-                    code = cast((word >> _u32(8 * byte)) & _u32(255), "int32") - zero
+                    column = (group * m.chunks + chunk) * COLUMNS + 4 * quad + byte
+                    code = code_of(word, byte) - zero
                     put(own, own[0] + _times(code, x, token, column, byte, exact), 0)
-        scale = cast(constants[1][0, m.blocks * ROWS * m.groups + group * lanes + row], "float32")
-        if not exact:
-            scale = scale * x.buffers[1][token, group]
+        scale = row.scale(group) if exact else row.scale(group) * x.buffers[1][token, group]
         put(total, total[0] + cast(own[0], "float32") * scale, 0)
     return total[0]
 
@@ -324,71 +375,37 @@ def _times(code: Expr, x: Activations, token: Expr, column: Expr, byte: int, exa
     return code * ((word << _i32(24 - 8 * byte)) >> _i32(24))
 
 
-def _quad_of_row(codes: Buffer, start: Expr, bits: int, lanes: int, quad: int) -> Expr:
-    found, done = None, 0
-    for plane in PLANES[bits]:
-        each = 8 // plane
-        word = codes[0, start + (done + quad // each) * lanes]
-        mask = ((1 << plane) - 1) * 0x01010101
-        part = ((word >> _u32(quad % each * plane)) & _u32(mask)) << _u32(done)
-        found = part if found is None else found | part
-        done += plane
-    return found
+def code_of(word: Expr, byte: int) -> Expr:
+    """One code of four, int32."""
+    return cast((word >> _u32(8 * byte)) & _u32(255), "int32")
 
 
-def _zero_of_row(m: Matrix, constants: Sequence[Buffer], row: Expr, group: Expr) -> Expr:
-    """Of a row behind the whole blocks: out of a bit stream, group by group."""
-    if m.format.symmetric:
-        return _i32(m.format.zero_point)
-    bits, start = m.format.bits, m.blocks * m.groups * 2 * m.format.bits
-    bit = (group * m.tail + row) * bits
-    first = start + tirx.floordiv(bit, 8)
-    last = m.zeros_nbytes - 1
-    low, high = constants[2][0, first], constants[2][0, tirx.min(first + 1, last)]
-    word = cast(low, "uint32") | (cast(high, "uint32") << _u32(8))
-    return cast((word >> cast(tirx.floormod(bit, 8), "uint32")) & _u32((1 << bits) - 1), "int32")
-
-
-def weights_of_row(
-    matrix: Matrix, constants: Sequence[Buffer], row: Expr, y: Buffer, to: Expr, *, tail: bool
-) -> None:
-    """One row as float32, into row `to` of `y`; `tail` for rows behind the whole blocks."""
-    m = matrix
-    bits, lanes = m.format.bits, m.tail if tail else ROWS
-    block, lane = tirx.floordiv(row, ROWS), tirx.floormod(row, ROWS)
+def weights_of_row(row: Row, y: Buffer, to: Expr) -> None:
+    """A row as float32, into row `to` of `y`."""
+    m = row.matrix
     with T.serial(0, m.groups) as group:
-        if tail:
-            zero = bind(_zero_of_row(m, constants, lane, group))
-        else:
-            zero = bind(_zero_of_lane(m, constants, block, lane, group))
-        at = block * (ROWS * m.groups) + group * lanes + lane
-        scale = bind(cast(constants[1][0, at], "float32"))
+        zero, scale = bind(row.zero(group)), bind(row.scale(group))
         with T.serial(0, m.chunks) as chunk:
-            piece = group * m.chunks + chunk
-            start = block * (ROWS * m.words) + piece * (bits * lanes) + lane
             for quad in range(8):
-                word = bind(_quad_of_row(constants[0], start, bits, lanes, quad))
+                word = bind(row.quad(group, chunk, quad))
                 for byte in range(4):
-                    code = cast((word >> _u32(8 * byte)) & _u32(255), "int32") - zero
-                    value = cast(code, "float32") * scale
-                    put(y, value, to, piece * COLUMNS + 4 * quad + byte)
+                    column = (group * m.chunks + chunk) * COLUMNS + 4 * quad + byte
+                    put(y, cast(code_of(word, byte) - zero, "float32") * scale, to, column)
 
 
-def _zero_of_lane(
-    m: Matrix, constants: Sequence[Buffer], block: Expr, lane: Expr, group: Expr
-) -> Expr:
-    """Of a row of a whole block: out of its planes."""
-    if m.format.symmetric:
-        return _i32(m.format.zero_point)
-    bits = m.format.bits
-    start, found, done = (block * m.groups + group) * (2 * bits), _u32(0), 0
-    for plane in PLANES[bits]:
-        byte = constants[2][0, start + 2 * done + tirx.floordiv(lane * plane, 8)]
-        shift = cast(tirx.floormod(lane * plane, 8), "uint32")
-        part = (cast(byte, "uint32") >> shift) & _u32((1 << plane) - 1)
-        found = found | (part << _u32(done))
-        done += plane
-    return cast(found, "int32")
+def in_block_or_tail(
+    matrix: Matrix, constants: Sequence[Buffer], row: Expr, use: Callable[[Row], None]
+) -> None:
+    """Have `use` write what is to be done with a row, wherever it is."""
+    block, lane = tirx.floordiv(row, ROWS), tirx.floormod(row, ROWS)
+    if not matrix.tail:
+        use(Row(matrix, constants, block, lane))
+        return
+    with T.If(block < matrix.blocks):
+        with T.Then():
+            use(Row(matrix, constants, block, lane))
+        with T.Else():
+            use(Row(matrix, constants, block, lane, in_tail=True))
 
 
 def _u32(value: int) -> Expr:

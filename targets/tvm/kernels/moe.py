@@ -13,7 +13,9 @@ such kind, and pass over experts of others.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -29,6 +31,7 @@ from lfmc.targets.tvm.kernels.builder import (
     bind,
     build,
     dimension,
+    local,
     over_tokens,
     put,
     tokens_of,
@@ -57,7 +60,12 @@ Stack = Format | Floats
 
 
 def route(
-    experts: int, top_k: int, normalize: bool, scale: float, tokens: int | None
+    experts: int,
+    top_k: int,
+    normalize: bool,
+    scale: float,
+    tokens: int | None,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> PrimFunc:
     """Scores and choice float32 `[T, E]`; results experts int32 and shares float32 `[T, k]`."""
     count = tokens_of(tokens)
@@ -69,14 +77,14 @@ def route(
     ]
 
     def body(scores: Buffer, choice: Buffer, chosen: Buffer, shares: Buffer) -> None:
-        with T.serial(0, count) as token:
-            taken = T.alloc_buffer((experts,), "int32")
+        with around(), T.serial(0, count) as token:
+            taken = local(experts, "int32")
             with T.serial(0, experts) as expert:
                 put(taken, tirx.const(0, "int32"), expert)
-            whole = T.alloc_buffer((1,), "float32")
+            whole = local(1, "float32")
             put(whole, tirx.const(0.0, "float32"), 0)
             for slot in range(top_k):
-                best = T.alloc_buffer((1,), "int32")
+                best = local(1, "int32")
                 put(best, tirx.const(-1, "int32"), 0)
                 with T.serial(0, experts) as expert:
                     rival = choice[token, tirx.max(best[0], 0)]
@@ -95,7 +103,12 @@ def route(
     return build(parameters, body)
 
 
-def group(experts: int, top_k: int, tokens: int | None) -> PrimFunc:
+def group(
+    experts: int,
+    top_k: int,
+    tokens: int | None,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> PrimFunc:
     """Places `token * k + slot` sorted by expert, int32 `[T k]`, and where each expert's begin,
     int32 `[E + 1]`, of `chosen` int32 `[T, k]`."""
     count = tokens_of(tokens)
@@ -107,20 +120,20 @@ def group(experts: int, top_k: int, tokens: int | None) -> PrimFunc:
 
     def body(chosen: Buffer, order: Buffer, begins: Buffer) -> None:
         zero, one = tirx.const(0, "int32"), tirx.const(1, "int32")
-        free = T.alloc_buffer((experts,), "int32")
-        with T.serial(0, experts + 1) as expert:
-            put(begins, zero, expert)
-        with T.serial(0, count) as token, T.serial(0, top_k) as slot:
-            behind = chosen[token, slot] + 1
-            put(begins, begins[behind] + one, behind)
-        with T.serial(0, experts) as expert:
-            put(begins, begins[expert + 1] + begins[expert], expert + 1)
-            put(free, begins[expert], expert)
-        with T.serial(0, count) as token, T.serial(0, top_k) as slot:
-            own = bind(chosen[token, slot])
-            put(order, token * top_k + slot, free[own])
-            put(free, free[own] + one, own)
-
+        with around():
+            free = local(experts, "int32")
+            with T.serial(0, experts + 1) as expert:
+                put(begins, zero, expert)
+            with T.serial(0, count) as token, T.serial(0, top_k) as slot:
+                behind = chosen[token, slot] + 1
+                put(begins, begins[behind] + one, behind)
+            with T.serial(0, experts) as expert:
+                put(begins, begins[expert + 1] + begins[expert], expert + 1)
+                put(free, begins[expert], expert)
+            with T.serial(0, count) as token, T.serial(0, top_k) as slot:
+                own = bind(chosen[token, slot])
+                put(order, token * top_k + slot, free[own])
+                put(free, free[own] + one, own)
     return build(parameters, body)
 
 
@@ -137,7 +150,7 @@ def gate_up(
     ones, threes = first.parameters("w1"), second.parameters("w3")
     parameters = [
         *given,
-        *_places(count * top_k),
+        *places(count * top_k),
         *ones,
         *threes,
         ("y", (count * top_k, first.rows), "float32"),
@@ -168,7 +181,7 @@ def down(two: Stack, cpu: Cpu, tokens: int | None, *, exact: bool, top_k: int) -
     given = _given(matrix, count, exact)
     parameters = [
         *given,
-        *_places(count),
+        *places(count),
         *matrix.parameters("w2"),
         ("y", (count, matrix.rows), "float32"),
     ]
@@ -220,7 +233,7 @@ def _given(matrix: Matrix | Floats, count: Expr, exact: bool) -> list[Parameter]
     return Activations.parameters(matrix, count, exact)
 
 
-def _places(count: Expr) -> list[Parameter]:
+def places(count: Expr) -> list[Parameter]:
     experts = dimension("E")
     return [
         ("order", (count,), "int32"),
@@ -250,7 +263,7 @@ def _float_rows(
     weights: Buffer, which: Expr, block: Expr, x: Activations, row: Expr, columns: int
 ) -> Expr:
     """Products of a block of float rows with a token: a vector of 16."""
-    found = T.alloc_buffer((ROWS,), "float32")
+    found = local(ROWS, "float32")
     with T.serial(0, ROWS) as lane:
         value = row_product(
             lambda at: vector(x.buffers[0], row, at),

@@ -63,4 +63,3 @@ def _round(
         packed = tirx.reinterpret("int32x4", cast(whole, "int8"))
         put(codes, packed, token, index * (group // 4) + at // 4)
     put(sums, total(codes_sum), token, index)
-

@@ -39,8 +39,14 @@ FAMILIES = [
 ]
 
 
-def run(make: Callable[..., Any], *args: Any, given: Sequence[Tensor], cpu: Cpu | None = None,
-        results: Sequence[Tensor], **named: Any) -> None:
+def run(
+    make: Callable[..., Any],
+    *args: Any,
+    given: Sequence[Tensor],
+    cpu: Cpu | None = None,
+    results: Sequence[Tensor],
+    **named: Any,
+) -> None:
     """Build a kernel and call it; `results` are written."""
     key = tuple(sorted(named.items()))
     buffers = [tvm.runtime.from_dlpack(t.contiguous()) for t in given]
@@ -135,7 +141,17 @@ def test_products_with_float_activations(bits: int, symmetric: bool) -> None:
     matrix, x = packed(format, 38, 96), torch.randn(3, 96)
     found = torch.empty(3, 38)
     given = [x, *constants(matrix)]
-    run(linear, format, 6, find_cpu("cpu"), None, given=given, results=[found], bias=None, exact=True)
+    run(
+        linear,
+        format,
+        6,
+        find_cpu("cpu"),
+        None,
+        given=given,
+        results=[found],
+        bias=None,
+        exact=True,
+    )
     assert apart(found, x @ matrix.dequantize().T) < 2e-6
 
 

@@ -74,7 +74,9 @@ def test_every_product_is_right_as_shipped(lowered: Make, name: str, choose: Cho
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_trained_checkpoints(any_checkpoint: Callable[[str], object], tmp_path: Path, name: str) -> None:
+def test_trained_checkpoints(
+    any_checkpoint: Callable[[str], object], tmp_path: Path, name: str
+) -> None:
     made = lower(any_checkpoint(name), mixed, tmp_path, name="tvm", context=192)  # type: ignore[arg-type]
     config = made.checkpoint.config
     rung = compare(
