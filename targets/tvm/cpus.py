@@ -86,16 +86,8 @@ CPUS: Mapping[str, Cpu] = {
 }
 
 
-def choices() -> tuple[str, ...]:
-    """Devices that a user may ask for: `cpu` is this machine's family."""
-    return ("cpu", *(f"cpu:{name}" for name in CPUS))
-
-
-def find_cpu(device: str) -> Cpu:
-    """The family of a device; raises `UnsupportedError` where this machine is of none."""
-    _, named, name = device.partition(":")
-    if named:
-        return CPUS[name]
+def this_cpu() -> Cpu:
+    """The family of this machine; raises `UnsupportedError` where it is of none."""
     for cpu in CPUS.values():
         if runs_here(cpu):
             return cpu

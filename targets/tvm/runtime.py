@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,21 @@ def cores() -> int:
     return len({path.read_text() for path in paths})
 
 
+def _device(tvm: Any, wanted: Mapping[str, Any], path: Path) -> Any:
+    """TVM's device for a library; raises `UnsupportedError` where this machine has none."""
+    lacks = sorted(set(wanted.get("needs", ())) - machine_flags())
+    device = tvm.device(wanted["kind"])
+    if lacks or not device.exist:
+        raise UnsupportedError(
+            "this machine can't run the library",
+            where=path,
+            expected=wanted["name"],
+            got=f"no {', '.join(lacks) or wanted['kind'] + ' device'}",
+            todo="export it for this machine: --device cpu",
+        )
+    return device
+
+
 class TvmStepper:
     """One conversation with a library; `reset` fills the states with zeros."""
 
@@ -46,20 +61,12 @@ class TvmStepper:
         facts = parameters.facts
         self.context, self._vocab = int(facts["context"]), int(facts["vocab_size"])
         self._chunk = int(facts["chunk"])
-        missing = sorted(set(facts["cpu"]["needs"]) - machine_flags())
-        if missing:
-            raise UnsupportedError(
-                "this machine's CPU can't run the library",
-                where=path,
-                expected=facts["cpu"]["name"],
-                got=f"no {', '.join(missing)}",
-                todo="export it for this family: --device cpu",
-            )
+        self._device = _device(tvm, facts["runs_on"], path)
         # TVM takes half of an x86 machine's CPUs, as if each were half of a core.
         tvm.get_global_func("runtime.config_threadpool")(BIG_CORES, cores())
         try:
             module = tvm.runtime.load_module(str(path))
-            self.machine = tvm.relax.VirtualMachine(module, tvm.cpu())
+            self.machine = tvm.relax.VirtualMachine(module, self._device)
             self._load(tvm, parameters)
         except Exception as error:  # the library raises whatever its loader raises
             raise InputError(
@@ -68,7 +75,7 @@ class TvmStepper:
                 got=first_line(error),
                 todo="it may be damaged, of another bundle, or of another version of TVM",
             ) from error
-        end = "_exact" if exact else ""
+        end = "_exact" if exact and facts["runs_on"]["kind"] == "cpu" else ""  # GPUs always are
         self._decode, self._score = (self.machine[name + end] for name in ("decode", "score"))
         self._prefill = self.machine["prefill"]
         self._length = 0
@@ -79,21 +86,28 @@ class TvmStepper:
         self._as_tvm = tvm.runtime.from_dlpack
         self._weights = [self._tensor(parameters.tensor(n)) for n in facts["parameters"]]
         shapes = [state["shape"] for state in facts["states"]]
-        self._states = [tvm.runtime.tensor(np.zeros(shape, np.float32)) for shape in shapes]
-        one = self._as_tvm(torch.zeros(1, dtype=torch.int32))
+        self._states = [self._zeros(tvm, shape) for shape in shapes]
+        one = self._given(torch.zeros(1, dtype=torch.int32))
         self.machine["check"](one, one, *self._states, *self._weights)
 
     def _tensor(self, value: Tensor) -> Any:
-        """A tensor of TVM on the same memory, but for what is not aligned."""
-        if value.data_ptr() % ALIGNMENT:
+        """A tensor of TVM on the same memory, but for what is not aligned, or goes to a GPU."""
+        if self._device.type == "cpu" and value.data_ptr() % ALIGNMENT:
             value = value.clone()
-        return self._as_tvm(value)
+        return self._given(value)
+
+    def _given(self, value: Tensor) -> Any:
+        own = self._as_tvm(value)
+        return own if self._device.type == "cpu" else own.copyto(self._device)
+
+    def _zeros(self, tvm: Any, shape: Sequence[int]) -> Any:
+        return tvm.runtime.tensor(np.zeros(shape, np.float32), self._device)
 
     def reset(self) -> None:
         """Forget the conversation."""
         self._length = 0
         for state in self._states:
-            torch.from_dlpack(state).zero_()
+            state.copyfrom(np.zeros(state.shape, np.float32))
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Float32 logits `[T, V]` of the tokens that come next."""
@@ -115,7 +129,7 @@ class TvmStepper:
         if len(ids) == 1:
             function = self._decode
         start = torch.tensor([self._length], dtype=torch.int32)
-        given = (self._as_tvm(ids.clone()), self._as_tvm(start))
+        given = (self._given(ids.clone()), self._given(start))
         logits = function(*given, *self._states, *self._weights)
         self._length += len(ids)
-        return torch.from_dlpack(logits).clone()
+        return torch.from_numpy(logits.numpy())

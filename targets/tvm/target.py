@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
 from lfmc.targets.noise import n_bit, noise_rung
 from lfmc.targets.rounding import RoundedActivations, round_groups
-from lfmc.targets.tvm.cpus import choices, find_cpu, runs_here
+from lfmc.targets.tvm.devices import Device, choices, find_device, missing_of, why_not_here
+from lfmc.targets.tvm.gpus import Gpu
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
@@ -62,7 +63,12 @@ class TvmTarget:
 
     def check(self, config: DecoderConfig, request: Request) -> None:
         require("tvm", self.extra)
-        find_cpu(request.options["device"])
+        device = find_device(request.options["device"])
+        if missing := missing_of(device):
+            raise UnsupportedError(
+                f"nothing can be compiled for {device.name} on this machine",
+                todo="install " + ", ".join(missing),
+            )
         sizes = {
             "hidden size": config.hidden_size,
             "size of a head": config.head_dim,
@@ -76,10 +82,7 @@ class TvmTarget:
                 )
 
     def why_not_here(self, request: Request) -> str | None:
-        cpu = find_cpu(request.options["device"])
-        if runs_here(cpu):
-            return None
-        return f"this machine is no {cpu.triple.partition('-')[0]} with {', '.join(cpu.flags)}"
+        return why_not_here(find_device(request.options["device"]))
 
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
         return TraceSpec(context=request.context, batch=1, length=None)
@@ -88,13 +91,13 @@ class TvmTarget:
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
         from lfmc.targets.tvm.compile import compile_library
-        from lfmc.targets.tvm.lower import KINDS, Lowering, state_name, state_shape
+        from lfmc.targets.tvm.lower import Lowering, state_name, state_shape
         from lfmc.targets.tvm.parameters import LIBRARY, PARAMETERS, write
 
-        cpu = find_cpu(request.options["device"])
-        lowering = Lowering(program, weights, request.context, cpu)
+        device = find_device(request.options["device"])
+        lowering = Lowering(program, weights, request.context, device)
         chunk = min(int(request.options["chunk"]), request.context)
-        compile_library(lowering.module, cpu, chunk, folder / LIBRARY)
+        compile_library(lowering.module, device, chunk, folder / LIBRARY)
         states = [
             {
                 "name": state_name(spec),
@@ -106,9 +109,9 @@ class TvmTarget:
             for spec in program.states
         ]
         facts = {
-            "cpu": {"name": cpu.name, "triple": cpu.triple, "needs": list(cpu.flags)},
+            "runs_on": _runs_on(device),
             "chunk": chunk,
-            "functions": [kind.name for kind in KINDS],
+            "functions": [kind.name for kind in lowering.kinds],
             "states": states,
         }
         held = {
@@ -147,6 +150,18 @@ class TvmTarget:
             return (skipped(3, "every n-bit product of the artifact", "it has none"),)
         alike = self.reference(program, exact=False)
         return operator_parity(program, folder), noise_rung(program, alike, self.run(folder))
+
+
+def _runs_on(device: Device) -> dict[str, Any]:
+    """What a host must have, for the manifest and for the loader."""
+    if isinstance(device, Gpu):
+        return {"name": device.name, "kind": device.kind, "arch": device.arch}
+    return {
+        "name": device.name,
+        "kind": "cpu",
+        "triple": device.triple,
+        "needs": list(device.flags),
+    }
 
 
 # Bytes of a library: its kernels, of which plans of many formats have more, and five functions that

@@ -1,6 +1,6 @@
 """The TVM target's products on this machine: how near to memory they are, and which tile is best.
 
-`python tests/benchmarks/tune_tvm.py [--device cpu:avx2]` times products of one token (a GEMV) by
+`python tests/benchmarks/tune_tvm.py [--cpu avx2]` times products of one token (a GEMV) by
 width against reading the same bytes, and products of 128 tokens by how many are taken together, the
 `tile` of `lfmc.targets.tvm.cpus`. Matrices are of LFM2-350M's shapes, several one after the other,
 so that none stays in a cache of a core. Candidates take turns; best and median of the rounds.
@@ -20,7 +20,7 @@ import tvm
 
 from lfmc.calib_free.formats import Format
 from lfmc.targets.tvm.compile import target_of
-from lfmc.targets.tvm.cpus import Cpu, choices, find_cpu
+from lfmc.targets.tvm.cpus import CPUS, Cpu, this_cpu
 from lfmc.targets.tvm.kernels.linear import linear
 from lfmc.targets.tvm.runtime import BIG_CORES, cores
 
@@ -31,11 +31,11 @@ BITS = (2, 3, 4, 6, 8)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=choices(), default="cpu")
+    parser.add_argument("--cpu", choices=CPUS, help="a family instead of this machine's")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
     asked = parser.parse_args()
-    cpu = find_cpu(asked.device)
+    cpu = CPUS[asked.cpu] if asked.cpu else this_cpu()
     tvm.get_global_func("runtime.config_threadpool")(BIG_CORES, cores())
     torch.set_num_threads(cores())
     print(f"{cpu.name}, {cores()} threads, {COPIES} matrices {ROWS} x {COLUMNS}\n")

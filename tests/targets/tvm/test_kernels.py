@@ -17,7 +17,7 @@ from lfmc.calib_free.pack import PackedTensor
 from lfmc.ops import _REFERENCES
 from lfmc.targets.rounding import round_groups
 from lfmc.targets.tvm.compile import target_of
-from lfmc.targets.tvm.cpus import CPUS, Cpu, find_cpu, machine_flags
+from lfmc.targets.tvm.cpus import CPUS, Cpu, machine_flags, this_cpu
 from lfmc.targets.tvm.kernels import attention, moe
 from lfmc.targets.tvm.kernels.builder import Columns
 from lfmc.targets.tvm.kernels.embedding import embedding_nbits
@@ -50,7 +50,7 @@ def run(
     """Build a kernel and call it; `results` are written."""
     key = tuple(sorted(named.items()))
     buffers = [tvm.runtime.from_dlpack(t.contiguous()) for t in given]
-    _built(make, args, key, cpu or find_cpu("cpu"))(
+    _built(make, args, key, cpu or this_cpu())(
         *buffers, *(tvm.runtime.from_dlpack(t) for t in results)
     )
 
@@ -145,7 +145,7 @@ def test_products_with_float_activations(bits: int, symmetric: bool) -> None:
         linear,
         format,
         6,
-        find_cpu("cpu"),
+        this_cpu(),
         None,
         given=given,
         results=[found],

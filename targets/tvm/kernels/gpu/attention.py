@@ -7,7 +7,6 @@ from tvm.script.ir_builder import tirx as T
 
 from lfmc.targets.tvm.kernels.attention import FAR, SLOTS, Heads
 from lfmc.targets.tvm.kernels.builder import (
-    local,
     Buffer,
     Columns,
     Expr,
@@ -17,6 +16,7 @@ from lfmc.targets.tvm.kernels.builder import (
     build,
     cast,
     exp,
+    local,
     put,
     tokens_of,
 )

@@ -9,13 +9,13 @@ from tvm.script.ir_builder import tirx as T
 
 from lfmc.calib_free.formats import Format
 from lfmc.targets.tvm.kernels.builder import (
-    local,
     Buffer,
     Expr,
     PrimFunc,
     bind,
     build,
     cast,
+    local,
     put,
     tokens_of,
 )

@@ -11,7 +11,6 @@ from tvm.script.ir_builder import tirx as T
 from lfmc.calib_free.formats import Format
 from lfmc.targets.tvm.kernels import moe as cpu
 from lfmc.targets.tvm.kernels.builder import (
-    local,
     Buffer,
     Expr,
     PrimFunc,
@@ -19,6 +18,7 @@ from lfmc.targets.tvm.kernels.builder import (
     build,
     cast,
     dimension,
+    local,
     put,
     tokens_of,
 )

@@ -8,7 +8,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lfmc.targets.tvm.kernels.builder import (
-    local,
     Buffer,
     Columns,
     Expr,
@@ -16,6 +15,7 @@ from lfmc.targets.tvm.kernels.builder import (
     bind,
     build,
     cast,
+    local,
     put,
     sigmoid,
     tokens_of,

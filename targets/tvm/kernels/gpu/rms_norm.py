@@ -5,13 +5,13 @@ from __future__ import annotations
 from tvm import tirx
 
 from lfmc.targets.tvm.kernels.builder import (
-    local,
     Buffer,
     Expr,
     PrimFunc,
     bind,
     build,
     cast,
+    local,
     put,
     tokens_of,
 )
