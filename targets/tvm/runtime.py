@@ -54,6 +54,8 @@ class TvmStepper:
 
     def __init__(self, folder: Path, *, exact: bool = False) -> None:
         tvm = require("tvm", "tvm")
+        from tvm.runtime.vm import VirtualMachine
+
         path = folder / LIBRARY
         if not path.is_file():
             raise InputError("there is no library", where=path)
@@ -66,7 +68,7 @@ class TvmStepper:
         tvm.get_global_func("runtime.config_threadpool")(BIG_CORES, cores())
         try:
             module = tvm.runtime.load_module(str(path))
-            self.machine = tvm.relax.VirtualMachine(module, self._device)
+            self.machine = VirtualMachine(module, self._device)
             self._load(tvm, parameters)
         except Exception as error:  # the library raises whatever its loader raises
             raise InputError(
