@@ -22,8 +22,9 @@ from lfmc.weights import PlannedWeights
 def reverify(
     bundle: Bundle, checkpoint: Checkpoint | None, progress: Progress, check: str = "full"
 ) -> dict[str, Any]:
-    """File hashes and golden prompts; with the checkpoint, codes on disk and all four rungs. What this
-    machine can't execute is not, and `not_executed` says why.
+    """File hashes and golden prompts; with the checkpoint, codes on disk and all four rungs.
+
+    What this machine can't execute is not, and `not_executed` says why.
 
     Returns what was found; raises `GateError` for whatever does not hold, and `InputError` where
     `checkpoint` is not the one that the bundle was made from.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -105,6 +105,10 @@ class Target(Protocol):
 
     def check(self, config: DecoderConfig, request: Request) -> None:
         """Raise `UnsupportedError` for a missing package, or for what can't be exported."""
+
+    def missing_tools(self) -> Mapping[str, Sequence[str]]:
+        """What this machine lacks of programs and files that are no Python packages, by the choice
+        that needs it."""
 
     def why_not_here(self, request: Request) -> str | None:
         """Why this machine can't execute what is exported, where that is so: then it ships without

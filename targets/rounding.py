@@ -1,4 +1,4 @@
-"""The fused program in torch with activations of n-bit products rounded as a runtime rounds them."""
+"""The fused program in torch, activations of n-bit products rounded as a runtime rounds them."""
 
 from __future__ import annotations
 

@@ -42,6 +42,9 @@ def command(as_json: bool) -> None:
                 name: {
                     "ready": not missing,
                     "missing": missing,
+                    "missing_tools": {
+                        k: list(v) for k, v in get_target(name).missing_tools().items()
+                    },
                     "options": {o.name: o.choices for o in get_target(name).options},
                 }
                 for name, missing in targets.items()
@@ -66,6 +69,8 @@ def command(as_json: bool) -> None:
         remedy = f"pip install 'lfmc[{get_target(name).extra}]'"
         state = f"missing {', '.join(missing)}: {remedy}" if missing else "ready"
         out.print(f"target {name}: {state}")
+        for choice, tools in get_target(name).missing_tools().items():
+            out.print(f"  {choice} needs {', '.join(tools)}", markup=False)
         for option in get_target(name).options:
             choices = " | ".join(option.choices)
             out.print(f"  -O {option.name}={choices}: {option.help}", markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -76,6 +77,9 @@ class CoremlTarget:
         from lfmc.targets.coreml.library import coremltools
 
         coremltools()
+
+    def missing_tools(self) -> Mapping[str, Sequence[str]]:
+        return {}
 
     def why_not_here(self, request: Request) -> str | None:
         return None

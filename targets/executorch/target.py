@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,6 +65,9 @@ class ExecutorchTarget:
         from lfmc.targets.executorch.library import load_operators
 
         load_operators()
+
+    def missing_tools(self) -> Mapping[str, Sequence[str]]:
+        return {}
 
     def why_not_here(self, request: Request) -> str | None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -79,6 +80,9 @@ class OnnxTarget:
                 todo="neither onnxruntime-genai 0.18 nor transformers.js knows lfm3; "
                 "use -O layout=plain",
             )
+
+    def missing_tools(self) -> Mapping[str, Sequence[str]]:
+        return {}
 
     def why_not_here(self, request: Request) -> str | None:
         return None

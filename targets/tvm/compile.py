@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ from tvm import IRModule, relax
 from tvm.support import cc
 
 from lfmc.errors import UnsupportedError
-from lfmc.targets.tvm.cpus import ARM, CPUS, X86, Cpu
+from lfmc.targets.tvm.cpus import CPUS, Cpu
 from lfmc.targets.tvm.gpus import Gpu, bitcode_of
+from lfmc.targets.tvm.linkers import linker_of, linkers
 
 LENGTH = "T"  # of the tokens of a call, as functions have it
 CHECK = "check"  # a function that only looks at what it is given
@@ -29,28 +28,16 @@ def compile_library(module: IRModule, device: Cpu | Gpu, chunk: int, path: Path)
     # Kernels without asserts are a third as large; nothing but this module's functions calls them.
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
         made = tvm.compile(module, target_of(device), relax_pipeline=_pipeline(chunk))
-    linker = linker_of(cpu)
+    machine = cpu.triple.partition("-")[0]
+    linker = linker_of(machine)
     if linker is None:
         raise UnsupportedError(
             "there is no compiler to link the library with",
-            expected=" or ".join(_linkers(cpu)),
-            todo=f"Debian has it in the package {DEBIAN[cpu.triple]}",
+            expected=" or ".join(linkers(machine)),
+            todo=f"Debian has one in the package g++-{machine.replace('_', '-')}-linux-gnu",
         )
     link = cc.cross_compiler(linker, get_target_triple=lambda: cpu.triple)
     made.export_library(str(path), fcompile=link, options=["-shared", "-s"])
-
-
-def linker_of(cpu: Cpu) -> str | None:
-    """A compiler on this machine that links for a family."""
-    return next(filter(shutil.which, _linkers(cpu)), None)
-
-
-def _linkers(cpu: Cpu) -> tuple[str, ...]:
-    own = f"{cpu.triple}-g++"
-    return ("g++", "clang++", own) if cpu.triple.startswith(platform.machine()) else (own,)
-
-
-DEBIAN = {X86: "g++-x86-64-linux-gnu", ARM: "g++-aarch64-linux-gnu"}
 
 
 HOST = CPUS["avx2"]  # runs the host's part of a GPU's library: any x86-64 of the last ten years
@@ -59,7 +46,11 @@ HOST = CPUS["avx2"]  # runs the host's part of a GPU's library: any x86-64 of th
 def target_of(device: Cpu | Gpu) -> Any:
     """TVM's target of a device."""
     if isinstance(device, Cpu):
-        spec = {"mtriple": device.triple, "mcpu": device.mcpu, "mattr": list(device.mattr)}
+        spec: dict[str, Any] = {
+            "mtriple": device.triple,
+            "mcpu": device.mcpu,
+            "mattr": list(device.mattr),
+        }
         return tvm.target.Target({"kind": "llvm", **spec})
     spec = {"kind": device.kind, "host": target_of(HOST)}
     if device.kind == "rocm":
@@ -106,7 +97,6 @@ def _pipeline(chunk: int) -> Any:
 def _bounded(chunk: int) -> Any:
     """Tell the planner of memory how many tokens there may be."""
 
-    @tvm.transform.module_pass(opt_level=0)
     def run(module: IRModule, _: Any) -> IRModule:
         bound = {"tir_var_upper_bound": {LENGTH: chunk}}
         for name, function in module.functions.items():
@@ -114,21 +104,20 @@ def _bounded(chunk: int) -> Any:
                 module[name] = function.with_attrs(bound)
         return module
 
-    return run
+    return tvm.transform.module_pass(run, opt_level=0)
 
 
 def _without_checks() -> Any:
     """Take out checks of states and parameters, whose shapes are numbers: two for each of some
     hundreds, at every token. `CHECK` keeps them, for a host to call when it has loaded them."""
 
-    @tvm.transform.module_pass(opt_level=0)
     def run(module: IRModule, _: Any) -> IRModule:
         for name, function in module.functions.items():
             if isinstance(function, relax.Function) and name.name_hint != CHECK:
                 module[name] = _unchecked(function)
         return module
 
-    return run
+    return tvm.transform.module_pass(run, opt_level=0)
 
 
 def _unchecked(function: Any) -> Any:

@@ -106,7 +106,9 @@ class Constants:
             return lambda: torch.cat([pack(one) for one in packed()])
 
         return [
-            self._add(f"{name}#{part}:{form}", dtype, shape, part, sources, order, make(pack))
+            self._add(
+                f"{name}#{part}:{form}", dtype, tuple(shape), part, sources, order, make(pack)
+            )
             for (part, form, pack), (_, shape, dtype) in zip(
                 kinds, matrix.parameters(""), strict=True
             )

@@ -3,8 +3,8 @@
 Every function takes `tokens` int32 `[T]`, `start` int32 `[1]` (the position of the first), all
 states and all parameters, and writes the states in place. `decode` is for one token, `prefill`
 gives logits of the last of several, `score` of all. The same with `_exact` behind their names
-leave activations float: for parity, and for apps that want it. `check` computes nothing; a host calls
-it once, as the others do not look at the shapes of what they are given.
+leave activations float: for parity, and for apps that want it. `check` computes nothing; a host
+calls it once, as the others do not look at the shapes of what they are given.
 """
 
 from __future__ import annotations

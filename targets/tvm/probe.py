@@ -66,7 +66,7 @@ def _calls(stepper: TvmStepper, ids: Tensor, names: set[str]) -> list[Call]:
         if before and name.startswith("gate_up"):
             _share_out(*_places(args)[:2])
         if not before and (name in names or name.startswith(ROUNDING)):
-            found.append((name, [torch.from_dlpack(arg).clone() for arg in args]))
+            found.append((name, [torch.utils.dlpack.from_dlpack(arg).clone() for arg in args]))
         return 0
 
     stepper.machine.set_instrument(keep)
@@ -79,8 +79,8 @@ def _calls(stepper: TvmStepper, ids: Tensor, names: set[str]) -> list[Call]:
 
 def _places(args: Sequence[Any]) -> list[Tensor]:
     """`order`, `begins` and `members` of a product with experts."""
-    first = 1 if torch.from_dlpack(args[0]).dtype == torch.float32 else 3
-    return [torch.from_dlpack(arg) for arg in args[first : first + 3]]
+    first = 1 if torch.utils.dlpack.from_dlpack(args[0]).dtype == torch.float32 else 3
+    return [torch.utils.dlpack.from_dlpack(arg) for arg in args[first : first + 3]]
 
 
 def _share_out(order: Tensor, begins: Tensor) -> None:

@@ -64,6 +64,7 @@ class TvmStepper:
         self.context, self._vocab = int(facts["context"]), int(facts["vocab_size"])
         self._chunk = int(facts["chunk"])
         self._device = _device(tvm, facts["runs_on"], path)
+        self._on_cpu = facts["runs_on"]["kind"] == "cpu"
         # TVM takes half of an x86 machine's CPUs, as if each were half of a core.
         tvm.get_global_func("runtime.config_threadpool")(BIG_CORES, cores())
         try:
@@ -77,7 +78,7 @@ class TvmStepper:
                 got=first_line(error),
                 todo="it may be damaged, of another bundle, or of another version of TVM",
             ) from error
-        end = "_exact" if exact and facts["runs_on"]["kind"] == "cpu" else ""  # GPUs always are
+        end = "_exact" if exact and self._on_cpu else ""  # GPUs always are
         self._decode, self._score = (self.machine[name + end] for name in ("decode", "score"))
         self._prefill = self.machine["prefill"]
         self._length = 0
@@ -86,21 +87,16 @@ class TvmStepper:
         """Map the parameters, and see whether the library takes them."""
         facts = parameters.facts
         self._as_tvm = tvm.runtime.from_dlpack
-        self._weights = [self._tensor(parameters.tensor(n)) for n in facts["parameters"]]
+        self._weights = [self._given(parameters.tensor(n)) for n in facts["parameters"]]
         shapes = [state["shape"] for state in facts["states"]]
         self._states = [self._zeros(tvm, shape) for shape in shapes]
         one = self._given(torch.zeros(1, dtype=torch.int32))
         self.machine["check"](one, one, *self._states, *self._weights)
 
-    def _tensor(self, value: Tensor) -> Any:
-        """A tensor of TVM on the same memory, but for what is not aligned, or goes to a GPU."""
-        if self._device.type == "cpu" and value.data_ptr() % ALIGNMENT:
-            value = value.clone()
-        return self._given(value)
-
     def _given(self, value: Tensor) -> Any:
-        own = self._as_tvm(value)
-        return own if self._device.type == "cpu" else own.copyto(self._device)
+        """A tensor of TVM on the same memory, but for what is not aligned, or goes to a GPU."""
+        own = self._as_tvm(value.clone() if value.data_ptr() % ALIGNMENT else value)
+        return own if self._on_cpu else own.copyto(self._device)
 
     def _zeros(self, tvm: Any, shape: Sequence[int]) -> Any:
         return tvm.runtime.tensor(np.zeros(shape, np.float32), self._device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +21,8 @@ from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, req
 from lfmc.targets.noise import n_bit, noise_rung
 from lfmc.targets.rounding import RoundedActivations, round_groups
 from lfmc.targets.tvm.devices import Device, choices, find_device, missing_of, why_not_here
-from lfmc.targets.tvm.gpus import Gpu
+from lfmc.targets.tvm.gpus import GPUS, Gpu
+from lfmc.targets.tvm.linkers import linker_of
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
@@ -81,6 +84,12 @@ class TvmTarget:
                     f"the {name} is no multiple of {BLOCK}, which kernels take at once", got=size
                 )
 
+    def missing_tools(self) -> Mapping[str, Sequence[str]]:
+        devices = {f"device={name}": missing_of(gpu) for name, gpu in GPUS.items()}
+        if linker_of(platform.machine()) is None:
+            devices["any device"] = ["a C++ compiler (Debian: g++)"]
+        return {name: missing for name, missing in devices.items() if missing}
+
     def why_not_here(self, request: Request) -> str | None:
         return why_not_here(find_device(request.options["device"]))
 
@@ -90,6 +99,7 @@ class TvmTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
+        from lfmc.targets.tvm.code_object import check_code_objects
         from lfmc.targets.tvm.compile import compile_library
         from lfmc.targets.tvm.lower import Lowering, state_name, state_shape
         from lfmc.targets.tvm.parameters import LIBRARY, PARAMETERS, write
@@ -108,12 +118,15 @@ class TvmTarget:
             }
             for spec in program.states
         ]
-        facts = {
+        facts: dict[str, Any] = {
             "runs_on": _runs_on(device),
+            "code_objects": None,
             "chunk": chunk,
             "functions": [kind.name for kind in lowering.kinds],
             "states": states,
         }
+        if isinstance(device, Gpu) and device.kind == "rocm":
+            facts["code_objects"] = check_code_objects(folder / LIBRARY, device)
         held = {
             **facts,
             "context": request.context,

@@ -95,7 +95,8 @@ def bind(value: Expr) -> Expr:
 
 def vector(buffer: Buffer, *index: Expr, lanes: int = LANES) -> Expr:
     """`lanes` neighbours along the last dim."""
-    return buffer[(*index[:-1], tirx.Ramp(index[-1], 1, lanes))]
+    place = (*index[:-1], tirx.Ramp(index[-1], 1, lanes))
+    return buffer[place]
 
 
 def floats(buffer: Buffer, *index: Expr, lanes: int = LANES) -> Expr:

@@ -8,6 +8,7 @@ from lfmc.targets.tvm.kernels.builder import (
     LANES,
     Buffer,
     Expr,
+    Parameter,
     PrimFunc,
     build,
     cast,
@@ -26,7 +27,10 @@ def float_linear(
     """`y = x W^T + b`: float32 `[T, K]`, `[N, K]` of `dtype`, `[N]` of dtype `bias` where there is
     one."""
     count = tokens_of(tokens)
-    parameters = [("x", (count, columns), "float32"), ("w", (rows, columns), dtype)]
+    parameters: list[Parameter] = [
+        ("x", (count, columns), "float32"),
+        ("w", (rows, columns), dtype),
+    ]
     if bias:
         parameters.append(("bias", (rows,), bias))
     parameters.append(("y", (count, rows), "float32"))

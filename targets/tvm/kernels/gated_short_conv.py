@@ -7,6 +7,7 @@ from tvm.script.ir_builder import tirx as T
 from lfmc.targets.tvm.kernels.builder import (
     LANES,
     Buffer,
+    Parameter,
     PrimFunc,
     bind,
     build,
@@ -31,7 +32,10 @@ def gated_short_conv(
     """
     count = tokens_of(tokens)
     back = taps - 1
-    parameters = [("bcx", (count, 3 * size), "float32"), ("taps", (taps, size), dtype)]
+    parameters: list[Parameter] = [
+        ("bcx", (count, 3 * size), "float32"),
+        ("taps", (taps, size), dtype),
+    ]
     if bias:
         parameters.append(("bias", (size,), bias))
     parameters += [("state", (back, size), "float32"), ("y", (count, size), "float32")]

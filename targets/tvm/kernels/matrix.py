@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -207,7 +208,7 @@ def multiply(
         put(sums, wide(0.0), index * ROWS)
     with T.serial(0, rows.matrix.groups) as group:
         (_float_group if exact else _int8_group)(rows, x, tokens, cpu, group, sums)
-    return [lambda index=index: vector(sums, index * ROWS) for index in range(len(tokens))]
+    return [partial(vector, sums, index * ROWS) for index in range(len(tokens))]
 
 
 def _int8_group(
@@ -290,7 +291,7 @@ class _once:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a matrix, number by number: `lane` of a whole block, or of the rows behind them."""
+    """A row of a matrix, number by number: `lane` of a whole block, or of the rows behind them."""
 
     matrix: Matrix
     constants: Sequence[Buffer]

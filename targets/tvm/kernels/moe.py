@@ -6,8 +6,8 @@
     down       w2 of every place
     combine    the sum over a token's slots
 
-A layer's experts of the same formats lie in one stack; `gate_up` and `down` are called once for each
-such kind, and pass over experts of others.
+A layer's experts of the same formats lie in one stack; `gate_up` and `down` are called once for
+each such kind, and pass over experts of others.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -134,6 +135,7 @@ def group(
                 own = bind(chosen[token, slot])
                 put(order, token * top_k + slot, free[own])
                 put(free, free[own] + one, own)
+
     return build(parameters, body)
 
 
@@ -145,7 +147,7 @@ def gate_up(
     in place float32 `[T k, I]`, a row a place, sorted by expert."""
     count = tokens_of(tokens)
     first = _matrices(one, exact)
-    second = three if isinstance(three, Floats) else replace(first, format=three)
+    second = beside(first, three)
     given = _given(first, count, exact)
     ones, threes = first.parameters("w1"), second.parameters("w3")
     parameters = [
@@ -226,6 +228,14 @@ def _matrices(stack: Stack, exact: bool) -> Matrix | Floats:
     return sized(stack, 0, exact=exact, count=dimension("M"))
 
 
+def beside(matrix: Matrix | Floats, other: Stack) -> Matrix | Floats:
+    """Matrices of the same sizes in another format; those of an expert are all n-bit, or none."""
+    if isinstance(matrix, Matrix) and isinstance(other, Format):
+        return replace(matrix, format=other)
+    assert isinstance(other, Floats)
+    return other
+
+
 def _given(matrix: Matrix | Floats, count: Expr, exact: bool) -> list[Parameter]:
     """What the products multiply by."""
     if isinstance(matrix, Floats):
@@ -256,7 +266,11 @@ def _products(
         return multiply(Rows(matrix, constants, block, which), x, rows, cpu, exact=exact)
     (weights,), columns = constants, matrix.columns
     found = [_float_rows(weights, which, block, x, row, columns) for row in rows]
-    return [lambda value=value: value for value in found]
+    return [partial(_same, value) for value in found]
+
+
+def _same(value: Expr) -> Expr:
+    return value
 
 
 def _float_rows(

@@ -97,5 +97,5 @@ def test_a_damaged_file_is_one_clear_error(tmp_path: Path, spoil: object) -> Non
     _parameters(tmp_path)
     path = tmp_path / PARAMETERS
     path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(InputError, match="not complete|can't be read"):
+    with pytest.raises(InputError, match=r"not complete|can't be read"):
         open_parameters(tmp_path)

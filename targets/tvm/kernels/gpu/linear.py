@@ -1,4 +1,4 @@
-"""Products with matrices: a block of 16 rows by 16 threads, each with every 16th group of columns."""
+"""Products with matrices: a block is 16 rows by 16 threads, each with every 16th group."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lfmc.calib_free.formats import Format
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Expr,
+    Parameter,
     PrimFunc,
     bind,
     build,
@@ -30,7 +31,6 @@ from lfmc.targets.tvm.kernels.gpu.grid import (
     sync,
 )
 from lfmc.targets.tvm.kernels.matrix import (
-    COLUMNS,
     Activations,
     Matrix,
     Row,
@@ -38,7 +38,7 @@ from lfmc.targets.tvm.kernels.matrix import (
     in_block_or_tail,
     sized,
 )
-from lfmc.targets.tvm.layout import ROWS
+from lfmc.targets.tvm.layout import COLUMNS, ROWS
 
 SPLITS = THREADS // ROWS
 TILE = 4  # tokens that a block takes together
@@ -139,7 +139,10 @@ def float_linear(
     rows: int, columns: int, dtype: str, tokens: int | None, *, bias: str | None
 ) -> PrimFunc:
     count = tokens_of(tokens)
-    parameters = [("x", (count, columns), "float32"), ("w", (rows, columns), dtype)]
+    parameters: list[Parameter] = [
+        ("x", (count, columns), "float32"),
+        ("w", (rows, columns), dtype),
+    ]
     if bias:
         parameters.append(("bias", (rows,), bias))
     parameters.append(("y", (count, rows), "float32"))

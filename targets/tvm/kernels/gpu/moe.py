@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -53,7 +52,7 @@ def gate_up(
 ) -> PrimFunc:
     count = tokens_of(tokens)
     first = _matrix(one)
-    second = three if isinstance(three, Floats) else replace(first, format=three)
+    second = cpu.beside(first, three)
     ones, threes = first.parameters("w1"), second.parameters("w3")
     parameters = [
         ("x", (count, first.columns), "float32"),
@@ -73,16 +72,12 @@ def gate_up(
         def write(place: Expr, row: Expr, values: Sequence[Expr]) -> None:
             put(y, gated(*values), place, row)
 
-        _each(
-            [(first, held[0]), (second, held[1])], x, begins, members, tokens, row_of, write
-        )
+        _each([(first, held[0]), (second, held[1])], x, begins, members, tokens, row_of, write)
 
     return build(parameters, body)
 
 
-def down(
-    two: Stack, device: object, tokens: int | None, *, exact: bool, top_k: int
-) -> PrimFunc:
+def down(two: Stack, device: object, tokens: int | None, *, exact: bool, top_k: int) -> PrimFunc:
     count = dimension("P") if tokens is None else tokens * top_k
     matrix = _matrix(two)
     parameters = [
@@ -176,13 +171,12 @@ def _each_float(
         with T.serial(0, count) as index:
             place = bind(begin + index)
             token = bind(row_of(place))
-            values = [
-                float_product(
-                    lambda at, held=held: x[token, at] * cast(held[which, row, at], "float32"),
-                    columns,
-                    thread,
-                )
-                for _, (held,) in matrices
-            ]
+            values = []
+            for _, (held,) in matrices:
+
+                def term(at: Expr, held: Buffer = held) -> Expr:
+                    return x[token, at] * cast(held[which, row, at], "float32")
+
+                values.append(float_product(term, columns, thread))
             with T.If(thread < 1), T.Then():
                 write(place, row, values)

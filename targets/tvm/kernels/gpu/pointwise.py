@@ -11,6 +11,7 @@ from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Columns,
     Expr,
+    Parameter,
     PrimFunc,
     bind,
     build,
@@ -21,7 +22,8 @@ from lfmc.targets.tvm.kernels.builder import (
     tokens_of,
 )
 from lfmc.targets.tvm.kernels.gpu.grid import each
-from lfmc.targets.tvm.kernels.matrix import COLUMNS, Matrix, code_of, in_block_or_tail
+from lfmc.targets.tvm.kernels.matrix import Matrix, Row, code_of, in_block_or_tail
+from lfmc.targets.tvm.layout import COLUMNS
 
 
 def _split(at: Expr, size: Expr) -> tuple[Expr, Expr]:
@@ -145,10 +147,10 @@ def embedding_nbits(table: Matrix, tokens: int | None) -> PrimFunc:
             token, piece = _split(at, pieces)
             group, chunk = _split(piece, table.chunks)
 
-            def write(row: object) -> None:
-                zero, scale = bind(row.zero(group)), bind(row.scale(group))  # type: ignore[attr-defined]
+            def write(row: Row) -> None:
+                zero, scale = bind(row.zero(group)), bind(row.scale(group))
                 for quad in range(8):
-                    word = bind(row.quad(group, chunk, quad))  # type: ignore[attr-defined]
+                    word = bind(row.quad(group, chunk, quad))
                     for byte in range(4):
                         value = cast(code_of(word, byte) - zero, "float32") * scale
                         put(y, value, token, piece * COLUMNS + 4 * quad + byte)
@@ -165,7 +167,10 @@ def gated_short_conv(
 ) -> PrimFunc:
     """A thread a channel, token by token."""
     count, back = tokens_of(tokens), taps - 1
-    parameters = [("bcx", (count, 3 * size), "float32"), ("taps", (taps, size), dtype)]
+    parameters: list[Parameter] = [
+        ("bcx", (count, 3 * size), "float32"),
+        ("taps", (taps, size), dtype),
+    ]
     if bias:
         parameters.append(("bias", (size,), bias))
     parameters += [("state", (back, size), "float32"), ("y", (count, size), "float32")]
