@@ -49,7 +49,7 @@ CPUS: Mapping[str, Cpu] = {
             "vpdpbusd",
             16,
             ("avx512f", "avx512bw", "avx512vl", "avx512_vnni", "fma", "f16c"),
-            8,
+            6,
         ),
         Cpu(
             "avx512",

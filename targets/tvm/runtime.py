@@ -17,7 +17,16 @@ from lfmc.targets.base import require
 from lfmc.targets.tvm.cpus import machine_flags
 from lfmc.targets.tvm.parameters import ALIGNMENT, LIBRARY, Parameters, open_parameters
 
-BIG_CORES = 1  # a mode of TVM's pool of threads
+def use_all_cores() -> None:
+    """Have TVM run as many threads as there are cores, unless the user said how many.
+
+    By itself it takes half of an x86 machine's CPUs, as if each were half of a core, and ties the
+    thread that calls it to one of them: whatever that thread starts later would share it. It looks
+    at these variables once, when it first runs something in parallel.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ.setdefault("TVM_NUM_THREADS", str(cores()))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 
 def cores() -> int:
@@ -65,8 +74,7 @@ class TvmStepper:
         self._chunk = int(facts["chunk"])
         self._device = _device(tvm, facts["runs_on"], path)
         self._on_cpu = facts["runs_on"]["kind"] == "cpu"
-        # TVM takes half of an x86 machine's CPUs, as if each were half of a core.
-        tvm.get_global_func("runtime.config_threadpool")(BIG_CORES, cores())
+        use_all_cores()
         try:
             module = tvm.runtime.load_module(str(path))
             self.machine = VirtualMachine(module, self._device)

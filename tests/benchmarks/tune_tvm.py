@@ -22,7 +22,7 @@ from lfmc.calib_free.formats import Format
 from lfmc.targets.tvm.compile import target_of
 from lfmc.targets.tvm.cpus import CPUS, Cpu, this_cpu
 from lfmc.targets.tvm.kernels.linear import linear
-from lfmc.targets.tvm.runtime import BIG_CORES, cores
+from lfmc.targets.tvm.runtime import cores, use_all_cores
 
 ROWS, COLUMNS, COPIES = 9216, 1024, 16
 TILES = (1, 2, 4, 6, 8, 12, 16)
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     asked = parser.parse_args()
     cpu = CPUS[asked.cpu] if asked.cpu else this_cpu()
-    tvm.get_global_func("runtime.config_threadpool")(BIG_CORES, cores())
+    use_all_cores()
     torch.set_num_threads(cores())
     print(f"{cpu.name}, {cores()} threads, {COPIES} matrices {ROWS} x {COLUMNS}\n")
     gemv(cpu, asked.rounds)

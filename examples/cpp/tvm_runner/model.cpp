@@ -25,7 +25,7 @@ using tvm::ffi::Optional;
 using tvm::ffi::Tensor;
 
 constexpr size_t kAlignment = 64;
-constexpr int kPooled = 2, kBigCores = 1;
+constexpr int kPooled = 2;
 const DLDevice kCpu{kDLCPU, 0};
 
 // Memory of its own, zeros, or a part of the mapped file.
@@ -62,10 +62,9 @@ class Library : public Model {
  public:
   explicit Library(const std::string& bundle) : Model(Manifest::read(bundle, "tvm")) {
     try {
-      if (!std::getenv("TVM_NUM_THREADS")) {  // TVM's own choice is half of an x86 machine
-        const int threads = static_cast<int>(std::thread::hardware_concurrency());
-        Function::GetGlobalRequired("runtime.config_threadpool")(kBigCores, threads);
-      }
+      // By itself TVM takes half of an x86 machine, and ties this thread to one core.
+      setenv("TVM_NUM_THREADS", std::to_string(std::thread::hardware_concurrency()).c_str(), 0);
+      setenv("TVM_BIND_THREADS", "0", 0);
       library_ = Module::LoadFromFile(manifest().files.at(0));
       machine_ = get(library_, "vm_load_executable")().cast<Module>();
       get(machine_, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooled);
