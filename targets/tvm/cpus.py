@@ -20,8 +20,9 @@ class Cpu:
     """An LLVM target, and the instructions of its int8 products.
 
     `lanes` are 32-bit lanes of its vectors, `flags` what Linux calls the features that a machine
-    must have, in /proc/cpuinfo. `tile` is how many tokens a product of many takes together: the
-    best that `tests/benchmarks/tune_tvm.py` found.
+    must have, in /proc/cpuinfo. `tile` is how many tokens a product of many takes together, `ahead`
+    how many bytes before they are needed a product of one asks for codes: the best that
+    `tests/benchmarks/tune_tvm.py` found.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Cpu:
     lanes: int
     flags: tuple[str, ...]
     tile: int
+    ahead: int = 4096
 
     def __str__(self) -> str:
         return self.name

@@ -17,6 +17,7 @@ from lfmc.targets.base import require
 from lfmc.targets.tvm.cpus import machine_flags
 from lfmc.targets.tvm.parameters import ALIGNMENT, LIBRARY, Parameters, open_parameters
 
+
 def use_all_cores() -> None:
     """Have TVM run as many threads as there are cores, unless the user said how many.
 

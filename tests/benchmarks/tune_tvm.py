@@ -1,9 +1,10 @@
 """The TVM target's products on this machine: how near to memory they are, and which tile is best.
 
-`python tests/benchmarks/tune_tvm.py [--cpu avx2]` times products of one token (a GEMV) by
-width against reading the same bytes, and products of 128 tokens by how many are taken together, the
-`tile` of `lfmc.targets.tvm.cpus`. Matrices are of LFM2-350M's shapes, several one after the other,
-so that none stays in a cache of a core. Candidates take turns; best and median of the rounds.
+`python tests/benchmarks/tune_tvm.py [--cpu avx2]` times products of one token (a GEMV) by width
+against reading the same bytes, and by how far ahead codes are asked for (`ahead` of
+`lfmc.targets.tvm.cpus`), and products of 128 tokens by how many are taken together (`tile`).
+Matrices are of LFM2-350M's shapes, several one after the other, so that none stays in a cache of a
+core. Candidates take turns; best and median of the rounds.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lfmc.targets.tvm.runtime import cores, use_all_cores
 
 ROWS, COLUMNS, COPIES = 9216, 1024, 16
 TILES = (1, 2, 4, 6, 8, 12, 16)
+AHEAD = (0, 512, 1024, 2048, 4096, 8192)
 BITS = (2, 3, 4, 6, 8)
 
 
@@ -49,7 +51,7 @@ def gemv(cpu: Cpu, rounds: int) -> None:
     for format in (Format(b, g, s, "float16") for b in BITS for g, s in ((32, False), (128, True))):
         runs[format], nbytes[format] = _product(format, cpu, 1)
     for format in list(runs):
-        held = torch.zeros(COPIES * nbytes[format] // 8, dtype=torch.int64)
+        held = torch.ones(COPIES * nbytes[format] // 8, dtype=torch.int64)
         runs["read", format] = lambda held=held: held.sum()
         nbytes["read", format] = nbytes[format]
     times = _rounds(runs, rounds)
@@ -62,6 +64,15 @@ def gemv(cpu: Cpu, rounds: int) -> None:
             share = statistics.median(read) / statistics.median(own)
             speed = f"{size / min(own):.1f} ({size / statistics.median(own):.1f})"
             print(f"| {format.name} | {speed} | {share:.0%} |")
+    print()
+    format = Format(4, 32, False, "float16")
+    several = {a: _product(format, replace(cpu, ahead=a), 1) for a in AHEAD}
+    times = _rounds({ahead: run for ahead, (run, _) in several.items()}, rounds)
+    print("| bytes ahead | 4 bits, groups of 32: GB/s, best (median) |")
+    print("|---|---|")
+    for ahead, own in times.items():
+        size = COPIES * several[ahead][1] / 1e9
+        print(f"| {ahead} | {size / min(own):.1f} ({size / statistics.median(own):.1f}) |")
     print()
 
 
@@ -95,7 +106,8 @@ def _product(
     kinds = [(ROWS * COLUMNS * format.bits // 32, torch.uint32), (ROWS * groups, torch.float16)]
     if not format.symmetric:
         kinds.append((ROWS * groups * format.bits // 8, torch.uint8))
-    matrices = [[torch.zeros(1, size, dtype=dtype) for size, dtype in kinds] for _ in range(copies)]
+    # Memory that was never written is one page of zeros, which caches hold.
+    matrices = [[_written(size, dtype) for size, dtype in kinds] for _ in range(copies)]
     given = [
         torch.zeros(tokens, COLUMNS // 4, dtype=torch.int32),
         torch.zeros(tokens, groups),
@@ -111,6 +123,10 @@ def _product(
             kernel(*args)
 
     return run, sum(t.numel() * t.element_size() for t in matrices[0])
+
+
+def _written(size: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.ones(size * dtype.itemsize, dtype=torch.uint8).view(dtype).unsqueeze(0)
 
 
 def _rounds(runs: dict[Any, Callable[[], None]], rounds: int) -> dict[Any, list[float]]:

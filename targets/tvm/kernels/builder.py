@@ -104,6 +104,13 @@ def floats(buffer: Buffer, *index: Expr, lanes: int = LANES) -> Expr:
     return cast(vector(buffer, *index, lanes=lanes), "float32")
 
 
+def prefetch(buffer: Buffer, *index: Expr) -> None:
+    """Have the cache line of an element read before it is needed; it need not exist."""
+    address = tirx.address_of(buffer[index])
+    numbers = [tirx.const(value, "int32") for value in (0, 2, 1)]  # to read, to keep a while, data
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *numbers))
+
+
 def put(buffer: Buffer, value: Expr, *index: Expr) -> None:
     """Store a scalar, or a vector along the last dim."""
     lanes = lanes_of(value)

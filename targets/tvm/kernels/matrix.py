@@ -25,6 +25,7 @@ from lfmc.targets.tvm.kernels.builder import (
     dimension,
     floats,
     local,
+    prefetch,
     put,
     vector,
     wide,
@@ -98,8 +99,7 @@ class Rows:
     def quads(self, group: Expr, chunk: Expr, lanes: int, at: int) -> list[Expr]:
         """Codes of 32 columns of `lanes` rows from row `at` on: 8 vectors uint32, a code a byte."""
         m = self.matrix
-        piece = (self.block * m.groups + group) * m.chunks + chunk
-        start = piece * (m.format.bits * ROWS) + at
+        start = self._start(group, chunk) + at
         words = [
             bind(vector(self.constants[0], self.which, start + word * ROWS, lanes=lanes))
             for word in range(m.format.bits)
@@ -116,6 +116,17 @@ class Rows:
                 found[quad] = part if before is None else before | part
             done += plane
         return [bind(quad) for quad in found]
+
+    def _start(self, group: Expr, chunk: Expr) -> Expr:
+        m = self.matrix
+        piece = (self.block * m.groups + group) * m.chunks + chunk
+        return piece * (m.format.bits * ROWS)
+
+    def announce(self, group: Expr, chunk: Expr, ahead: int) -> None:
+        """Have codes read that come so many bytes behind those of 32 columns."""
+        start = self._start(group, chunk) + ahead // 4
+        for word in range(self.matrix.format.bits):
+            prefetch(self.constants[0], self.which, start + word * ROWS)
 
     def scales(self, group: Expr) -> Expr:
         """Float32, a lane a row."""
@@ -222,6 +233,8 @@ def _int8_group(
         put(whole, (wide(0, "int32") - zeros) * wide(totals[token, group]), index * ROWS)
     with T.serial(0, m.chunks) if m.chunks > 1 else _once() as chunk:
         column = group * (m.format.group // 4) + chunk * 8
+        if len(tokens) == 1:  # then it is memory that is waited for
+            rows.announce(group, chunk, cpu.ahead)
         for at in range(0, ROWS, cpu.lanes):
             quads = rows.quads(group, chunk, cpu.lanes, at)
             for index, token in enumerate(tokens):
