@@ -135,6 +135,7 @@ def _rounds(runs: dict[Any, Callable[[], None]], rounds: int) -> dict[Any, list[
         run()
     for _ in range(rounds):
         for key, run in runs.items():
+            time.sleep(0.02)  # torch's threads keep cores busy for a while
             begun = time.perf_counter()
             run()
             times[key].append(time.perf_counter() - begun)
