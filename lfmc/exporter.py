@@ -179,7 +179,7 @@ def export(
                 target,
                 folder,
                 artifact,
-                asked.context,
+                asked,
                 options.check,
                 progress,
                 why_not_here,
@@ -192,7 +192,7 @@ def export(
             stepper = target.run(folder)
         else:
             program.bind(weights.value)
-            reference = target.reference(program, exact=False)
+            reference = target.reference(program, asked, exact=False)
             stepper = TorchStepper(reference, checkpoint.config, asked.context)
         golden = golden_prompts(stepper, checkpoint.tokenizer(), checkpoint.config.bos_id)
         write_json(folder / GOLDEN, golden)

@@ -84,7 +84,7 @@ def _against(
         target,
         bundle.path,
         artifact,
-        asked.context,
+        asked,
         check,
         progress,
         target.why_not_here(asked),

@@ -30,7 +30,7 @@ from lfmc.progress import Progress
 from lfmc.quality import Quality, QualityMeter, windows
 from lfmc.reference import TransformersStepper, is_available
 from lfmc.stepping import Stepper, TorchStepper, decoder_stepper, step_each
-from lfmc.targets.base import Artifact, StoredTensor, Target
+from lfmc.targets.base import Artifact, Request, StoredTensor, Target
 from lfmc.weights import PlannedWeights
 
 WINDOW = 256
@@ -82,7 +82,7 @@ def verify(
     target: Target,
     folder: Path,
     artifact: Artifact,
-    context: int,
+    asked: Request,
     check: str,
     progress: Progress,
     why_not_here: str | None = None,
@@ -92,7 +92,7 @@ def verify(
     Where there is a reason why it can't be executed here, rungs 3 and 4 are skipped with it.
     `program` is the fused, quantized program that the artifact was lowered from.
     """
-    full = check == "full"
+    full, context = check == "full", asked.context
     matrix = cases(checkpoint.config, context, full=full)
     rungs = []
     with progress.stage("parity 1: decoder against transformers"):
@@ -104,7 +104,7 @@ def verify(
         rungs += [skipped(number, TITLES[number], why_not_here) for number in (3, 4)]
         return Verification(tuple(rungs), None)
     with progress.stage("parity 3: artifact against torch"):
-        rungs += _artifact_rungs(target, program, folder, artifact, matrix, context, progress)
+        rungs += _artifact_rungs(target, program, folder, artifact, matrix, asked, progress)
     with progress.stage("parity 4: quality on text"):
         quality = measure_quality(checkpoint, target.run(folder), WINDOWS[check], progress)
     return Verification(tuple(rungs), quality)
@@ -154,11 +154,11 @@ def _artifact_rungs(
     folder: Path,
     artifact: Artifact,
     matrix: tuple[Case, ...],
-    context: int,
+    asked: Request,
     progress: Progress,
 ) -> list[Rung]:
     """The artifact with float activations, each n-bit operator alone, and all as it ships."""
-    config = program.config
+    config, context = program.config, asked.context
     rungs = [*target.operator_parity(program, folder, artifact)]
     for exact in (True, False) if target.exact else (False,):
         tolerance = target.tolerance(program, exact=exact)
@@ -167,7 +167,7 @@ def _artifact_rungs(
                 3,
                 SHIPPED if tolerance is None else TITLES[3],
                 target.run(folder, exact=exact),
-                ChoosingStepper(target.reference(program, exact=exact), config, context),
+                ChoosingStepper(target.reference(program, asked, exact=exact), config, context),
                 matrix,
                 config.vocab_size,
                 tolerance=tolerance,

@@ -126,7 +126,7 @@ class Target(Protocol):
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         """Execute the artifact; `exact` asks for float activations, of a target that has them."""
 
-    def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
+    def reference(self, program: Program, request: Request, *, exact: bool) -> torch.nn.Module:
         """The bound program with the runtime's own rounding of activations, in torch."""
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:

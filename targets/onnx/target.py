@@ -139,7 +139,7 @@ class OnnxTarget:
 
         return OnnxStepper(folder, exact=exact)
 
-    def reference(self, program: Program, *, exact: bool) -> torch.nn.Module:
+    def reference(self, program: Program, request: Request, *, exact: bool) -> torch.nn.Module:
         from lfmc.targets.onnx.activations import KernelReference
 
         return KernelReference(program.module, exact=exact)

@@ -11,9 +11,9 @@ from tvm import IRModule, relax
 from tvm.support import cc
 
 from lfmc.errors import UnsupportedError
-from lfmc.targets.tvm.cpus import CPUS, Cpu
+from lfmc.targets.tvm.cpus import HOST, Cpu
 from lfmc.targets.tvm.gpus import Gpu, bitcode_of
-from lfmc.targets.tvm.linkers import linker_of, linkers
+from lfmc.targets.tvm.linkers import linker_of
 
 LENGTH = "T"  # of the tokens of a call, as functions have it
 CHECK = "check"  # a function that only looks at what it is given
@@ -28,19 +28,11 @@ def compile_library(module: IRModule, device: Cpu | Gpu, chunk: int, path: Path)
     # Kernels without asserts are a third as large; nothing but this module's functions calls them.
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
         made = tvm.compile(module, target_of(device), relax_pipeline=_pipeline(chunk))
-    machine = cpu.triple.partition("-")[0]
-    linker = linker_of(machine)
+    linker = linker_of(cpu.triple.partition("-")[0])
     if linker is None:
-        raise UnsupportedError(
-            "there is no compiler to link the library with",
-            expected=" or ".join(linkers(machine)),
-            todo=f"Debian has one in the package g++-{machine.replace('_', '-')}-linux-gnu",
-        )
+        raise UnsupportedError("there is no compiler to link the library with", got=cpu.triple)
     link = cc.cross_compiler(linker, get_target_triple=lambda: cpu.triple)
     made.export_library(str(path), fcompile=link, options=["-shared", "-s"])
-
-
-HOST = CPUS["avx2"]  # runs the host's part of a GPU's library: any x86-64 of the last ten years
 
 
 def target_of(device: Cpu | Gpu) -> Any:

@@ -60,7 +60,7 @@ class Constants:
 
     def stack(self, names: Sources) -> tuple[Stack, list[Parameter]]:
         """Experts' matrices of one shape and format."""
-        kind, (rows, columns) = self.weights.format(names[0]), self._shape(names[0])
+        kind, (rows, columns) = self.weights.format(names[0]), self.shape(names[0])
         if isinstance(kind, Format):
             matrix = Matrix(kind, rows, columns, kind.groups(columns), 0, len(names))
             return kind, self._parts(matrix, names, "experts", self._each(names))
@@ -69,7 +69,7 @@ class Constants:
         own = self._add(name, kind.dtype, shape, "values", names, "experts", make)
         return floats, [own]
 
-    def _shape(self, name: str) -> tuple[int, int]:
+    def shape(self, name: str) -> tuple[int, int]:
         rows, columns = self.weights.checkpoint.tensors[name].shape
         return rows, columns
 

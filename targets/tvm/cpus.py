@@ -88,6 +88,9 @@ CPUS: Mapping[str, Cpu] = {
 }
 
 
+HOST = CPUS["avx2"]  # runs the host's part of a GPU's library: any x86-64 of the last ten years
+
+
 def this_cpu() -> Cpu:
     """The family of this machine; raises `UnsupportedError` where it is of none."""
     for cpu in CPUS.values():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from lfmc.targets.tvm.cpus import CPUS, Cpu, runs_here, this_cpu
+from lfmc.targets.tvm.cpus import CPUS, HOST, Cpu, runs_here, this_cpu
 from lfmc.targets.tvm.gpus import GPUS, Gpu, missing_for
+from lfmc.targets.tvm.linkers import linker_of, linkers
 
 Device = Cpu | Gpu
 
@@ -23,7 +24,13 @@ def find_device(name: str) -> Device:
 
 def missing_of(device: Device) -> list[str]:
     """What has to be installed here before anything can be compiled for a device."""
-    return missing_for(device) if isinstance(device, Gpu) else []
+    cpu = HOST if isinstance(device, Gpu) else device
+    found = missing_for(device) if isinstance(device, Gpu) else []
+    machine = cpu.triple.partition("-")[0]
+    if linker_of(machine) is None:
+        package = f"g++-{machine.replace('_', '-')}-linux-gnu"
+        found.append(f"one of {', '.join(linkers(machine))} (Debian: {package})")
+    return found
 
 
 def why_not_here(device: Device) -> str | None:

@@ -136,6 +136,14 @@ def cast(value: Expr, dtype: str) -> Expr:
     return tirx.Cast(f"{dtype}x{lanes}" if lanes > 1 else dtype, value)
 
 
+def u32(value: int) -> Expr:
+    return tirx.const(value, "uint32")
+
+
+def i32(value: int) -> Expr:
+    return tirx.const(value, "int32")
+
+
 def like(number: float, value: Expr) -> Expr:
     """A number in the dtype and lanes of a value."""
     base, _, lanes = str(value.ty.dtype).partition("x")

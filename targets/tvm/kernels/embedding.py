@@ -15,7 +15,8 @@ from lfmc.targets.tvm.kernels.builder import (
     tokens_of,
     vector,
 )
-from lfmc.targets.tvm.kernels.matrix import Matrix, in_block_or_tail, weights_of_row
+from lfmc.targets.tvm.kernels.matrix import Matrix
+from lfmc.targets.tvm.kernels.row import in_block_or_tail, weights_of_row
 
 
 def embedding(rows: int, columns: int, dtype: str, tokens: int | None) -> PrimFunc:

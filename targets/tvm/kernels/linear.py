@@ -17,15 +17,9 @@ from lfmc.targets.tvm.kernels.builder import (
     put,
     tokens_of,
 )
-from lfmc.targets.tvm.kernels.matrix import (
-    Activations,
-    Matrix,
-    Row,
-    Rows,
-    multiply,
-    multiply_row,
-    sized,
-)
+from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, sized
+from lfmc.targets.tvm.kernels.products import Rows, multiply
+from lfmc.targets.tvm.kernels.row import Row, multiply_row
 from lfmc.targets.tvm.layout import ROWS
 
 

@@ -40,7 +40,8 @@ from lfmc.targets.tvm.kernels.builder import (
     wide,
 )
 from lfmc.targets.tvm.kernels.float_linear import row_product
-from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, Rows, multiply, sized
+from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, sized
+from lfmc.targets.tvm.kernels.products import Rows, multiply
 from lfmc.targets.tvm.kernels.swiglu import gated
 from lfmc.targets.tvm.layout import ROWS
 
@@ -140,7 +141,7 @@ def group(
 
 
 def gate_up(
-    one: Stack, three: Stack, top_k: int, cpu: Cpu, tokens: int | None, *, exact: bool
+    one: Stack, three: Stack, cpu: Cpu, tokens: int | None, *, top_k: int, exact: bool
 ) -> PrimFunc:
     """For experts of one kind: activations of `T` tokens, `order`, `begins`, `members` int32 `[E]`
     (where an expert is in the stacks, -1 for one of another kind), the constants of w1 and of w3;
@@ -175,7 +176,7 @@ def gate_up(
     return build(parameters, body)
 
 
-def down(two: Stack, cpu: Cpu, tokens: int | None, *, exact: bool, top_k: int) -> PrimFunc:
+def down(two: Stack, cpu: Cpu, tokens: int | None, *, top_k: int, exact: bool) -> PrimFunc:
     """For experts of one kind: activations of every place, `order`, `begins`, `members`, the
     constants of w2; in place float32 `[T k, H]`, a row a place, in the order of tokens."""
     count = dimension("P") if tokens is None else tokens * top_k

@@ -61,7 +61,9 @@ def test_matrix(
         3,
         "runner",
         start(made, tmp_path),
-        TorchStepper(made.target.reference(made.program, exact=False), config, context),
+        TorchStepper(
+            made.target.reference(made.program, made.request, exact=False), config, context
+        ),
         cases(config, context, full=True),
         config.vocab_size,
         tolerance=1e-5 if choose is floats else 3e-2,  # roundings turn
@@ -81,7 +83,7 @@ def test_trained_checkpoints(
 ) -> None:
     """As near to torch that rounds alike as the export's own gate asks for."""
     made = lower(any_checkpoint(name), mixed, tmp_path, name="executorch")
-    rounding = made.target.reference(made.program, exact=False)
+    rounding = made.target.reference(made.program, made.request, exact=False)
     rung = noise_rung(made.program, rounding, start(made, tmp_path / "bundle"))
     assert rung.passed, rung
     assert rung.cases[0].difference < 1e-2

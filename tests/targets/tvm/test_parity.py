@@ -36,7 +36,9 @@ def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
         3,
         "library",
         made.target.run(made.folder, exact=exact),
-        TorchStepper(made.target.reference(made.program, exact=True), config, context),
+        TorchStepper(
+            made.target.reference(made.program, made.request, exact=True), config, context
+        ),
         cases(config, context, full=True),
         config.vocab_size,
         tolerance=1e-5,

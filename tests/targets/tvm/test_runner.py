@@ -60,7 +60,9 @@ def test_matrix(
         3,
         "runner",
         start(made, tmp_path),
-        TorchStepper(made.target.reference(made.program, exact=False), config, context),
+        TorchStepper(
+            made.target.reference(made.program, made.request, exact=False), config, context
+        ),
         cases(config, context, full=True),
         config.vocab_size,
         tolerance=1e-5 if choose is floats else 3e-2,
@@ -94,7 +96,7 @@ def test_trained_checkpoints(
     """As near to torch that rounds alike as the export's own gate asks for."""
     options = {"device": runner[1]}
     made = lower(any_checkpoint(name), mixed, tmp_path, name="tvm", options=options)
-    rounding = made.target.reference(made.program, exact=False)
+    rounding = made.target.reference(made.program, made.request, exact=False)
     rung = noise_rung(made.program, rounding, start(made, tmp_path / "bundle"))
     assert rung.passed, rung
     assert rung.cases[0].difference < 1e-2

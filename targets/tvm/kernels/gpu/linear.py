@@ -30,14 +30,8 @@ from lfmc.targets.tvm.kernels.gpu.grid import (
     strided,
     sync,
 )
-from lfmc.targets.tvm.kernels.matrix import (
-    Activations,
-    Matrix,
-    Row,
-    code_of,
-    in_block_or_tail,
-    sized,
-)
+from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, sized
+from lfmc.targets.tvm.kernels.row import Row, code_of, in_block_or_tail
 from lfmc.targets.tvm.layout import COLUMNS, ROWS
 
 SPLITS = THREADS // ROWS

@@ -30,8 +30,9 @@ from lfmc.targets.tvm.kernels.gpu.linear import (
     finish,
     float_product,
 )
-from lfmc.targets.tvm.kernels.matrix import Matrix, Row, sized
+from lfmc.targets.tvm.kernels.matrix import Matrix, sized
 from lfmc.targets.tvm.kernels.moe import Floats, Stack, places
+from lfmc.targets.tvm.kernels.row import Row
 from lfmc.targets.tvm.kernels.swiglu import gated
 from lfmc.targets.tvm.layout import ROWS
 
@@ -48,7 +49,7 @@ def group(experts: int, top_k: int, tokens: int | None) -> PrimFunc:
 
 
 def gate_up(
-    one: Stack, three: Stack, top_k: int, device: object, tokens: int | None, *, exact: bool
+    one: Stack, three: Stack, device: object, tokens: int | None, *, top_k: int, exact: bool
 ) -> PrimFunc:
     count = tokens_of(tokens)
     first = _matrix(one)
@@ -77,7 +78,7 @@ def gate_up(
     return build(parameters, body)
 
 
-def down(two: Stack, device: object, tokens: int | None, *, exact: bool, top_k: int) -> PrimFunc:
+def down(two: Stack, device: object, tokens: int | None, *, top_k: int, exact: bool) -> PrimFunc:
     count = dimension("P") if tokens is None else tokens * top_k
     matrix = _matrix(two)
     parameters = [

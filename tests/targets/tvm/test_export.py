@@ -1,0 +1,63 @@
+"""A whole export, and the bundle as an app finds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lfmc
+from lfmc.bundle import Bundle
+from lfmc.calib_free.allocate import Budget
+from lfmc.checkpoint import open_checkpoint
+from lfmc.exporter import Options, export
+from lfmc.progress import Silent
+from lfmc.reverify import reverify
+from lfmc.targets.base import get_target
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Of the bundled checkpoint, at most 6 bits a weight, for 128 tokens."""
+    output = tmp_path_factory.mktemp("tvm") / "bundle"
+    asked = Options(budget=Budget(bits_per_weight=6.0), context=128, check="fast", cache=False)
+    target = get_target("tvm")
+    made, report = export(open_checkpoint(), target, output, asked, force=False, progress=Silent())
+    assert report.verification is not None
+    assert all(rung.passed for rung in report.verification.rungs)
+    assert report.nbytes <= (report.plan.limit_nbytes or 0)
+    return made
+
+
+def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert manifest["artifact"] == ["model.so", "params.safetensors"]
+    assert manifest["not_executed"] is None
+    assert manifest["runs_on"]["kind"] == "cpu"
+    assert manifest["functions"] == ["decode", "prefill", "score", "decode_exact", "score_exact"]
+    kinds = [state["name"].split("_")[0] for state in manifest["states"]]
+    assert (kinds.count("conv"), kinds.count("key"), kinds.count("value")) == (4, 2, 2)
+
+
+def test_it_is_verified_again_from_its_files(bundle: Bundle) -> None:
+    found = reverify(bundle, open_checkpoint(), Silent(), "fast")
+    assert found["golden"] == 3
+    assert [rung["number"] for rung in found["parity"]] == [1, 2, 3, 3, 3, 3]
+    assert lfmc.load(bundle.path).step([1, 2, 3]).shape == (3, 8192)
+
+
+def test_a_library_for_another_cpu_is_read_back_and_not_run(tmp_path: Path) -> None:
+    options = Options(
+        bits="4", context=64, target_options={"device": "cpu:neon-dotprod"}, check="fast"
+    )
+    target, checkpoint = get_target("tvm"), open_checkpoint()
+    if target.missing_tools().get("device=cpu:neon-dotprod"):
+        pytest.skip("nothing links for 64-bit Arm on this machine")
+    path = tmp_path / "bundle"
+    made, report = export(checkpoint, target, path, options, force=False, progress=Silent())
+    assert made.manifest["not_executed"].startswith("this machine is no aarch64")
+    assert report.verification is not None
+    assert [bool(rung.skipped) for rung in report.verification.rungs] == [False, False, True, True]
+    found = reverify(made, checkpoint, Silent(), "fast")
+    assert "golden" not in found
+    assert found["not_executed"] == made.manifest["not_executed"]
