@@ -84,7 +84,8 @@ class TvmTarget:
                 )
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
-        devices = {**{f"cpu:{name}": cpu for name, cpu in CPUS.items()}, **GPUS}
+        devices: dict[str, Device] = {f"cpu:{name}": cpu for name, cpu in CPUS.items()}
+        devices.update(GPUS)
         found = {f"device={name}": missing_of(device) for name, device in devices.items()}
         return {name: missing for name, missing in found.items() if missing}
 
