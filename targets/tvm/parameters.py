@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -81,9 +81,6 @@ class Parameters:
     _header: Mapping[str, Any]
     _data: mmap.mmap
     _start: int
-
-    def names(self) -> Iterator[str]:
-        yield from self._header
 
     def tensor(self, name: str) -> Tensor:
         """In the stored dtype and shape."""

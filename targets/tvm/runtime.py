@@ -60,8 +60,6 @@ def _device(tvm: Any, wanted: Mapping[str, Any], path: Path) -> Any:
 class TvmStepper:
     """One conversation with a library; `reset` fills the states with zeros."""
 
-    last_only = False
-
     def __init__(self, folder: Path, *, exact: bool = False) -> None:
         tvm = require("tvm", "tvm")
         from tvm.runtime.vm import VirtualMachine
@@ -73,8 +71,8 @@ class TvmStepper:
         facts = parameters.facts
         self.context, self._vocab = int(facts["context"]), int(facts["vocab_size"])
         self._chunk = int(facts["chunk"])
-        self._device = _device(tvm, facts["runs_on"], path)
-        self._on_cpu = facts["runs_on"]["kind"] == "cpu"
+        self._device = _device(tvm, facts["made_for"], path)
+        self._on_cpu = facts["made_for"]["kind"] == "cpu"
         use_all_cores()
         try:
             module = tvm.runtime.load_module(str(path))

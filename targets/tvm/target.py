@@ -22,6 +22,7 @@ from lfmc.targets.rounding import RoundedActivations, round_groups
 from lfmc.targets.tvm.cpus import CPUS
 from lfmc.targets.tvm.devices import Device, choices, find_device, missing_of, why_not_here
 from lfmc.targets.tvm.gpus import GPUS, Gpu
+from lfmc.targets.tvm.layout import ROWS
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
@@ -31,7 +32,6 @@ FORMATS = tuple(
     for group in (32, 64, 128)
     for symmetric in (True, False)
 )
-BLOCK = 16  # numbers of a vector in kernels
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class TvmTarget:
             "hidden size": config.hidden_size,
             "size of a head": config.head_dim,
             "size of the feed-forward": config.ffn_size,
-            "size of an expert": config.moe.ffn_size if config.moe else BLOCK,
+            "size of an expert": config.moe.ffn_size if config.moe else ROWS,
         }
         for name, size in sizes.items():
-            if size % BLOCK:
+            if size % ROWS:
                 raise UnsupportedError(
-                    f"the {name} is no multiple of {BLOCK}, which kernels take at once", got=size
+                    f"the {name} is no multiple of {ROWS}, which kernels take at once", got=size
                 )
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
@@ -119,7 +119,7 @@ class TvmTarget:
             for spec in program.states
         ]
         facts: dict[str, Any] = {
-            "runs_on": _runs_on(device),
+            "made_for": _made_for(device),
             "code_objects": None,
             "chunk": chunk,
             "functions": [kind.name for kind in lowering.kinds],
@@ -165,13 +165,13 @@ class TvmTarget:
 
         if not n_bit(program):
             return (skipped(3, TITLE, "it has none"),)
-        if open_parameters(folder).facts["runs_on"]["kind"] != "cpu":
+        if open_parameters(folder).facts["made_for"]["kind"] != "cpu":
             return (skipped(3, TITLE, "GPUs round no activations: the whole matrix is exact"),)
         alike = RoundedActivations(program.module, round_groups)
         return operator_parity(program, folder), noise_rung(program, alike, self.run(folder))
 
 
-def _runs_on(device: Device) -> dict[str, Any]:
+def _made_for(device: Device) -> dict[str, Any]:
     """What a host must have, for the manifest and for the loader."""
     if isinstance(device, Gpu):
         return {"name": device.name, "kind": device.kind, "arch": device.arch}

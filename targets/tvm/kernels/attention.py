@@ -25,8 +25,8 @@ from lfmc.targets.tvm.kernels.builder import (
     exp,
     highest,
     local,
-    over_tokens,
     put,
+    side_by_side,
     tokens_of,
     total,
     vector,
@@ -74,7 +74,7 @@ def angles(dim: int, tokens: int | None) -> PrimFunc:
     ]
 
     def body(start: Buffer, steps: Buffer, cos: Buffer, sin: Buffer) -> None:
-        with over_tokens(count, tokens) as token, T.serial(0, dim // 2) as at:
+        with side_by_side(count, tokens) as token, T.serial(0, dim // 2) as at:
             angle = bind(cast(start[0] + token, "float32") * steps[at])
             for table, value in ((cos, bind(tirx.cos(angle))), (sin, bind(tirx.sin(angle)))):
                 put(table, value, token, at)
@@ -123,7 +123,7 @@ def write_heads(
         values: Buffer,
         y: Buffer,
     ) -> None:
-        with over_tokens(count, tokens) as token:
+        with side_by_side(count, tokens) as token:
             position = bind(start[0] + token)
             with T.serial(0, q) as head:
                 turned = _turned(given_q, token, starts[0] + head * dim, q_norm, cos, sin, dim, eps)

@@ -58,14 +58,9 @@ def tokens_of(tokens: int | None) -> Expr:
     return dimension("T") if tokens is None else tokens
 
 
-def over_tokens(count: Expr, tokens: int | None) -> Any:
-    """A loop over tokens, side by side where there may be many: for one alone it is not worth
-    waking threads."""
-    return T.serial(0, count) if tokens == 1 else T.parallel(0, count)
-
-
-def over_blocks(count: Expr, tokens: int | None) -> Any:
-    """A loop over blocks of channels, side by side where there may be many tokens."""
+def side_by_side(count: Expr, tokens: int | None) -> Any:
+    """A loop over tokens or channels, side by side where there may be many tokens: for one alone it
+    is not worth waking threads."""
     return T.serial(0, count) if tokens == 1 else T.parallel(0, count)
 
 

@@ -14,8 +14,8 @@ from lfmc.targets.tvm.kernels.builder import (
     PrimFunc,
     build,
     cast,
-    over_tokens,
     put,
+    side_by_side,
     sigmoid,
     tokens_of,
 )
@@ -40,7 +40,7 @@ def binary(
     ]
 
     def body(a: Buffer, b: Buffer, y: Buffer) -> None:
-        with over_tokens(count, tokens) as token, T.serial(0, columns) as column:
+        with side_by_side(count, tokens) as token, T.serial(0, columns) as column:
             at = tirx.floordiv(column, each)
             left = a[token, column]
             right = cast(b[at] if constant else b[token, at], "float32")
@@ -55,7 +55,7 @@ def sigmoids(columns: int, tokens: int | None) -> PrimFunc:
     shape = (count, columns)
 
     def body(x: Buffer, y: Buffer) -> None:
-        with over_tokens(count, tokens) as token, T.serial(0, columns) as column:
+        with side_by_side(count, tokens) as token, T.serial(0, columns) as column:
             put(y, sigmoid(x[token, column]), token, column)
 
     return build([("x", shape, "float32"), ("y", shape, "float32")], body)
@@ -66,7 +66,7 @@ def columns_of(chosen: Columns, tokens: int | None) -> PrimFunc:
     count = tokens_of(tokens)
 
     def body(x: Buffer, y: Buffer) -> None:
-        with over_tokens(count, tokens) as token, T.serial(0, chosen.size) as column:
+        with side_by_side(count, tokens) as token, T.serial(0, chosen.size) as column:
             put(y, x[token, chosen.start + column], token, column)
 
     shapes = (count, chosen.width), (count, chosen.size)

@@ -10,8 +10,8 @@ from lfmc.targets.tvm.kernels.builder import (
     PrimFunc,
     build,
     cast,
-    over_tokens,
     put,
+    side_by_side,
     tokens_of,
     vector,
 )
@@ -29,7 +29,7 @@ def embedding(rows: int, columns: int, dtype: str, tokens: int | None) -> PrimFu
     ]
 
     def body(ids: Buffer, table: Buffer, y: Buffer) -> None:
-        with over_tokens(count, tokens) as token, T.serial(0, columns // LANES) as block:
+        with side_by_side(count, tokens) as token, T.serial(0, columns // LANES) as block:
             at = block * LANES
             put(y, cast(vector(table, ids[token], at), "float32"), token, at)
 
@@ -47,7 +47,7 @@ def embedding_nbits(table: Matrix, tokens: int | None) -> PrimFunc:
 
     def body(ids: Buffer, *rest: Buffer) -> None:
         *constants, y = rest
-        with over_tokens(count, tokens) as token:
+        with side_by_side(count, tokens) as token:
             in_block_or_tail(
                 table, constants, ids[token], lambda row: weights_of_row(row, y, token)
             )

@@ -13,8 +13,8 @@ from lfmc.targets.tvm.kernels.builder import (
     build,
     floats,
     local,
-    over_blocks,
     put,
+    side_by_side,
     tokens_of,
     vector,
 )
@@ -42,7 +42,7 @@ def gated_short_conv(
 
     def body(bcx: Buffer, weight: Buffer, *rest: Buffer) -> None:
         *own_bias, state, y = rest
-        with over_blocks(size // LANES, tokens) as block:
+        with side_by_side(size // LANES, tokens) as block:
             at = block * LANES
             seen = local(taps * LANES)
             for tap in range(back):

@@ -33,8 +33,8 @@ from lfmc.targets.tvm.kernels.builder import (
     build,
     dimension,
     local,
-    over_tokens,
     put,
+    side_by_side,
     tokens_of,
     vector,
     wide,
@@ -213,7 +213,7 @@ def combine(size: int, top_k: int, tokens: int | None) -> PrimFunc:
     ]
 
     def body(shares: Buffer, x: Buffer, y: Buffer) -> None:
-        with over_tokens(count, tokens) as token, T.serial(0, size // LANES) as block:
+        with side_by_side(count, tokens) as token, T.serial(0, size // LANES) as block:
             at, whole = block * LANES, None
             for slot in range(top_k):
                 part = vector(x, token * top_k + slot, at) * wide(shares[token, slot])

@@ -14,8 +14,8 @@ from lfmc.targets.tvm.kernels.builder import (
     build,
     floats,
     local,
-    over_tokens,
     put,
+    side_by_side,
     tokens_of,
     total,
     vector,
@@ -34,7 +34,7 @@ def rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFu
     ]
 
     def body(x: Buffer, weight: Buffer, y: Buffer) -> None:
-        with over_tokens(count, tokens) as token:
+        with side_by_side(count, tokens) as token:
             normalize(x, token, 0, weight, columns, eps, y, token, 0)
 
     return build(parameters, body)
@@ -53,7 +53,7 @@ def add_rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> Pr
     ]
 
     def body(x: Buffer, residual: Buffer, weight: Buffer, y: Buffer, added: Buffer) -> None:
-        with over_tokens(count, tokens) as token:
+        with side_by_side(count, tokens) as token:
             with T.serial(0, columns // LANES) as index:
                 at = index * LANES
                 put(added, vector(residual, token, at) + vector(x, token, at), token, at)

@@ -16,8 +16,8 @@ from lfmc.targets.tvm.kernels.builder import (
     highest,
     like,
     local,
-    over_tokens,
     put,
+    side_by_side,
     tokens_of,
     total,
     vector,
@@ -37,7 +37,7 @@ def round_rows(columns: int, group: int, tokens: int | None) -> PrimFunc:
     ]
 
     def body(x: Buffer, codes: Buffer, steps: Buffer, sums: Buffer) -> None:
-        with over_tokens(count, tokens) as token, T.serial(0, groups) as index:
+        with side_by_side(count, tokens) as token, T.serial(0, groups) as index:
             _round(x, group, token, index, codes, steps, sums)
 
     return build(parameters, body)

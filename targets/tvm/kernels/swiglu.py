@@ -12,8 +12,8 @@ from lfmc.targets.tvm.kernels.builder import (
     PrimFunc,
     bind,
     build,
-    over_tokens,
     put,
+    side_by_side,
     sigmoid,
     tokens_of,
     vector,
@@ -30,7 +30,7 @@ def swiglu(gate: Columns, up: Columns, tokens: int | None) -> PrimFunc:
     ]
 
     def body(first: Buffer, second: Buffer, y: Buffer) -> None:
-        with over_tokens(count, tokens) as token, T.serial(0, gate.size // LANES) as block:
+        with side_by_side(count, tokens) as token, T.serial(0, gate.size // LANES) as block:
             at = block * LANES
             left = vector(first, token, gate.start + at)
             put(y, gated(left, vector(second, token, up.start + at)), token, at)

@@ -33,7 +33,7 @@ def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest["artifact"] == ["model.so", "params.safetensors"]
     assert manifest["not_executed"] is None
-    assert manifest["runs_on"]["kind"] == "cpu"
+    assert manifest["made_for"]["kind"] == "cpu"
     assert manifest["functions"] == ["decode", "prefill", "score", "decode_exact", "score_exact"]
     kinds = [state["name"].split("_")[0] for state in manifest["states"]]
     assert (kinds.count("conv"), kinds.count("key"), kinds.count("value")) == (4, 2, 2)

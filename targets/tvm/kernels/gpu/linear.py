@@ -30,7 +30,7 @@ from lfmc.targets.tvm.kernels.gpu.grid import (
     strided,
     sync,
 )
-from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, sized
+from lfmc.targets.tvm.kernels.matrix import Activations, sized
 from lfmc.targets.tvm.kernels.row import Row, code_of, in_block_or_tail
 from lfmc.targets.tvm.layout import COLUMNS, ROWS
 
@@ -158,7 +158,3 @@ def float_product(term: Callable[[Expr], Expr], columns: int, thread: Expr) -> E
     sums, held = cleared(1), shared(NARROW)
     strided(columns, thread, lambda at: put(sums, sums[0] + term(at), 0), NARROW)
     return reduce(held, thread, sums[0], add, NARROW)
-
-
-def matrix_of(format: Format, count: Expr) -> Matrix:
-    return sized(format, 0, exact=True, count=count)
