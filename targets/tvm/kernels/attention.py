@@ -83,6 +83,24 @@ def angles(dim: int, tokens: int | None) -> PrimFunc:
     return build(parameters, body)
 
 
+def heads_parameters(
+    heads: Heads, parts: tuple[Columns, Columns, Columns], dtypes: tuple[str, str], count: Expr
+) -> list[Parameter]:
+    """Of `write_heads`, on every device."""
+    dim = heads.dim
+    return [
+        *((name, (count, p.width), "float32") for name, p in zip("qkv", parts, strict=True)),
+        ("start", (1,), "int32"),
+        ("q_norm", (dim,), dtypes[0]),
+        ("k_norm", (dim,), dtypes[1]),
+        ("cos", (count, dim), "float32"),
+        ("sin", (count, dim), "float32"),
+        ("keys", heads.keys_shape, "float32"),
+        ("values", heads.values_shape, "float32"),
+        ("y", (count, heads.queries * dim), "float32"),
+    ]
+
+
 def write_heads(
     heads: Heads,
     parts: tuple[Columns, Columns, Columns],
@@ -97,17 +115,7 @@ def write_heads(
     """
     count = tokens_of(tokens)
     q, k, dim = heads.queries, heads.keys, heads.dim
-    parameters: list[Parameter] = [
-        *((name, (count, p.width), "float32") for name, p in zip("qkv", parts, strict=True)),
-        ("start", (1,), "int32"),
-        ("q_norm", (dim,), dtypes[0]),
-        ("k_norm", (dim,), dtypes[1]),
-        ("cos", (count, dim), "float32"),
-        ("sin", (count, dim), "float32"),
-        ("keys", heads.keys_shape, "float32"),
-        ("values", heads.values_shape, "float32"),
-        ("y", (count, q * dim), "float32"),
-    ]
+    parameters = heads_parameters(heads, parts, dtypes, count)
     starts = [part.start for part in parts]
 
     def body(
@@ -163,18 +171,23 @@ def _turned(
     return read
 
 
-def attend(heads: Heads, window: int, tokens: int | None) -> PrimFunc:
-    """Queries `[T, Q D]`, start and caches; result `[T, Q D]`. `window` is how many positions are
-    seen, 0 for all."""
-    count = tokens_of(tokens)
+def attend_parameters(heads: Heads, count: Expr) -> list[Parameter]:
+    """Of `attend`, on every device."""
     shape = (count, heads.queries * heads.dim)
-    parameters: list[Parameter] = [
+    return [
         ("q", shape, "float32"),
         ("start", (1,), "int32"),
         ("keys", heads.keys_shape, "float32"),
         ("values", heads.values_shape, "float32"),
         ("y", shape, "float32"),
     ]
+
+
+def attend(heads: Heads, window: int, tokens: int | None) -> PrimFunc:
+    """Queries `[T, Q D]`, start and caches; result `[T, Q D]`. `window` is how many positions are
+    seen, 0 for all."""
+    count = tokens_of(tokens)
+    parameters = attend_parameters(heads, count)
     tile = 1 if tokens == 1 else TILE
 
     def body(q: Buffer, start: Buffer, keys: Buffer, values: Buffer, y: Buffer) -> None:

@@ -9,6 +9,7 @@ from lfmc.targets.tvm.kernels.builder import (
     LANES,
     Buffer,
     Expr,
+    Parameter,
     PrimFunc,
     bind,
     build,
@@ -23,15 +24,32 @@ from lfmc.targets.tvm.kernels.builder import (
 )
 
 
-def rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFunc:
-    """`weight * x / sqrt(mean(x^2) + eps)`: float32 `[T, H]` and `[H]` of `dtype`;
-    result `[T, H]`."""
-    count = tokens_of(tokens)
-    parameters = [
+def norm_parameters(columns: int, dtype: str, count: Expr) -> list[Parameter]:
+    """Of `rms_norm`, on every device."""
+    return [
         ("x", (count, columns), "float32"),
         ("weight", (columns,), dtype),
         ("y", (count, columns), "float32"),
     ]
+
+
+def add_norm_parameters(columns: int, dtype: str, count: Expr) -> list[Parameter]:
+    """Of `add_rms_norm`, on every device."""
+    shape = (count, columns)
+    return [
+        ("x", shape, "float32"),
+        ("residual", shape, "float32"),
+        ("weight", (columns,), dtype),
+        ("y", shape, "float32"),
+        ("sum", shape, "float32"),
+    ]
+
+
+def rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFunc:
+    """`weight * x / sqrt(mean(x^2) + eps)`: float32 `[T, H]` and `[H]` of `dtype`;
+    result `[T, H]`."""
+    count = tokens_of(tokens)
+    parameters = norm_parameters(columns, dtype, count)
 
     def body(x: Buffer, weight: Buffer, y: Buffer) -> None:
         with side_by_side(count, tokens) as token:
@@ -43,14 +61,7 @@ def rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFu
 def add_rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFunc:
     """The norm of `residual + x`, and the sum itself: `[T, H]` each."""
     count = tokens_of(tokens)
-    shape = (count, columns)
-    parameters = [
-        ("x", shape, "float32"),
-        ("residual", shape, "float32"),
-        ("weight", (columns,), dtype),
-        ("y", shape, "float32"),
-        ("sum", shape, "float32"),
-    ]
+    parameters = add_norm_parameters(columns, dtype, count)
 
     def body(x: Buffer, residual: Buffer, weight: Buffer, y: Buffer, added: Buffer) -> None:
         with side_by_side(count, tokens) as token:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from lfmc.targets.tvm.kernels.attention import FAR, SLOTS, Heads
+from lfmc.targets.tvm.kernels.attention import (
+    FAR,
+    SLOTS,
+    Heads,
+    attend_parameters,
+    heads_parameters,
+)
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Columns,
     Expr,
-    Parameter,
     PrimFunc,
     bind,
     build,
@@ -41,17 +46,7 @@ def write_heads(
     """A thread a head."""
     count = tokens_of(tokens)
     q, k, dim = heads.queries, heads.keys, heads.dim
-    parameters: list[Parameter] = [
-        *((name, (count, p.width), "float32") for name, p in zip("qkv", parts, strict=True)),
-        ("start", (1,), "int32"),
-        ("q_norm", (dim,), dtypes[0]),
-        ("k_norm", (dim,), dtypes[1]),
-        ("cos", (count, dim), "float32"),
-        ("sin", (count, dim), "float32"),
-        ("keys", heads.keys_shape, "float32"),
-        ("values", heads.values_shape, "float32"),
-        ("y", (count, q * dim), "float32"),
-    ]
+    parameters = heads_parameters(heads, parts, dtypes, count)
     starts = [part.start for part in parts]
 
     def body(
@@ -111,14 +106,7 @@ def attend(heads: Heads, window: int, tokens: int | None) -> PrimFunc:
     sum, its weight and the highest score; then they are brought together."""
     count, dim = tokens_of(tokens), heads.dim
     threads = 128 if dim <= 64 else 64  # so that sums of all fit the memory that they share
-    shape = (count, heads.queries * dim)
-    parameters: list[Parameter] = [
-        ("q", shape, "float32"),
-        ("start", (1,), "int32"),
-        ("keys", heads.keys_shape, "float32"),
-        ("values", heads.values_shape, "float32"),
-        ("y", shape, "float32"),
-    ]
+    parameters = attend_parameters(heads, count)
 
     def body(q: Buffer, start: Buffer, keys: Buffer, values: Buffer, y: Buffer) -> None:
         with blocks(count, heads.queries, threads=threads) as (token, head, thread):

@@ -23,15 +23,12 @@ from lfmc.targets.tvm.kernels.gpu.grid import (
     shared,
     strided,
 )
+from lfmc.targets.tvm.kernels.rms_norm import add_norm_parameters, norm_parameters
 
 
 def rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFunc:
     count = tokens_of(tokens)
-    parameters = [
-        ("x", (count, columns), "float32"),
-        ("weight", (columns,), dtype),
-        ("y", (count, columns), "float32"),
-    ]
+    parameters = norm_parameters(columns, dtype, count)
 
     def body(x: Buffer, weight: Buffer, y: Buffer) -> None:
         with blocks(count) as (token, thread):
@@ -42,14 +39,7 @@ def rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFu
 
 def add_rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFunc:
     count = tokens_of(tokens)
-    shape = (count, columns)
-    parameters = [
-        ("x", shape, "float32"),
-        ("residual", shape, "float32"),
-        ("weight", (columns,), dtype),
-        ("y", shape, "float32"),
-        ("sum", shape, "float32"),
-    ]
+    parameters = add_norm_parameters(columns, dtype, count)
 
     def body(x: Buffer, residual: Buffer, weight: Buffer, y: Buffer, added: Buffer) -> None:
         with blocks(count) as (token, thread):
