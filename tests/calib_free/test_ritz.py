@@ -120,7 +120,11 @@ def test_a_wrong_guess_of_the_edge_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         assert pl_alpha_hill(weight) == pytest.approx(exact, abs=1e-3)
 
 
-def test_residuals_tell_how_far_ritz_values_are_below_eigenvalues() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_residuals_tell_how_far_ritz_values_are_below_eigenvalues(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ritz, "fast_dtype", lambda device: dtype)
     grid = student(3, 6).unfold(0, 128, 128).unfold(1, 128, 128)
     true = spectra._gram_eigenvalues(grid.flatten(0, 1)).flip(-1)
     chebyshev = ritz.design(true, 0.1, 1e-3)
@@ -133,8 +137,11 @@ def test_residuals_tell_how_far_ritz_values_are_below_eigenvalues() -> None:
     error = found.error[within]
     assert float(lacking.min()) > -1e-5
     # Beside the edge, where errors are largest, the estimate of first order is 10 to 40 % short:
-    # a mean of errors is theirs, and turns with the CPU's order of sums.
-    assert 0.9 < float((lacking / error)[error > 1e-6].median()) < 1.1
+    # a mean of errors is theirs, and turns with the CPU's order of sums. Small ones are noise:
+    # bfloat16 adds up to 6e-6.
+    told = error > 3e-5
+    assert int(told.sum()) > 100
+    assert 0.9 < float((lacking / error)[told].median()) < 1.1
     assert float((lacking - error).abs().mean()) < 0.25 * float(lacking.mean())
 
 
