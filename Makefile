@@ -11,12 +11,13 @@ demo: $(VENV)/.installed
 	@for prompt in "Once upon a time" "The old man said" "A house is"; do \
 	  $(BIN)/lfmc generate out/demo "$$prompt" --max-tokens 24 | tr '\n' ' '; echo; done
 
+# As many processes as cores, of one thread each.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 # Needs g++-aarch64-linux-gnu, qemu-user and nlohmann-json3-dev, and a network for the Arm wheels.
 test-arm: $(VENV)/.installed
-	$(BIN)/python -m pytest -m arm --arm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m arm --arm
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -34,7 +34,8 @@ def check_plan(plan: BitPlan, checkpoint: Checkpoint, capabilities: Capabilities
             todo="make a plan for this one",
         )
     _expect("num_params", checkpoint.num_params, plan.num_params)
-    _expect("graph_nbytes", capabilities.graph_nbytes, plan.graph_nbytes)
+    if plan.graph_nbytes < 0:
+        raise _disagreement("graph_nbytes", "0 or more", plan.graph_nbytes)
     _check_names(plan, checkpoint)
     for row in plan.rows:
         _check_row(row, checkpoint, capabilities)
@@ -43,24 +44,31 @@ def check_plan(plan: BitPlan, checkpoint: Checkpoint, capabilities: Capabilities
         _check_unit(plan, unit)
     if capabilities.expert_layer_shares_group:
         _check_layers(plan, found)
-    if plan.limit_nbytes is not None and plan.nbytes > plan.limit_nbytes:
+    # An exported plan has the graph that it met; one that was edited may come to a larger one.
+    graph = max(plan.graph_nbytes, capabilities.graph_nbytes)
+    nbytes = plan.nbytes - plan.graph_nbytes + graph
+    if plan.limit_nbytes is not None and nbytes > plan.limit_nbytes:
         raise InputError(
             "the plan takes more bytes than its own limit",
             where="limit_nbytes",
             expected=f"at most {plan.limit_nbytes} bytes",
-            got=f"{plan.nbytes} bytes",
+            got=f"{nbytes} bytes",
             todo="give a row fewer bits, or raise limit_nbytes",
         )
 
 
 def _expect(where: str, expected: object, got: object) -> None:
     if expected != got:
-        raise InputError(
-            "the plan disagrees with the checkpoint or the target",
-            where=where,
-            expected=expected,
-            got=got,
-        )
+        raise _disagreement(where, expected, got)
+
+
+def _disagreement(where: str, expected: object, got: object) -> InputError:
+    return InputError(
+        "the plan disagrees with the checkpoint or the target",
+        where=where,
+        expected=expected,
+        got=got,
+    )
 
 
 def _check_names(plan: BitPlan, checkpoint: Checkpoint) -> None:

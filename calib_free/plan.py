@@ -56,7 +56,8 @@ class PlanRow:
 class BitPlan:
     """How every tensor of one checkpoint is stored for one target.
 
-    `limit_nbytes` is the budget it was made under, `graph_nbytes` what it leaves for the graph;
+    `limit_nbytes` is the budget it was made under, `graph_nbytes` what it leaves for the graph, or,
+    in a bundle, what the graph took;
     `predicted_kl` is the KL(fp32 || quantized) that the method expects, in nats per token, where
     it has an expectation. `fitted` gives the parts of rows with a digest; it is no part of the
     JSON, but of the folder that `save` writes beside it.
@@ -77,7 +78,7 @@ class BitPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows and of the graph reserve."""
+        """Bytes of all rows and of the graph."""
         return sum(row.nbytes for row in self.rows) + self.graph_nbytes
 
     @property

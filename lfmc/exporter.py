@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,8 @@ def export(
             artifact = target.lower(program, weights, asked, folder)
         nbytes = sum((folder / name).stat().st_size for name in artifact.files)
         _check_size(plan, artifact, nbytes)
+        stored = sum(tensor.nbytes for tensor in artifact.tensors)
+        plan = replace(plan, graph_nbytes=nbytes - stored)
         verification, errors = None, {}
         if options.check != "off":
             with progress.stage("read the file back"):

@@ -29,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:  # a folder's tests share artifacts: one process runs them all
+        item.add_marker(pytest.mark.xdist_group(str(item.path.parent)))
     for name in ("slow", "arm"):
         if config.getoption(f"--{name}"):
             continue

@@ -56,7 +56,7 @@ def plan_table(plan: BitPlan, measured: Mapping[str, float], results: str = "") 
             _percent([r.error for r in quantized]) if quantized else "-",
             _percent(known) if known else "-",
         )
-    table.add_row("graph (reserved)", "", "", f"{plan.graph_nbytes / MIB:.3f}", "-", "-")
+    table.add_row("graph", "", "", f"{plan.graph_nbytes / MIB:.3f}", "-", "-")
     limit = "" if plan.limit_nbytes is None else f" of {plan.limit_nbytes / MIB:.3f}"
     total = f"{plan.nbytes / MIB:.3f}{limit}"
     table.add_row("total", str(len(plan.rows)), f"{plan.bits_per_weight:.3f} a weight", total)

@@ -79,7 +79,7 @@ def _bars(facts: PlanFacts) -> list[dict[str, Any]]:
     rows: list[tuple[str, int, int | None, int, int | None]] = [
         (g.name, GROUPS.index(g.name), g.tensors, g.nbytes, g.params) for g in facts.groups
     ]
-    rows.append(("graph (reserved)", len(GROUPS), None, plan.graph_nbytes, None))
+    rows.append(("graph", len(GROUPS), None, plan.graph_nbytes, None))
     if facts.unused is not None:
         rows.append(("unused", len(GROUPS) + 1, None, facts.unused, None))
     bars, before = [], 0

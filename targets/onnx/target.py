@@ -18,6 +18,7 @@ from lfmc.parity import ARTIFACT_TOLERANCE, Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.noise import n_bit, noise_rung
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
@@ -145,20 +146,22 @@ class OnnxTarget:
         return KernelReference(program.module, exact=exact)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
-        if not exact:
-            return None
         from lfmc.targets.onnx.activations import rounds_always
 
-        # A float difference of 1e-6 turns an int8 rounding here and there, which shows in the
-        # logits; `operator_parity` is the strict comparison then.
-        return 3e-2 if rounds_always(program) else ARTIFACT_TOLERANCE
+        return ARTIFACT_TOLERANCE if exact and not rounds_always(program) else None
 
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
+        """Every n-bit operator on the inputs that it has in the artifact; then all together."""
+        from lfmc.targets.onnx.activations import KernelReference
         from lfmc.targets.onnx.probe import operator_parity
 
-        return (operator_parity(program, folder, artifact),)
+        alone = operator_parity(program, folder, artifact)
+        if not n_bit(program):
+            return (alone,)
+        alike = KernelReference(program.module, exact=False)
+        return alone, noise_rung(program, alike, self.run(folder))
 
 
 # Bytes of the model file that are not weights: measured, with a margin; an export that needs more

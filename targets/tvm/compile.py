@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lfmc.targets.tvm.linkers import linker_of
 
 LENGTH = "T"  # of the tokens of a call, as functions have it
 CHECK = "check"  # a function that only looks at what it is given
+HALF_DEMAND = re.compile(r"#ifdef cl_khr_fp16\n.*?#error[^\n]*\n#endif\n", re.DOTALL)
 INPUTS = 2  # parameters of a function before its states: tokens and start
 
 
@@ -54,7 +56,9 @@ def target_of(device: Cpu | Gpu) -> Any:
 
 def _prepare(gpu: Gpu) -> None:
     """Have TVM link the right device libraries: its own choice is for waves of 64 threads, which
-    AMD's consumer GPUs have not."""
+    AMD's consumer GPUs have not. And have it ask no OpenCL device for a type that is not used."""
+    if gpu.kind == "opencl":
+        tvm_ffi.register_global_func("tvm_callback_opencl_postproc", _without_demand, override=True)
     if gpu.kind == "rocm":
         import tvm.support.rocm  # registers the function that is replaced here
 
@@ -62,6 +66,14 @@ def _prepare(gpu: Gpu) -> None:
         tvm_ffi.register_global_func(
             "tvm_callback_rocm_bitcode_path", lambda: tvm.runtime.convert(paths), override=True
         )
+
+
+def _without_demand(code: str, _: Any) -> str:
+    """OpenCL code that does not fail where there is no float16: it has pointers to it only."""
+    made = HALF_DEMAND.sub("", code)
+    if "#error" in made:
+        raise ValueError("TVM's OpenCL code makes a demand that lfmc does not know")
+    return made
 
 
 def _pipeline(chunk: int) -> Any:

@@ -19,6 +19,7 @@ from lfmc.program import Program
 from lfmc.targets.tvm.constants import Constants
 from lfmc.targets.tvm.cpus import Cpu
 from lfmc.targets.tvm.gpus import Gpu
+from lfmc.targets.tvm.kernels.builder import halves
 from lfmc.targets.tvm.kernels.sets import CPU, GPU
 from lfmc.targets.tvm.operators import HANDLERS
 from lfmc.targets.tvm.parameters import Parameter
@@ -47,6 +48,7 @@ class Lowering:
         self.program, self.context, self.device = program, context, device
         on_gpu = isinstance(device, Gpu)
         self.kinds, self.kernels = (GPU_KINDS, GPU) if on_gpu else (KINDS, CPU)
+        self._halves = not (isinstance(device, Gpu) and device.kind == "opencl")
         self.handlers, self.constants = HANDLERS, Constants(weights)
         self.builder = relax.BlockBuilder()
         self.operators: dict[str, list[tuple[str, str]]] = {}
@@ -70,5 +72,6 @@ class Lowering:
         key = (make.__name__, args, tuple(sorted(named.items())))
         if key not in self._kernels:
             name = f"{make.__name__}_{len(self._kernels)}"
-            self._kernels[key] = self.builder.add_func(make(*args, **named), name)
+            with halves(self._halves):
+                self._kernels[key] = self.builder.add_func(make(*args, **named), name)
         return self._kernels[key]

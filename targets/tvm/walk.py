@@ -67,7 +67,7 @@ class Walk:
         self.lowering, self.kind, self.kernels = lowering, kind, lowering.kernels
         self.program, self.constants = lowering.program, lowering.constants
         self.config = lowering.program.config
-        self.length = 1 if kind.tokens == 1 else tirx.Var(LENGTH, "int64")
+        self.length = kind.tokens or tirx.Var(LENGTH, "int64")
         self.operators: list[tuple[str, str]] = []
         self._params: dict[str, Any] = {}
         self._once: dict[Any, Any] = {}

@@ -34,6 +34,7 @@ from lfmc.weights import PlannedWeights
 MIXES = {
     "onnx": {"all 4": (4,), "all 2": (2,), "2 and 4": (2, 4), "2, 4 and 8": (2, 4, 8)},
     "executorch": {"all 4": (4,), "all 8": (8,), "4 and 8": (4, 8)},
+    "tvm": {"all 4": (4,), "all 2": (2,), "2 and 4": (2, 4), "2, 3, 4 and 8": (2, 3, 4, 8)},
 }
 BIG = {
     "model_type": "lfm2_moe",

@@ -97,7 +97,7 @@ def test_a_plan_that_was_edited_well_checks(demo: Checkpoint, plan: BitPlan) -> 
 WRONG: list[tuple[Callable[[BitPlan], BitPlan], str]] = [
     (lambda p: replace(p, fingerprint="0" * 64), "fingerprint"),
     (lambda p: replace(p, num_params=5), "num_params"),
-    (lambda p: replace(p, graph_nbytes=5), "graph_nbytes"),
+    (lambda p: replace(p, graph_nbytes=-1), "graph_nbytes"),
     (lambda p: replace(p, rows=p.rows[1:]), EMBEDDING),
     (lambda p: replace(p, rows=(*p.rows, p.rows[0])), EMBEDDING),
     (lambda p: replace(p, rows=(*p.rows, replace(p.rows[0], name="model.x.weight"))), "model.x"),
@@ -112,6 +112,7 @@ WRONG: list[tuple[Callable[[BitPlan], BitPlan], str]] = [
     (lambda p: edited(p, IN_PROJ, importance="abc"), IN_PROJ),
     (lambda p: edited(p, W1, format="int4-g32-asym-float16"), W1),
     (lambda p: replace(p, limit_nbytes=p.nbytes - 1), "limit_nbytes"),
+    (lambda p: replace(p, limit_nbytes=p.nbytes - 1, graph_nbytes=0), "limit_nbytes"),
 ]
 
 

@@ -41,7 +41,7 @@ def test_all_rungs_pass(exported: Exported) -> None:
     _, report = exported
     assert report.verification is not None
     rungs = report.verification.rungs
-    assert [rung.number for rung in rungs] == [1, 2, 3, 3, 3]
+    assert [rung.number for rung in rungs] == [1, 2, 3, 3, 3, 3]
     assert all(rung.passed and rung.skipped is None for rung in rungs)
     quality = report.verification.quality
     assert quality is not None
@@ -54,8 +54,7 @@ def test_the_budget_counts_every_byte_of_the_artifact(exported: Exported) -> Non
     bundle, report = exported
     limit = report.plan.limit_nbytes
     assert limit == int(4.5 * open_checkpoint().num_params / 8)
-    assert bundle.nbytes <= report.plan.nbytes <= limit
-    assert bundle.nbytes >= 0.98 * report.plan.nbytes
+    assert 0.99 * report.plan.nbytes <= bundle.nbytes <= report.plan.nbytes <= limit
 
 
 def test_a_file_that_holds_other_bytes_is_refused() -> None:
@@ -158,7 +157,10 @@ def test_a_plan_is_replayed_to_the_bit(exported: Exported, tmp_path: Path) -> No
 
 
 def test_a_dry_plan_equals_the_exported_one(exported: Exported) -> None:
-    assert lfmc.plan(bits="uniform") == exported[1].plan
+    """But for the graph: the one keeps room for it, the other knows what it took."""
+    dry, plan = lfmc.plan(bits="uniform"), exported[1].plan
+    assert replace(dry, graph_nbytes=plan.graph_nbytes) == plan
+    assert plan.graph_nbytes <= dry.graph_nbytes
 
 
 def test_an_unchecked_export_says_so(tmp_path: Path) -> None:

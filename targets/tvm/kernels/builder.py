@@ -77,6 +77,20 @@ def on_a_thread() -> Iterator[None]:
         _SCOPE.reset(before)
 
 
+_HALVES: ContextVar[bool] = ContextVar("halves", default=True)
+
+
+@contextmanager
+def halves(are_there: bool) -> Iterator[None]:
+    """Whether kernels that are made meanwhile may have values of float16. OpenCL's devices may lack
+    them; what kernels read becomes float32 by a function that all have."""
+    before = _HALVES.set(are_there)
+    try:
+        yield
+    finally:
+        _HALVES.reset(before)
+
+
 def local(size: int, dtype: str = "float32") -> Buffer:
     """A small array, in registers where its indices are numbers. On a CPU it takes a call where it
     has 1 KiB or more."""
@@ -128,6 +142,9 @@ def wide(value: Expr, dtype: str | None = None, lanes: int = LANES) -> Expr:
 def cast(value: Expr, dtype: str) -> Expr:
     """The value itself, where it has the dtype already."""
     lanes = lanes_of(value)
+    if str(value.ty.dtype) == "float16" and not _HALVES.get():
+        assert dtype == "float32"
+        return tirx.call_pure_extern(dtype, "vload_half", i32(0), tirx.address_of(value))
     return tirx.Cast(f"{dtype}x{lanes}" if lanes > 1 else dtype, value)
 
 

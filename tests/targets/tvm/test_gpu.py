@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from lfmc.exporter import Options, export
 from lfmc.parity import cases, compare
 from lfmc.progress import Silent
 from lfmc.rungs import read_back
-from lfmc.stepping import TorchStepper
+from lfmc.stepping import Stepper, TorchStepper
 from lfmc.targets.base import get_target
 from lfmc.targets.tvm import target
 from lfmc.targets.tvm.code_object import check_code_objects
 from lfmc.targets.tvm.gpus import GPUS, Gpu, missing_for
 from lfmc.targets.tvm.parameters import LIBRARY
 from tests.targets.lowering import Choose, Lowered
+from tests.targets.runner import RunnerStepper, as_bundle
+from tests.targets.tvm.pocl import pocl_device
 from tests.targets.tvm.programs import PROGRAMS, mixed
 
 Make = Callable[..., Lowered]
@@ -86,18 +89,35 @@ def test_missing_tools_are_named(
         chosen.check(any_checkpoint("lfm3").config, request)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("kind", ["cuda", "rocm", "opencl"])
+@pytest.mark.parametrize("kind", ["cuda", "rocm"])
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_matrix(lowered: Make, kind: str, name: str, choose: Choose) -> None:
     if not tvm.device(kind).exist:
         pytest.skip(f"TVM finds no {kind} device on this machine")
     device = next(gpu.name for gpu in GPUS.values() if gpu.kind == kind)
     made = lowered(name, choose, "tvm", device=device)
+    assert_matrix(made, made.target.run(made.folder))
+
+
+@pytest.mark.skipif(pocl_device() is None, reason="PoCL is not on this machine")
+@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+def test_matrix_by_opencl(lowered: Make, name: str, choose: Choose, tmp_path: Path) -> None:
+    made = lowered(name, choose, "tvm", device="opencl")
+    vocab_size, context = made.checkpoint.config.vocab_size, made.request.context
+    command = [sys.executable, "-m", "tests.targets.tvm.pocl"]
+    stepper = RunnerStepper(command, as_bundle(made, tmp_path), context, vocab_size)
+    try:
+        assert_matrix(made, stepper)
+    finally:
+        stepper.close()
+
+
+def assert_matrix(made: Lowered, stepper: Stepper) -> None:
     config, context = made.checkpoint.config, made.request.context
     rung = compare(
         3,
         "library",
-        made.target.run(made.folder),
+        stepper,
         TorchStepper(made.program.module, config, context),
         cases(config, context, full=True),
         config.vocab_size,
