@@ -16,13 +16,13 @@ from typing import Any
 from tvm import IRModule, relax
 
 from lfmc.program import Program
-from lfmc.targets.tvm.constants import Constants
+from lfmc.targets.parameters import Parameter
+from lfmc.targets.tvm.constants import TvmConstants
 from lfmc.targets.tvm.cpus import Cpu
 from lfmc.targets.tvm.gpus import Gpu
 from lfmc.targets.tvm.kernels.builder import halves
 from lfmc.targets.tvm.kernels.sets import CPU, GPU
 from lfmc.targets.tvm.operators import HANDLERS
-from lfmc.targets.tvm.parameters import Parameter
 from lfmc.targets.tvm.walk import Kind, Walk
 from lfmc.weights import PlannedWeights
 
@@ -49,7 +49,7 @@ class Lowering:
         on_gpu = isinstance(device, Gpu)
         self.kinds, self.kernels = (GPU_KINDS, GPU) if on_gpu else (KINDS, CPU)
         self._halves = not (isinstance(device, Gpu) and device.kind == "opencl")
-        self.handlers, self.constants = HANDLERS, Constants(weights)
+        self.handlers, self.constants = HANDLERS, TvmConstants(weights)
         self.builder = relax.BlockBuilder()
         self.operators: dict[str, list[tuple[str, str]]] = {}
         self._kernels: dict[Any, Any] = {}

@@ -9,10 +9,10 @@ from torch import fx
 
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
+from lfmc.targets.parameters import Parameter
 from lfmc.targets.tvm.experts import lower_moe
 from lfmc.targets.tvm.kernels.attention import SLOTS, Heads
 from lfmc.targets.tvm.kernels.builder import Columns
-from lfmc.targets.tvm.parameters import Parameter
 from lfmc.targets.tvm.walk import Value, Walk, whole_value
 
 Handler = Callable[[Walk, fx.Node], Any]

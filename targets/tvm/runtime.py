@@ -14,8 +14,10 @@ from torch import Tensor
 from lfmc.errors import InputError, UnsupportedError, first_line
 from lfmc.stepping import require_tokens
 from lfmc.targets.base import require
+from lfmc.targets.parameters import ALIGNMENT, Parameters, open_parameters
 from lfmc.targets.tvm.cpus import machine_flags
-from lfmc.targets.tvm.parameters import ALIGNMENT, LIBRARY, Parameters, open_parameters
+
+LIBRARY = "model.so"
 
 
 def use_all_cores() -> None:

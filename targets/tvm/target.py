@@ -98,10 +98,11 @@ class TvmTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
+        from lfmc.targets.parameters import PARAMETERS, write
         from lfmc.targets.tvm.code_object import check_code_objects
         from lfmc.targets.tvm.compile import compile_library
         from lfmc.targets.tvm.lower import Lowering
-        from lfmc.targets.tvm.parameters import LIBRARY, PARAMETERS, write
+        from lfmc.targets.tvm.runtime import LIBRARY
         from lfmc.targets.tvm.walk import state_name, state_shape
 
         device = find_device(request.options["device"])
@@ -138,7 +139,7 @@ class TvmTarget:
         return Artifact((LIBRARY, PARAMETERS), tuple(lowering.constants.stored), (), facts)
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
-        from lfmc.targets.tvm.parameters import read
+        from lfmc.targets.tvm.readback import read
 
         return read(folder, stored)
 
@@ -160,7 +161,7 @@ class TvmTarget:
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
         """Every n-bit product on the inputs that it has in the artifact; then all together."""
-        from lfmc.targets.tvm.parameters import open_parameters
+        from lfmc.targets.parameters import open_parameters
         from lfmc.targets.tvm.probe import TITLE, operator_parity
 
         if not n_bit(program):

@@ -12,11 +12,11 @@ from tvm import relax, tirx
 from lfmc.model import StateSpec
 from lfmc.passes.pattern import arguments
 from lfmc.targets.base import find_handler
+from lfmc.targets.parameters import Parameter
 from lfmc.targets.tvm.compile import CHECK, LENGTH
 from lfmc.targets.tvm.cpus import Cpu
 from lfmc.targets.tvm.kernels.attention import SLOTS
 from lfmc.targets.tvm.kernels.builder import Columns
-from lfmc.targets.tvm.parameters import Parameter
 
 if TYPE_CHECKING:
     from lfmc.targets.tvm.lower import Lowering

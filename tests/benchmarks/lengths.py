@@ -24,8 +24,7 @@ from lfmc.exporter import Options, build_program, request
 from lfmc.progress import Silent
 from lfmc.targets.base import get_target
 from lfmc.targets.tvm import lower
-from lfmc.targets.tvm.parameters import LIBRARY
-from lfmc.targets.tvm.runtime import TvmStepper
+from lfmc.targets.tvm.runtime import LIBRARY, TvmStepper
 from lfmc.targets.tvm.walk import Kind
 from lfmc.weights import PlannedWeights
 

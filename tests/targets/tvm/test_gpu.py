@@ -19,7 +19,7 @@ from lfmc.targets.base import get_target
 from lfmc.targets.tvm import target
 from lfmc.targets.tvm.code_object import check_code_objects
 from lfmc.targets.tvm.gpus import GPUS, Gpu, missing_for
-from lfmc.targets.tvm.parameters import LIBRARY
+from lfmc.targets.tvm.runtime import LIBRARY
 from tests.targets.lowering import Choose, Lowered
 from tests.targets.runner import RunnerStepper, as_bundle
 from tests.targets.tvm.pocl import pocl_device

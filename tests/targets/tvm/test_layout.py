@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmc.errors import InputError
+from lfmc.targets.parameters import PARAMETERS, Parameter, open_parameters, write
 from lfmc.targets.tvm.layout import (
     pack_codes,
     pack_groups,
@@ -18,7 +19,6 @@ from lfmc.targets.tvm.layout import (
     unpack_groups,
     unpack_zeros,
 )
-from lfmc.targets.tvm.parameters import PARAMETERS, Parameter, open_parameters, write
 
 BITS = st.sampled_from([2, 3, 4, 6, 8])
 SIZES = st.integers(1, 50)

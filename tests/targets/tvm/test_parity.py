@@ -16,9 +16,9 @@ from lfmc.parity import cases, compare
 from lfmc.rungs import read_back
 from lfmc.stepping import TorchStepper
 from lfmc.targets.base import get_target
+from lfmc.targets.parameters import PARAMETERS, open_parameters
 from lfmc.targets.tvm import runtime
-from lfmc.targets.tvm.parameters import LIBRARY, PARAMETERS, open_parameters
-from lfmc.targets.tvm.runtime import TvmStepper
+from lfmc.targets.tvm.runtime import LIBRARY, TvmStepper
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, four_bit, lower

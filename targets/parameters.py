@@ -1,6 +1,6 @@
-"""The parameters file: a safetensors file that is written, and mapped, tensor by tensor.
+"""A parameters file: a safetensors file that is written, and mapped, tensor by tensor.
 
-Its header says what the library's functions take, so that a host needs nothing else: `__metadata__`
+Its header says what an artifact's functions take, so that a host needs nothing else: `__metadata__`
 has the key `lfmc`, JSON. Tensors begin at multiples of 64 bytes, but for those behind one whose
 size is none.
 """
@@ -19,15 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.pack import pack_bits
 from lfmc.errors import InputError
-from lfmc.targets.base import StoredTensor
-from lfmc.targets.tvm.layout import unpack_codes, unpack_groups, unpack_zeros
 
-LIBRARY, PARAMETERS = "model.so", "params.safetensors"
+PARAMETERS = "params.safetensors"
 ALIGNMENT = 64
 KEY = "lfmc"
-# By TVM's dtypes: safetensors' and torch's.
+# By their names: safetensors' and torch's.
 DTYPES: Mapping[str, tuple[str, torch.dtype]] = {
     "uint32": ("U32", torch.uint32),
     "uint8": ("U8", torch.uint8),
@@ -35,6 +32,7 @@ DTYPES: Mapping[str, tuple[str, torch.dtype]] = {
     "float16": ("F16", torch.float16),
     "bfloat16": ("BF16", torch.bfloat16),
     "int32": ("I32", torch.int32),
+    "int64": ("I64", torch.int64),
 }
 
 
@@ -113,31 +111,3 @@ def open_parameters(folder: Path) -> Parameters:
             got=len(data),
         )
     return Parameters(facts, header, data, 8 + size)
-
-
-def read(folder: Path, stored: StoredTensor) -> Tensor:
-    """A constant as `PackedTensor` has it: its name ends in what it is, and how it lies.
-
-    `#codes:BITS:COUNTxROWSxCOLUMNS`, `#zeros:BITS:COUNTxROWSxGROUPS`, `#scales:COUNTxROWSxGROUPS`;
-    `#taps` of a filter; plain values have no such end.
-    """
-    value = open_parameters(folder).tensor(stored.name)
-    _, _, form = stored.name.partition("#")
-    kind, _, rest = form.partition(":")
-    if kind == "taps":
-        return value.T.unsqueeze(1).contiguous()
-    if kind == "":
-        return value.clone()
-    *bits, shape = rest.split(":")
-    count, rows, columns = map(int, shape.split("x"))
-    pieces = [_unpack(kind, piece, bits, rows, columns) for piece in value.view(count, -1)]
-    return pieces[0] if stored.arrangement == "rows" else torch.stack(pieces)
-
-
-def _unpack(kind: str, value: Tensor, bits: list[str], rows: int, columns: int) -> Tensor:
-    if kind == "scales":
-        return unpack_groups(value, rows, columns)
-    width = int(bits[0])
-    if kind == "codes":
-        return pack_bits(unpack_codes(value.view(torch.uint8), width, rows, columns), width)
-    return pack_bits(unpack_zeros(value, width, rows, columns), width)
