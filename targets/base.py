@@ -24,6 +24,7 @@ from lfmc.weights import PlannedWeights
 TARGETS: Mapping[str, str] = {
     "coreml": "lfmc.targets.coreml.target:CoremlTarget",
     "executorch": "lfmc.targets.executorch.target:ExecutorchTarget",
+    "mlir": "lfmc.targets.mlir.target:MlirTarget",
     "onnx": "lfmc.targets.onnx.target:OnnxTarget",
     "tvm": "lfmc.targets.tvm.target:TvmTarget",
 }

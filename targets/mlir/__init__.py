@@ -1,0 +1,1 @@
+"""MLIR by torch-mlir, compiled and run by IREE."""

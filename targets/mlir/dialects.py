@@ -1,0 +1,57 @@
+"""From graphs of ATen operators to MLIR's dialects, by torch-mlir."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+from torch_mlir import ir
+from torch_mlir.dialects import torch as torch_dialect
+from torch_mlir.extras.fx_importer import FxImporter
+from torch_mlir.passmanager import PassManager
+
+from lfmc.errors import UnsupportedError, first_line
+
+IMPORTED = "torchdynamo-export-to-torch-backend-pipeline{extra-library=}"
+# One loop for elementwise operators and the sum behind them.
+FUSED = (
+    "func.func(linalg-generalize-named-ops,linalg-fold-unit-extent-dims,"
+    "linalg-fuse-elementwise-ops,canonicalize,cse)"
+)
+PIPELINES: Mapping[str, tuple[str, ...]] = {
+    "linalg": (IMPORTED, "torch-backend-to-linalg-on-tensors-backend-pipeline", FUSED),
+    "torch": (IMPORTED,),
+    "stablehlo": (IMPORTED, "torch-backend-to-stablehlo-backend-pipeline"),
+    "tosa": (IMPORTED, "torch-backend-to-tosa-backend-pipeline"),
+}
+
+
+def module_of(graphs: Mapping[str, fx.GraphModule], dialect: str) -> Any:
+    """A module with a function for each graph."""
+    context = ir.Context()
+    torch_dialect.register_dialect(context)
+    importer = FxImporter(context=context)
+    for name, graph in graphs.items():
+        importer.import_graph_module(graph, func_name=name)
+    for pipeline in PIPELINES[dialect]:
+        run_passes(importer.module, pipeline)
+    return importer.module
+
+
+def run_passes(module: Any, pipeline: str) -> None:
+    """Run passes on a module; raises `UnsupportedError` with what MLIR says."""
+    with module.context as context:
+        context.emit_error_diagnostics = True
+        try:
+            PassManager.parse(f"builtin.module({pipeline})").run(module.operation)
+        except ir.MLIRError as error:
+            raise UnsupportedError(
+                "torch-mlir can't lower the model to this dialect", got=first_line(error)
+            ) from error
+
+
+def write_bytecode(module: Any, path: Path) -> None:
+    with path.open("wb") as file:
+        module.operation.write_bytecode(file)

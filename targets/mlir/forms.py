@@ -1,0 +1,386 @@
+"""The program's operators as plain torch, in the forms that MLIR's compilers make good code of.
+
+Values are float32 `[1, T, width]` as in the program; states are `[taps - 1, H]` of a filter, keys
+`[K, D, C]`, values `[K, C, D]`. A product of one token is elementwise operators and one sum over
+the packed codes themselves, which a compiler fuses into one loop; of more tokens it is a matmul of
+a matrix that is unpacked first. Experts are gathered: only the chosen ones are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from lfmc.calib_free.formats import Format
+from lfmc.model.attention import visible
+from lfmc.model.rope import inverse_frequencies, rotate, rotation
+from lfmc.passes.pattern import arguments
+from lfmc.program import Program, operator_name
+from lfmc.targets.mlir.constants import Matrix, MlirConstants
+from lfmc.targets.mlir.layout import EIGHTHS, ROWS
+from lfmc.targets.mlir.unpacking import Unpacking
+from lfmc.targets.parameters import Parameter
+
+Given = Callable[[Parameter], Tensor]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A constant of the program that no operator has asked for yet."""
+
+    sources: tuple[str, ...]
+
+
+class Forms:
+    """Runs a program with parameters that `given` supplies; traced, that is a graph of theirs."""
+
+    def __init__(
+        self, program: Program, constants: MlirConstants, given: Given, unpacking: Unpacking
+    ) -> None:
+        self.program, self.constants = program, constants
+        self.given, self.unpacking = given, unpacking
+
+    def run(
+        self, tokens: Tensor, start: Tensor, states: Sequence[Tensor], *, last_only: bool
+    ) -> tuple[Tensor, ...]:
+        """Logits `[T, V]`, or `[1, V]` of the last, of tokens int64 `[T]` that come at position
+        `start` int64 `[1]`, and the new states."""
+        positions = start + torch.arange(len(tokens))
+        inputs = iter([tokens.unsqueeze(0), positions, *states])
+        known: dict[fx.Node, Any] = {}
+        results: Sequence[fx.Node] = arguments(self.program.graph.output_node())[0]
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                known[node] = next(inputs)
+            elif node.op == "get_attr":
+                known[node] = self._held(node)
+            elif node.op == "call_function":
+                if node is results[0] and last_only:
+                    hidden = node.all_input_nodes[0]
+                    known[hidden] = known[hidden][:, -1:]
+                known[node] = self._call(node, known)
+        logits, *new = (known[node] for node in results)
+        return (logits[0], *new)
+
+    def _held(self, node: fx.Node) -> Any:
+        """A constant; rotary steps follow from the configuration."""
+        name = str(node.target)
+        weight = self.program.weights[name]
+        if weight.part != "constant":
+            return Held(weight.sources)
+        config, kind = self.program.config, name.removeprefix("rope.")
+        return self.given(
+            self.constants.of_config(name, lambda: inverse_frequencies(config, kind).float())
+        )
+
+    def _call(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+        name = operator_name(node)
+        if name in HANDLERS:
+            return HANDLERS[name](self, *fx.map_arg(arguments(node), known.__getitem__))
+        if name.startswith("lfm."):
+            raise ValueError(f"there is no form for {name}")
+
+        def value(argument: fx.Node) -> Any:
+            found = known[argument]
+            return self.floats(found) if isinstance(found, Held) else found
+
+        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def floats(self, held: Held, *, taps: bool = False) -> Tensor:
+        """A constant that stays float, in float32."""
+        return self.given(self.constants.floats(held.sources, taps=taps)).float()
+
+    def optional(self, held: Held | None) -> Tensor | float:
+        """A bias, or the number that adds nothing."""
+        return 0.0 if held is None else self.floats(held)
+
+    def zeros(self, matrix: Matrix) -> Tensor | None:
+        """Zero points as `prepare` left them, uint8 `[..., G, 16]`."""
+        return None if matrix.zeros is None else self.given(matrix.zeros)
+
+
+def unpack_zeros(packed: Tensor, bits: int, unpacking: Unpacking) -> Tensor:
+    """What `prepare` does: zero points uint8 `[..., G, bits, 1, 2]` to one a byte, `[..., G, 16]`."""
+    return unpacking.spread(packed, bits).flatten(-3).to(torch.uint8)
+
+
+def _whole(
+    forms: Forms, units: Tensor, scales: Tensor, zeros: Tensor | None, format: Format
+) -> Tensor:
+    """A matrix, or rows of blocks: float32 `[N / 16, K, 16]`."""
+    codes = forms.unpacking.spread(units, format.bits)  # (N / 16, G, 8, S, 16)
+    centred = codes - _middle(format, zeros, 2)
+    value = centred * scales.float()[..., None, None, :]
+    return value.flatten(-4, -2)
+
+
+def _middle(format: Format, zeros: Tensor | None, dims: int) -> Tensor | float:
+    """What is taken from codes: zero points with `dims` more dims before the lanes, or a number."""
+    if zeros is None:
+        return float(1 << (format.bits - 1))
+    value = zeros.float()
+    for _ in range(dims):
+        value = value.unsqueeze(-2)
+    return value
+
+
+def _vectors(
+    forms: Forms,
+    x: Tensor,
+    units: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    format: Format,
+) -> Tensor:
+    """Products `[M, N]` of vectors `[M, K]`, each with a matrix of its own, or all with one: one
+    sum over the codes as they lie."""
+    middle = _middle(format, zeros, 1)
+    size = format.group // EIGHTHS
+    parts = x.view(x.shape[0], 1, -1, EIGHTHS, size, 1)  # (M, 1, G, 8, S, 1)
+    total = None
+    for eighth in range(EIGHTHS):
+        codes = forms.unpacking.eighth(units, format.bits, eighth)
+        term = parts[:, :, :, eighth] * (codes - middle)
+        total = term if total is None else total + term
+    assert total is not None
+    return (total * scales.float().unsqueeze(-2)).sum((2, 3)).flatten(1)
+
+
+def _product(forms: Forms, x: Tensor, matrix: Matrix) -> Tensor:
+    """`x` `[T, K]` times a matrix, `[T, N]`."""
+    units, scales = forms.given(matrix.codes), forms.given(matrix.scales)
+    zeros, format = forms.zeros(matrix), matrix.format
+    if x.shape[0] == 1:
+        lead = None if zeros is None else zeros[None]
+        return _vectors(forms, x, units[None], scales[None], lead, format)
+    whole = _whole(forms, units, scales, zeros, format)
+    return x @ whole.permute(1, 0, 2).flatten(1)
+
+
+def _embedding(
+    forms: Forms, ids: Tensor, codes: Held, scales: Any, zeros: Any, *numbers: int
+) -> Tensor:
+    """Rows of a table: the block of each, of which one lane is kept."""
+    matrix = forms.constants.matrix(codes.sources)
+    block, lane = forms.unpacking.block_and_lane(ids.flatten())
+    points = forms.zeros(matrix)
+    rows = _whole(
+        forms,
+        forms.given(matrix.codes)[block],
+        forms.given(matrix.scales)[block],
+        None if points is None else points[block],
+        matrix.format,
+    )
+    own = (torch.arange(ROWS) == lane[:, None]).float()[:, None]
+    return (rows * own).sum(-1).view(*ids.shape, -1)
+
+
+def _linear(
+    forms: Forms,
+    x: Tensor,
+    codes: Held,
+    scales: Any,
+    zeros: Any,
+    bias: Held | None,
+    *numbers: int,
+) -> Tensor:
+    y = _product(forms, x.flatten(0, -2), forms.constants.matrix(codes.sources))
+    return (y + forms.optional(bias)).view(*x.shape[:-1], -1)
+
+
+def _rms_norm(forms: Forms, x: Tensor, weight: Held, eps: float) -> Tensor:
+    return _normalized(x, forms.floats(weight), eps)
+
+
+def _normalized(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * (x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps))
+
+
+def _add_rms_norm(
+    forms: Forms, x: Tensor, residual: Tensor, weight: Held, eps: float
+) -> tuple[Tensor, Tensor]:
+    total = residual + x
+    return _normalized(total, forms.floats(weight), eps), total
+
+
+def _swiglu(forms: Forms, gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+def _gated_short_conv(
+    forms: Forms, bcx: Tensor, weight: Held, bias: Held | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    taps = forms.floats(weight, taps=True)
+    gate, out_gate, value = bcx[0].chunk(3, -1)
+    newest = gate * value  # (T, H)
+    count, back = newest.shape[0], state.shape[0]
+    if count == 1:
+        seen = [*(state[k : k + 1] for k in range(back)), newest]
+        after = torch.cat(seen[1:])
+    else:
+        whole = torch.cat([state, newest])
+        seen = [whole[k : k + count] for k in range(back + 1)]
+        after = whole[count:]
+    mixed = seen[0] * taps[0]
+    for part, tap in zip(seen[1:], taps[1:], strict=True):
+        mixed = mixed + part * tap
+    return (out_gate * (mixed + forms.optional(bias)))[None], after
+
+
+def _attention(
+    forms: Forms,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_norm: Held,
+    k_norm: Held,
+    inv_freq: Tensor,
+    positions: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    eps: float,
+    window: int,
+    cache_write: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads, dim, context = keys.shape
+    count = q.shape[1]
+    turns = rotation(positions, inv_freq)
+
+    def turned(x: Tensor, norm: Held) -> Tensor:
+        rows = _normalized(x[0].unflatten(-1, (-1, dim)), forms.floats(norm), eps)
+        return rotate(rows.transpose(0, 1), *turns)  # (heads, T, D)
+
+    slots = torch.arange(context) - positions[:1]
+    keys = _write(keys.transpose(1, 2), turned(k, k_norm), slots).transpose(1, 2)
+    values = _write(values, v[0].unflatten(-1, (-1, dim)).transpose(0, 1), slots)
+    rows = turned(q, q_norm).reshape(heads, -1, dim)  # queries that share a key are rows
+    scores = (rows @ keys).view(heads, -1, count, context) * dim**-0.5
+    mask = visible(positions, context, window or None)
+    scores = torch.where(mask, scores, -1e30)
+    powers = torch.exp(scores - scores.amax(-1, keepdim=True))
+    shares = powers / powers.sum(-1, keepdim=True)
+    mixed = (shares.view(heads, -1, context) @ values).view(-1, count, dim)
+    return mixed.transpose(0, 1)[None], keys, values
+
+
+def _write(cache: Tensor, new: Tensor, slots: Tensor) -> Tensor:
+    """`cache` `[K, C, D]` with `new` `[K, T, D]` where `slots` `[C]`, counted from the first new
+    one, are 0 to T - 1."""
+    count = new.shape[1]
+    if count == 1:
+        return torch.where((slots == 0)[:, None], new, cache)
+    inside = ((slots >= 0) & (slots < count))[:, None]
+    return torch.where(inside, new.index_select(1, slots.clamp(0, count - 1)), cache)
+
+
+def _moe(
+    forms: Forms,
+    x: Tensor,
+    scores: Tensor,
+    choice: Tensor,
+    w1: Sequence[Held],
+    w3: Sequence[Held],
+    w2: Sequence[Held],
+    top_k: int,
+    normalize: bool,
+    scale: float,
+) -> Tensor:
+    """`x` `[N, H]`; every place of every token gathers its expert's matrices, once for each
+    combination of formats that the layer's experts have."""
+    chosen, shares = _choose(scores, choice, top_k, normalize, scale)
+    count, size = x.shape
+    inputs = x[:, None].expand(count, top_k, size).reshape(-1, size)
+    names = [tuple(own.sources[0] for own in three) for three in zip(w1, w3, w2, strict=True)]
+    total = None
+    for members, own in _kinds(forms, names):
+        place, share = chosen.flatten(), shares.flatten()
+        if len(own) < len(names):
+            table = forms.constants.of_config(
+                f"{own[0][0]}#places", lambda members=members: torch.tensor(members).float()
+            )
+            found = forms.given(table)[place]
+            place = found.clamp(min=0).to(torch.int64)
+            share = share * (found >= 0)
+        one, three, two = zip(*own, strict=True)
+        inner = F.silu(_experts(forms, inputs, place, one)) * _experts(forms, inputs, place, three)
+        part = _experts(forms, inner, place, two) * share[:, None]
+        total = part if total is None else total + part
+    assert total is not None
+    return total.view(count, top_k, -1).sum(1)
+
+
+def _choose(
+    scores: Tensor, choice: Tensor, top_k: int, normalize: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """What `lfmc.model.experts.choose_experts` does, one maximum after the other."""
+    experts = torch.arange(choice.shape[1])
+    chosen, weights = [], []
+    for _ in range(top_k):
+        best = choice.argmax(-1, keepdim=True)
+        own = experts == best
+        chosen.append(best)
+        weights.append((scores * own).sum(-1, keepdim=True))
+        choice = torch.where(own, -1e30, choice)
+    shares = torch.cat(weights, 1)
+    if normalize:
+        shares = shares / (shares.sum(-1, keepdim=True) + 1e-6)
+    return torch.cat(chosen, 1), shares * scale
+
+
+def _kinds(
+    forms: Forms, experts: Sequence[tuple[str, ...]]
+) -> list[tuple[list[int], list[tuple[str, ...]]]]:
+    """Experts whose matrices have the same formats, and where each expert is among them, or -1."""
+    formats = [tuple(map(forms.constants.weights.format, names)) for names in experts]
+    kinds = []
+    for kind in dict.fromkeys(formats):
+        own = [index for index, other in enumerate(formats) if other == kind]
+        members = [own.index(index) if index in own else -1 for index in range(len(experts))]
+        kinds.append((members, [experts[index] for index in own]))
+    return kinds
+
+
+def _experts(forms: Forms, x: Tensor, place: Tensor, names: tuple[str, ...]) -> Tensor:
+    """Products of `x` `[M, K]` with the experts at `place` `[M]` among those of `names`."""
+    constants = forms.constants
+    if not isinstance(constants.weights.format(names[0]), Format):
+        weights = forms.given(constants.float_stack(names))[place].float()
+        return (weights * x[:, None]).sum(-1)
+    matrix = constants.stack(names)
+    zeros = forms.zeros(matrix)
+    return _vectors(
+        forms,
+        x,
+        forms.given(matrix.codes)[place],
+        forms.given(matrix.scales)[place],
+        None if zeros is None else zeros[place],
+        matrix.format,
+    )
+
+
+def _dequantize(forms: Forms, codes: Held, *rest: Any) -> Held:
+    return codes
+
+
+def _getitem(forms: Forms, values: Any, index: int) -> Any:
+    return values[index]
+
+
+HANDLERS: Mapping[str, Callable[..., Any]] = {
+    "getitem": _getitem,
+    "lfm.add_rms_norm": _add_rms_norm,
+    "lfm.attention": _attention,
+    "lfm.dequantize": _dequantize,
+    "lfm.embedding_nbits": _embedding,
+    "lfm.gated_short_conv": _gated_short_conv,
+    "lfm.linear_nbits": _linear,
+    "lfm.moe": _moe,
+    "lfm.rms_norm": _rms_norm,
+    "lfm.swiglu": _swiglu,
+}

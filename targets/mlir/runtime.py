@@ -1,0 +1,94 @@
+"""Running a module by IREE's runtime, the way an app does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfmc.errors import InputError, first_line
+from lfmc.stepping import require_tokens
+from lfmc.targets.base import require
+from lfmc.targets.mlir.devices import DEVICES
+from lfmc.targets.parameters import PARAMETERS, open_parameters
+
+MODULE = "model.vmfb"
+
+
+class IreeStepper:
+    """One conversation with a module; `reset` fills the states with zeros."""
+
+    def __init__(self, folder: Path) -> None:
+        require("iree.runtime", "mlir")
+        facts = open_parameters(folder).facts
+        self.context, self._vocab = int(facts["context"]), int(facts["vocab_size"])
+        self._lengths: list[int] = facts["lengths"]
+        self._shapes: list[list[int]] = [state["shape"] for state in facts["states"]]
+        path = folder / MODULE
+        if not path.is_file():
+            raise InputError("there is no module", where=path)
+        try:
+            self._functions = _load(folder, DEVICES[facts["device"]].driver)
+        except Exception as error:  # IREE raises whatever its loader raises
+            raise InputError(
+                "IREE's runtime can't load the module",
+                where=path,
+                got=first_line(error),
+                todo="it may be damaged, of another bundle, or of another version of IREE",
+            ) from error
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._length = 0
+        self._states: list[Any] = [np.zeros(shape, np.float32) for shape in self._shapes]
+
+    def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Float32 logits `[T, V]` of the tokens that come next."""
+        pieces = self._pieces(tokens)
+        return torch.cat([self._call("score", piece) for piece in pieces])
+
+    def prefill(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Float32 logits `[1, V]` of the last of the tokens that come next."""
+        for piece in self._pieces(tokens):
+            logits = self._call("prefill", piece)
+        return logits
+
+    def _pieces(self, tokens: Sequence[int] | Tensor) -> list[Tensor]:
+        """Tokens in calls of the lengths that there are functions for."""
+        ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(-1)
+        require_tokens(ids, self._length, self.context, self._vocab)
+        pieces, at = [], 0
+        while at < len(ids):
+            size = next(n for n in self._lengths if n <= len(ids) - at)
+            pieces.append(ids[at : at + size])
+            at += size
+        return pieces
+
+    def _call(self, name: str, ids: Tensor) -> Tensor:
+        function = self._functions["decode" if len(ids) == 1 else f"{name}_{len(ids)}"]
+        start = np.array([self._length], np.int64)
+        logits, *self._states = function(ids.numpy(), start, *self._states)
+        self._length += len(ids)
+        return torch.from_numpy(np.array(logits.to_host()))
+
+
+def _load(folder: Path, driver: str) -> Any:
+    """The module's functions by name, on mapped parameters."""
+    import iree.runtime as runtime
+
+    config = runtime.Config(driver)
+    index = runtime.ParameterIndex()
+    index.load(str(folder / PARAMETERS))
+    provider = index.create_provider(scope="model")
+    modules = [
+        runtime.create_io_parameters_module(config.vm_instance, provider),
+        runtime.create_hal_module(config.vm_instance, config.device),
+        runtime.VmModule.mmap(config.vm_instance, str(folder / MODULE)),
+    ]
+    context = runtime.SystemContext(vm_modules=modules, config=config)
+    return context.modules[modules[-1].name]

@@ -1,0 +1,164 @@
+"""The MLIR target: capabilities and verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import Capabilities, Format, unpadded
+from lfmc.errors import UnsupportedError
+from lfmc.model import DecoderConfig
+from lfmc.parity import ARTIFACT_TOLERANCE, Rung
+from lfmc.program import Program
+from lfmc.stepping import Stepper
+from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.mlir.devices import DEVICES, why_not_here
+from lfmc.targets.mlir.layout import ROWS
+from lfmc.trace import TraceSpec
+from lfmc.weights import PlannedWeights
+
+BYTECODE = "model.mlirbc"
+FORMATS = tuple(
+    Format(bits, group, symmetric, "float16")
+    for bits in (2, 3, 4, 6, 8)
+    for group in (32, 64, 128)
+    for symmetric in (True, False)
+)
+DIALECTS = ("linalg", "torch", "stablehlo", "tosa")
+
+
+@dataclass(frozen=True)
+class MlirTarget:
+    """MLIR by torch-mlir, compiled by IREE; parameters in a file of their own."""
+
+    name: ClassVar[str] = "mlir"
+    extra: ClassVar[str] = "mlir"
+    packages: ClassVar[tuple[str, ...]] = ("torch_mlir", "iree.compiler", "iree.runtime")
+    options: ClassVar[tuple[TargetOption, ...]] = (
+        TargetOption("dialect", DIALECTS, "of the module that is shipped beside the compiled one"),
+        TargetOption("device", tuple(DEVICES), "what IREE compiles for; cpu is this machine's"),
+        TargetOption("chunk", ("64", "16", "32", "128"), "tokens of a long call"),
+    )
+    lowering_bytes: ClassVar[float] = 2.5
+    exact: ClassVar[bool] = True
+
+    def capabilities(self, config: DecoderConfig) -> Capabilities:
+        moe, hidden = config.moe, config.hidden_size
+        inner = config.num_heads * config.head_dim
+        return Capabilities(
+            linear=unpadded(FORMATS, hidden, config.ffn_size, inner),
+            embedding=unpadded(FORMATS, hidden),
+            expert=unpadded(FORMATS, hidden, moe.ffn_size) if moe else (),
+            floats=("float32", "bfloat16", "float16"),
+            merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
+            expert_unit="matrix",
+            negative_scales=True,
+            graph_nbytes=_graph_nbytes(config),
+        )
+
+    def check(self, config: DecoderConfig, request: Request) -> None:
+        for package in self.packages:
+            require(package, self.extra)
+        sizes = {
+            "vocabulary": config.vocab_size,
+            "hidden size": config.hidden_size,
+            "size of a key or value projection": config.num_kv_heads * config.head_dim,
+            "size of the feed-forward": config.ffn_size,
+            "size of an expert": config.moe.ffn_size if config.moe else ROWS,
+        }
+        for name, size in sizes.items():
+            if size % ROWS:
+                raise UnsupportedError(
+                    f"the {name} is no multiple of {ROWS}, which the layout takes at once", got=size
+                )
+
+    def missing_tools(self) -> Mapping[str, Sequence[str]]:
+        return {}
+
+    def why_not_here(self, request: Request) -> str | None:
+        return why_not_here(DEVICES[request.options["device"]])
+
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
+        return TraceSpec(context=request.context, batch=1, length=None)
+
+    def lower(
+        self, program: Program, weights: PlannedWeights, request: Request, folder: Path
+    ) -> Artifact:
+        from lfmc.targets.mlir.dialects import write_bytecode
+        from lfmc.targets.mlir.graphs import state_shape
+        from lfmc.targets.mlir.iree import compile_module, with_parameters
+        from lfmc.targets.mlir.lower import Lowering
+        from lfmc.targets.mlir.runtime import MODULE
+        from lfmc.targets.parameters import PARAMETERS, write
+
+        chunk = min(int(request.options["chunk"]), request.context)
+        lowering = Lowering(program, weights, chunk, request.options["dialect"])
+        module = lowering.module()
+        write_bytecode(module, folder / BYTECODE)
+        device = DEVICES[request.options["device"]]
+        compile_module(with_parameters(module, lowering.graphs), device, folder / MODULE)
+        graphs = lowering.graphs
+        states = [
+            {
+                "name": f"{spec.kind}_{spec.layer}",
+                "shape": list(state_shape(spec)),
+                "dtype": "float32",
+                "kept_by": "the app",
+                "reset": "zeros",
+            }
+            for spec in program.states
+        ]
+        facts: dict[str, Any] = {
+            "device": device.name,
+            "dialect": request.options["dialect"],
+            "chunk": chunk,
+            "lengths": sorted({kind.tokens for kind in graphs.kinds}, reverse=True),
+            "functions": [kind.name for kind in graphs.kinds],
+            "states": states,
+        }
+        held = {
+            **facts,
+            "context": request.context,
+            "vocab_size": program.config.vocab_size,
+            "parameters": [own.name for own in graphs.parameters],
+            "prepare": [own.name for own in graphs.packed],
+        }
+        write(folder / PARAMETERS, graphs.parameters, held)
+        files = (MODULE, PARAMETERS, BYTECODE)
+        return Artifact(files, tuple(lowering.constants.stored), (), facts)
+
+    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
+        from lfmc.targets.mlir.constants import read
+
+        return read(folder, stored)
+
+    def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        from lfmc.targets.mlir.runtime import IreeStepper
+
+        return IreeStepper(folder)
+
+    def reference(self, program: Program, request: Request, *, exact: bool) -> torch.nn.Module:
+        return program.module
+
+    def tolerance(self, program: Program, *, exact: bool) -> float | None:
+        return ARTIFACT_TOLERANCE
+
+    def operator_parity(
+        self, program: Program, folder: Path, artifact: Artifact
+    ) -> tuple[Rung, ...]:
+        """None: nothing is rounded, so the whole matrix is exact."""
+        return ()
+
+
+# Bytes of the compiled module and of the shipped one: measured, with a margin.
+GRAPH = 300_000
+GRAPH_PER_LAYER = 60_000
+
+
+def _graph_nbytes(config: DecoderConfig) -> int:
+    return GRAPH + GRAPH_PER_LAYER * config.num_layers
