@@ -28,11 +28,11 @@ KEY = "lfmc"
 DTYPES: Mapping[str, tuple[str, torch.dtype]] = {
     "uint32": ("U32", torch.uint32),
     "uint8": ("U8", torch.uint8),
+    "int8": ("I8", torch.int8),
     "float32": ("F32", torch.float32),
     "float16": ("F16", torch.float16),
     "bfloat16": ("BF16", torch.bfloat16),
     "int32": ("I32", torch.int32),
-    "int64": ("I64", torch.int64),
 }
 
 

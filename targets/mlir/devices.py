@@ -25,6 +25,7 @@ def _cpu(name: str, *flags: str) -> Device:
     common = (
         "--iree-hal-target-device=local",
         "--iree-hal-local-target-device-backends=llvm-cpu",
+        "--iree-llvmcpu-stack-allocation-limit=65536",
     )
     return Device(name, "local-task", (*common, *flags))
 

@@ -20,11 +20,17 @@ FUSED = (
     "func.func(linalg-generalize-named-ops,linalg-fold-unit-extent-dims,"
     "linalg-fuse-elementwise-ops,canonicalize,cse)"
 )
-PIPELINES: Mapping[str, tuple[str, ...]] = {
-    "linalg": (IMPORTED, "torch-backend-to-linalg-on-tensors-backend-pipeline", FUSED),
-    "torch": (IMPORTED,),
-    "stablehlo": (IMPORTED, "torch-backend-to-stablehlo-backend-pipeline"),
-    "tosa": (IMPORTED, "torch-backend-to-tosa-backend-pipeline"),
+FROM_TORCH: Mapping[str, tuple[str, ...]] = {
+    "linalg": ("torch-backend-to-linalg-on-tensors-backend-pipeline", FUSED),
+    "torch": (),
+    "stablehlo": ("torch-backend-to-stablehlo-backend-pipeline",),
+    "tosa": ("torch-backend-to-tosa-backend-pipeline",),
+}
+TO_LINALG: Mapping[str, tuple[str, ...]] = {
+    "linalg": (),
+    "torch": FROM_TORCH["linalg"],
+    "stablehlo": ("stablehlo-legalize-to-linalg", FUSED),
+    "tosa": ("tosa-to-linalg-pipeline", "func.func(tosa-to-tensor,tosa-to-arith)", FUSED),
 }
 
 
@@ -32,12 +38,24 @@ def module_of(graphs: Mapping[str, fx.GraphModule], dialect: str) -> Any:
     """A module with a function for each graph."""
     context = ir.Context()
     torch_dialect.register_dialect(context)
-    importer = FxImporter(context=context)
+    with ir.Location.unknown(context):
+        whole = ir.Module.create()
     for name, graph in graphs.items():
+        # One at a time: on the way to StableHLO a module has to have a single function.
+        importer = FxImporter(context=context)
         importer.import_graph_module(graph, func_name=name)
-    for pipeline in PIPELINES[dialect]:
-        run_passes(importer.module, pipeline)
-    return importer.module
+        for pipeline in (IMPORTED, *FROM_TORCH[dialect]):
+            run_passes(importer.module, pipeline)
+        for operation in list(importer.module.body.operations):
+            operation.detach_from_parent()
+            whole.body.append(operation)
+    return whole
+
+
+def to_linalg(module: Any, dialect: str) -> None:
+    """Lower a module, as it is shipped, to what IREE takes."""
+    for pipeline in TO_LINALG[dialect]:
+        run_passes(module, pipeline)
 
 
 def run_passes(module: Any, pipeline: str) -> None:

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from lfmc.calib_free.formats import Format
-from lfmc.model.attention import visible
 from lfmc.model.rope import inverse_frequencies, rotate, rotation
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
@@ -48,9 +47,9 @@ class Forms:
     def run(
         self, tokens: Tensor, start: Tensor, states: Sequence[Tensor], *, last_only: bool
     ) -> tuple[Tensor, ...]:
-        """Logits `[T, V]`, or `[1, V]` of the last, of tokens int64 `[T]` that come at position
-        `start` int64 `[1]`, and the new states."""
-        positions = start + torch.arange(len(tokens))
+        """Logits `[T, V]`, or `[1, V]` of the last, of tokens int32 `[T]` that come at position
+        `start` int32 `[1]`, and the new states."""
+        positions = start + _count(len(tokens))
         inputs = iter([tokens.unsqueeze(0), positions, *states])
         known: dict[fx.Node, Any] = {}
         results: Sequence[fx.Node] = arguments(self.program.graph.output_node())[0]
@@ -105,9 +104,14 @@ class Forms:
         return None if matrix.zeros is None else self.given(matrix.zeros)
 
 
+def _count(end: int) -> Tensor:
+    """0 to `end`, int32: TOSA has no wider integers."""
+    return torch.arange(end, dtype=torch.int32)
+
+
 def unpack_zeros(packed: Tensor, bits: int, unpacking: Unpacking) -> Tensor:
-    """What `prepare` does: zero points uint8 `[..., G, bits, 1, 2]` to one a byte, `[..., G, 16]`."""
-    return unpacking.spread(packed, bits).flatten(-3).to(torch.uint8)
+    """What `prepare` does: zero points uint8 `[..., G, bits, 1, 2]`, one a byte `[..., G, 16]`."""
+    return unpacking.byte(unpacking.spread(packed, bits).flatten(-3))
 
 
 def _whole(
@@ -115,16 +119,16 @@ def _whole(
 ) -> Tensor:
     """A matrix, or rows of blocks: float32 `[N / 16, K, 16]`."""
     codes = forms.unpacking.spread(units, format.bits)  # (N / 16, G, 8, S, 16)
-    centred = codes - _middle(format, zeros, 2)
+    centred = codes - _middle(forms, format, zeros, 2)
     value = centred * scales.float()[..., None, None, :]
     return value.flatten(-4, -2)
 
 
-def _middle(format: Format, zeros: Tensor | None, dims: int) -> Tensor | float:
+def _middle(forms: Forms, format: Format, zeros: Tensor | None, dims: int) -> Tensor | float:
     """What is taken from codes: zero points with `dims` more dims before the lanes, or a number."""
     if zeros is None:
         return float(1 << (format.bits - 1))
-    value = zeros.float()
+    value = forms.unpacking.number(zeros)
     for _ in range(dims):
         value = value.unsqueeze(-2)
     return value
@@ -140,7 +144,7 @@ def _vectors(
 ) -> Tensor:
     """Products `[M, N]` of vectors `[M, K]`, each with a matrix of its own, or all with one: one
     sum over the codes as they lie."""
-    middle = _middle(format, zeros, 1)
+    middle = _middle(forms, format, zeros, 1)
     size = format.group // EIGHTHS
     parts = x.view(x.shape[0], 1, -1, EIGHTHS, size, 1)  # (M, 1, G, 8, S, 1)
     total = None
@@ -172,12 +176,12 @@ def _embedding(
     points = forms.zeros(matrix)
     rows = _whole(
         forms,
-        forms.given(matrix.codes)[block],
-        forms.given(matrix.scales)[block],
-        None if points is None else points[block],
+        forms.given(matrix.codes).index_select(0, block),
+        forms.given(matrix.scales).index_select(0, block),
+        None if points is None else points.index_select(0, block),
         matrix.format,
     )
-    own = (torch.arange(ROWS) == lane[:, None]).float()[:, None]
+    own = (_count(ROWS) == lane[:, None]).float()[:, None]
     return (rows * own).sum(-1).view(*ids.shape, -1)
 
 
@@ -256,12 +260,13 @@ def _attention(
         rows = _normalized(x[0].unflatten(-1, (-1, dim)), forms.floats(norm), eps)
         return rotate(rows.transpose(0, 1), *turns)  # (heads, T, D)
 
-    slots = torch.arange(context) - positions[:1]
+    slots = _count(context) - positions[:1]
     keys = _write(keys.transpose(1, 2), turned(k, k_norm), slots).transpose(1, 2)
     values = _write(values, v[0].unflatten(-1, (-1, dim)).transpose(0, 1), slots)
     rows = turned(q, q_norm).reshape(heads, -1, dim)  # queries that share a key are rows
     scores = (rows @ keys).view(heads, -1, count, context) * dim**-0.5
-    mask = visible(positions, context, window or None)
+    seen = _count(context) <= positions[:, None]
+    mask = seen & (_count(context) > positions[:, None] - window) if window else seen
     scores = torch.where(mask, scores, -1e30)
     powers = torch.exp(scores - scores.amax(-1, keepdim=True))
     shares = powers / powers.sum(-1, keepdim=True)
@@ -304,8 +309,8 @@ def _moe(
             table = forms.constants.of_config(
                 f"{own[0][0]}#places", lambda members=members: torch.tensor(members).float()
             )
-            found = forms.given(table)[place]
-            place = found.clamp(min=0).to(torch.int64)
+            found = forms.given(table).index_select(0, place)
+            place = found.clamp(min=0).to(torch.int32)
             share = share * (found >= 0)
         one, three, two = zip(*own, strict=True)
         inner = F.silu(_experts(forms, inputs, place, one)) * _experts(forms, inputs, place, three)
@@ -319,10 +324,10 @@ def _choose(
     scores: Tensor, choice: Tensor, top_k: int, normalize: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """What `lfmc.model.experts.choose_experts` does, one maximum after the other."""
-    experts = torch.arange(choice.shape[1])
+    experts = _count(choice.shape[1])
     chosen, weights = [], []
     for _ in range(top_k):
-        best = choice.argmax(-1, keepdim=True)
+        best = choice.argmax(-1, keepdim=True).to(torch.int32)
         own = experts == best
         chosen.append(best)
         weights.append((scores * own).sum(-1, keepdim=True))
@@ -350,16 +355,16 @@ def _experts(forms: Forms, x: Tensor, place: Tensor, names: tuple[str, ...]) -> 
     """Products of `x` `[M, K]` with the experts at `place` `[M]` among those of `names`."""
     constants = forms.constants
     if not isinstance(constants.weights.format(names[0]), Format):
-        weights = forms.given(constants.float_stack(names))[place].float()
+        weights = forms.given(constants.float_stack(names)).index_select(0, place).float()
         return (weights * x[:, None]).sum(-1)
     matrix = constants.stack(names)
     zeros = forms.zeros(matrix)
     return _vectors(
         forms,
         x,
-        forms.given(matrix.codes)[place],
-        forms.given(matrix.scales)[place],
-        None if zeros is None else zeros[place],
+        forms.given(matrix.codes).index_select(0, place),
+        forms.given(matrix.scales).index_select(0, place),
+        None if zeros is None else zeros.index_select(0, place),
         matrix.format,
     )
 

@@ -1,6 +1,6 @@
 """The library's functions as graphs of ATen operators, whose inputs are states and parameters.
 
-decode    tokens int64 [1], start int64 [1], states, parameters -> logits [1, V], states
+decode    tokens int32 [1], start int32 [1], states, parameters -> logits [1, V], states
 score_N   the same of N tokens -> logits [N, V], states
 prefill_N the same -> logits [1, V] of the last, states
 prepare   packed zero points -> one a byte; what the others take in place of them
@@ -72,7 +72,7 @@ class Graphs:
             self._ask_for_parameters(kind)
         self.parameters = list(constants.parameters.values())
         self.packed = [own for own in self.parameters if _bits_of_zeros(own)]
-        self.prepared = [_prepared(own) for own in self.parameters]
+        self.given = [self._as_given(own) for own in self.parameters]
 
     def graph(self, kind: Kind) -> fx.GraphModule:
         """One function."""
@@ -86,7 +86,7 @@ class Graphs:
             return forms.run(tokens, start, rest[:count], last_only=kind.last_only)
 
         with FakeTensorMode():
-            given = [*self._inputs(kind), *map(_empty, self.prepared)]
+            given = [*self._inputs(kind), *map(_empty, self.given)]
         return self._traced(run, given)
 
     def prepare(self) -> fx.GraphModule:
@@ -99,7 +99,7 @@ class Graphs:
             )
 
         with FakeTensorMode():
-            given = list(map(_empty, self.packed))
+            given = [_empty(self._as_bytes(own)) for own in self.packed]
         return self._traced(run, given)
 
     def _traced(self, run: Callable[..., object], given: Sequence[Tensor]) -> fx.GraphModule:
@@ -111,7 +111,7 @@ class Graphs:
 
     def _inputs(self, kind: Kind) -> list[Tensor]:
         shapes = map(state_shape, self.program.states)
-        tokens, start = (torch.zeros(n, dtype=torch.int64) for n in (kind.tokens, 1))
+        tokens, start = (torch.zeros(n, dtype=torch.int32) for n in (kind.tokens, 1))
         return [tokens, start, *map(torch.zeros, shapes)]
 
     def _ask_for_parameters(self, kind: Kind) -> None:
@@ -119,22 +119,26 @@ class Graphs:
             forms = Forms(
                 self.program,
                 self.constants,
-                lambda own: _empty(_prepared(own)),
+                lambda own: _empty(self._as_given(own)),
                 self.unpacking,
             )
             tokens, start, *states = self._inputs(kind)
             forms.run(tokens, start, states, last_only=False)
+
+    def _as_given(self, own: Parameter) -> Parameter:
+        """What functions take for a parameter: zero points are unpacked."""
+        shape = (*own.shape[:-3], ROWS) if _bits_of_zeros(own) else own.shape
+        return replace(self._as_bytes(own), shape=shape)
+
+    def _as_bytes(self, own: Parameter) -> Parameter:
+        """A parameter in the dtype that the dialect has for it."""
+        return replace(own, dtype=self.unpacking.dtype) if own.dtype == "uint8" else own
 
 
 def _bits_of_zeros(own: Parameter) -> int:
     """Bits of zero points, 0 of another parameter."""
     _, _, form = own.name.partition("#zeros:")
     return int(form.split(":")[0]) if form else 0
-
-
-def _prepared(own: Parameter) -> Parameter:
-    """What functions take for a parameter: zero points are unpacked."""
-    return replace(own, shape=(*own.shape[:-3], ROWS)) if _bits_of_zeros(own) else own
 
 
 def _empty(own: Parameter) -> Tensor:

@@ -14,7 +14,14 @@ from lfmc.targets.mlir.graphs import PREPARE, Graphs, Kind, state_shape
 from lfmc.targets.parameters import Parameter
 
 SCOPE = "model"  # of the parameters, for the runtime
-TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "uint8": "i8", "int64": "i64"}
+TYPES = {
+    "float32": "f32",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "uint8": "i8",
+    "int8": "i8",
+    "int32": "i32",
+}
 FLAGS = (
     # Matrices stay as they lie: unpacked at load, they would take four bytes a weight.
     "--iree-opt-const-expr-hoisting=false",
@@ -23,7 +30,7 @@ FLAGS = (
 
 def with_parameters(module: Any, graphs: Graphs) -> str:
     """The module's text, with functions of tokens and states only around the graphs'."""
-    text = str(module)
+    text = str(module).replace("xui8>", "xi8>")  # linalg's operators say what is unsigned
     for name in [*(kind.name for kind in graphs.kinds), PREPARE]:
         text = text.replace(f"func.func @{name}(", f"func.func private @{name}_graph(")
     parts = [_global(index, own, graphs) for index, own in enumerate(graphs.parameters)]
@@ -59,14 +66,14 @@ def _global(index: int, own: Parameter, graphs: Graphs) -> str:
     held = f'util.global private @p{index} = #flow.parameter.named<"{SCOPE}"::"{own.name}">'
     lines = [f"{held} : {_type(own)}"]
     if own in graphs.packed:
-        lines.append(f"util.global private mutable @z{index} : {_type(graphs.prepared[index])}")
+        lines.append(f"util.global private mutable @z{index} : {_type(graphs.given[index])}")
     return "\n".join(lines)
 
 
 def _initializer(graphs: Graphs) -> str:
     places = [graphs.parameters.index(own) for own in graphs.packed]
     types = [_type(own) for own in graphs.packed]
-    results = [_type(graphs.prepared[index]) for index in places]
+    results = [_type(graphs.given[index]) for index in places]
     lines = ["util.initializer {"]
     lines += [
         f"  %p{i} = util.global.load @p{i} : {kind}" for i, kind in zip(places, types, strict=True)
@@ -82,7 +89,7 @@ def _initializer(graphs: Graphs) -> str:
 def _function(kind: Kind, graphs: Graphs) -> str:
     config = graphs.program.config
     states = [_tensor(state_shape(spec), "float32") for spec in graphs.program.states]
-    inputs = [_tensor((n,), "int64") for n in (kind.tokens, 1)] + states
+    inputs = [_tensor((n,), "int32") for n in (kind.tokens, 1)] + states
     rows = 1 if kind.last_only else kind.tokens
     results = [_tensor((rows, config.vocab_size), "float32"), *states]
     names = [f"%a{index}" for index in range(len(inputs))]
@@ -91,7 +98,7 @@ def _function(kind: Kind, graphs: Graphs) -> str:
     types = []
     for index, own in enumerate(graphs.parameters):
         held = "z" if own in graphs.packed else "p"
-        types.append(_type(graphs.prepared[index]))
+        types.append(_type(graphs.given[index]))
         lines.append(f"  %{held}{index} = util.global.load @{held}{index} : {types[-1]}")
         names.append(f"%{held}{index}")
     signature = f"({', '.join([*inputs, *types])}) -> ({', '.join(results)})"

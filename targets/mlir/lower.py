@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch_mlir.extras.fx_decomp_util import get_decomposition_table
@@ -10,10 +11,15 @@ from lfmc.program import Program
 from lfmc.targets.mlir.constants import MlirConstants
 from lfmc.targets.mlir.dialects import module_of
 from lfmc.targets.mlir.graphs import PREPARE, Graphs
-from lfmc.targets.mlir.unpacking import ByFloats, ByShifts
+from lfmc.targets.mlir.unpacking import ByFloats, ByShifts, Unpacking
 from lfmc.weights import PlannedWeights
 
-WITHOUT_SHIFTS = ("stablehlo", "tosa")
+UNPACKING: Mapping[str, Unpacking] = {
+    "linalg": ByShifts(),
+    "torch": ByShifts(),
+    "stablehlo": ByFloats("uint8"),
+    "tosa": ByFloats("int8"),
+}
 
 
 class Lowering:
@@ -21,9 +27,8 @@ class Lowering:
 
     def __init__(self, program: Program, weights: PlannedWeights, chunk: int, dialect: str) -> None:
         self.constants, self._dialect = MlirConstants(weights), dialect
-        unpacking = ByFloats() if dialect in WITHOUT_SHIFTS else ByShifts()
         table = get_decomposition_table()
-        self.graphs = Graphs(program, self.constants, chunk, unpacking, table)
+        self.graphs = Graphs(program, self.constants, chunk, UNPACKING[dialect], table)
 
     def module(self) -> Any:
         """The module; parameters are arguments of its functions."""

@@ -71,8 +71,8 @@ class IreeStepper:
 
     def _call(self, name: str, ids: Tensor) -> Tensor:
         function = self._functions["decode" if len(ids) == 1 else f"{name}_{len(ids)}"]
-        start = np.array([self._length], np.int64)
-        logits, *self._states = function(ids.numpy(), start, *self._states)
+        start = np.array([self._length], np.int32)
+        logits, *self._states = function(ids.int().numpy(), start, *self._states)
         self._length += len(ids)
         return torch.from_numpy(np.array(logits.to_host()))
 

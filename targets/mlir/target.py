@@ -89,7 +89,7 @@ class MlirTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
-        from lfmc.targets.mlir.dialects import write_bytecode
+        from lfmc.targets.mlir.dialects import to_linalg, write_bytecode
         from lfmc.targets.mlir.graphs import state_shape
         from lfmc.targets.mlir.iree import compile_module, with_parameters
         from lfmc.targets.mlir.lower import Lowering
@@ -100,6 +100,7 @@ class MlirTarget:
         lowering = Lowering(program, weights, chunk, request.options["dialect"])
         module = lowering.module()
         write_bytecode(module, folder / BYTECODE)
+        to_linalg(module, request.options["dialect"])
         device = DEVICES[request.options["device"]]
         compile_module(with_parameters(module, lowering.graphs), device, folder / MODULE)
         graphs = lowering.graphs
