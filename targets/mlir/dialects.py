@@ -15,11 +15,9 @@ from torch_mlir.passmanager import PassManager
 from lfmc.errors import UnsupportedError, first_line
 
 IMPORTED = "torchdynamo-export-to-torch-backend-pipeline{extra-library=}"
-# One loop for elementwise operators and the sum behind them.
-FUSED = (
-    "func.func(linalg-generalize-named-ops,linalg-fold-unit-extent-dims,"
-    "linalg-fuse-elementwise-ops,canonicalize,cse)"
-)
+# One loop for elementwise operators and the sum behind them. Matmuls keep their names, and so a
+# matrix that is unpacked for one stays out of it: each element would be unpacked for every token.
+FUSED = "func.func(linalg-fold-unit-extent-dims,linalg-fuse-elementwise-ops,canonicalize,cse)"
 FROM_TORCH: Mapping[str, tuple[str, ...]] = {
     "linalg": ("torch-backend-to-linalg-on-tensors-backend-pipeline", FUSED),
     "torch": (),

@@ -22,7 +22,7 @@ from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
 from lfmc.targets.mlir.constants import Matrix, MlirConstants
 from lfmc.targets.mlir.layout import EIGHTHS, ROWS
-from lfmc.targets.mlir.unpacking import Unpacking
+from lfmc.targets.mlir.arithmetic import Dialect
 from lfmc.targets.parameters import Parameter
 
 Given = Callable[[Parameter], Tensor]
@@ -39,10 +39,10 @@ class Forms:
     """Runs a program with parameters that `given` supplies; traced, that is a graph of theirs."""
 
     def __init__(
-        self, program: Program, constants: MlirConstants, given: Given, unpacking: Unpacking
+        self, program: Program, constants: MlirConstants, given: Given, dialect: Dialect
     ) -> None:
         self.program, self.constants = program, constants
-        self.given, self.unpacking = given, unpacking
+        self.given, self.dialect = given, dialect
 
     def run(
         self, tokens: Tensor, start: Tensor, states: Sequence[Tensor], *, last_only: bool
@@ -109,16 +109,16 @@ def _count(end: int) -> Tensor:
     return torch.arange(end, dtype=torch.int32)
 
 
-def unpack_zeros(packed: Tensor, bits: int, unpacking: Unpacking) -> Tensor:
+def unpack_zeros(packed: Tensor, bits: int, dialect: Dialect) -> Tensor:
     """What `prepare` does: zero points uint8 `[..., G, bits, 1, 2]`, one a byte `[..., G, 16]`."""
-    return unpacking.byte(unpacking.spread(packed, bits).flatten(-3))
+    return dialect.byte(dialect.spread(packed, bits).flatten(-3))
 
 
 def _whole(
     forms: Forms, units: Tensor, scales: Tensor, zeros: Tensor | None, format: Format
 ) -> Tensor:
     """A matrix, or rows of blocks: float32 `[N / 16, K, 16]`."""
-    codes = forms.unpacking.spread(units, format.bits)  # (N / 16, G, 8, S, 16)
+    codes = forms.dialect.spread(units, format.bits)  # (N / 16, G, 8, S, 16)
     centred = codes - _middle(forms, format, zeros, 2)
     value = centred * scales.float()[..., None, None, :]
     return value.flatten(-4, -2)
@@ -128,7 +128,7 @@ def _middle(forms: Forms, format: Format, zeros: Tensor | None, dims: int) -> Te
     """What is taken from codes: zero points with `dims` more dims before the lanes, or a number."""
     if zeros is None:
         return float(1 << (format.bits - 1))
-    value = forms.unpacking.number(zeros)
+    value = forms.dialect.number(zeros)
     for _ in range(dims):
         value = value.unsqueeze(-2)
     return value
@@ -149,7 +149,7 @@ def _vectors(
     parts = x.view(x.shape[0], 1, -1, EIGHTHS, size, 1)  # (M, 1, G, 8, S, 1)
     total = None
     for eighth in range(EIGHTHS):
-        codes = forms.unpacking.eighth(units, format.bits, eighth)
+        codes = forms.dialect.eighth(units, format.bits, eighth)
         term = parts[:, :, :, eighth] * (codes - middle)
         total = term if total is None else total + term
     assert total is not None
@@ -172,7 +172,7 @@ def _embedding(
 ) -> Tensor:
     """Rows of a table: the block of each, of which one lane is kept."""
     matrix = forms.constants.matrix(codes.sources)
-    block, lane = forms.unpacking.block_and_lane(ids.flatten())
+    block, lane = forms.dialect.block_and_lane(ids.flatten())
     points = forms.zeros(matrix)
     rows = _whole(
         forms,
@@ -260,9 +260,9 @@ def _attention(
         rows = _normalized(x[0].unflatten(-1, (-1, dim)), forms.floats(norm), eps)
         return rotate(rows.transpose(0, 1), *turns)  # (heads, T, D)
 
-    slots = _count(context) - positions[:1]
-    keys = _write(keys.transpose(1, 2), turned(k, k_norm), slots).transpose(1, 2)
-    values = _write(values, v[0].unflatten(-1, (-1, dim)).transpose(0, 1), slots)
+    put, start = forms.dialect.put, positions[:1]
+    keys = put(keys, turned(k, k_norm).transpose(1, 2), start, 2)
+    values = put(values, v[0].unflatten(-1, (-1, dim)).transpose(0, 1), start, 1)
     rows = turned(q, q_norm).reshape(heads, -1, dim)  # queries that share a key are rows
     scores = (rows @ keys).view(heads, -1, count, context) * dim**-0.5
     seen = _count(context) <= positions[:, None]
@@ -272,16 +272,6 @@ def _attention(
     shares = powers / powers.sum(-1, keepdim=True)
     mixed = (shares.view(heads, -1, context) @ values).view(-1, count, dim)
     return mixed.transpose(0, 1)[None], keys, values
-
-
-def _write(cache: Tensor, new: Tensor, slots: Tensor) -> Tensor:
-    """`cache` `[K, C, D]` with `new` `[K, T, D]` where `slots` `[C]`, counted from the first new
-    one, are 0 to T - 1."""
-    count = new.shape[1]
-    if count == 1:
-        return torch.where((slots == 0)[:, None], new, cache)
-    inside = ((slots >= 0) & (slots < count))[:, None]
-    return torch.where(inside, new.index_select(1, slots.clamp(0, count - 1)), cache)
 
 
 def _moe(

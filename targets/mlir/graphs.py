@@ -21,7 +21,7 @@ from lfmc.program import Program
 from lfmc.targets.mlir.constants import MlirConstants
 from lfmc.targets.mlir.forms import Forms, unpack_zeros
 from lfmc.targets.mlir.layout import ROWS
-from lfmc.targets.mlir.unpacking import Unpacking
+from lfmc.targets.mlir.arithmetic import Dialect, with_slices
 from lfmc.targets.parameters import DTYPES, Parameter
 
 DECODE, PREPARE = "decode", "prepare"
@@ -63,10 +63,10 @@ class Graphs:
         program: Program,
         constants: MlirConstants,
         chunk: int,
-        unpacking: Unpacking,
+        dialect: Dialect,
         decompositions: dict[object, Callable[..., object]],
     ) -> None:
-        self.program, self.constants, self.unpacking = program, constants, unpacking
+        self.program, self.constants, self.dialect = program, constants, dialect
         self.kinds, self._decompositions = kinds(chunk), decompositions
         for kind in self.kinds[:2]:  # what one token takes, and several
             self._ask_for_parameters(kind)
@@ -81,7 +81,7 @@ class Graphs:
         def run(tokens: Tensor, start: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             values = dict(zip(names, rest[count:], strict=True))
             forms = Forms(
-                self.program, self.constants, lambda own: values[own.name], self.unpacking
+                self.program, self.constants, lambda own: values[own.name], self.dialect
             )
             return forms.run(tokens, start, rest[:count], last_only=kind.last_only)
 
@@ -94,7 +94,7 @@ class Graphs:
 
         def run(*packed: Tensor) -> tuple[Tensor, ...]:
             return tuple(
-                unpack_zeros(value, _bits_of_zeros(own), self.unpacking)
+                unpack_zeros(value, _bits_of_zeros(own), self.dialect)
                 for value, own in zip(packed, self.packed, strict=True)
             )
 
@@ -105,6 +105,7 @@ class Graphs:
     def _traced(self, run: Callable[..., object], given: Sequence[Tensor]) -> fx.GraphModule:
         with torch.no_grad():
             made = make_fx(run, self._decompositions, tracing_mode="fake")(*given)
+        with_slices(made.graph)
         made.graph.eliminate_dead_code()
         made.recompile()
         return made
@@ -120,7 +121,7 @@ class Graphs:
                 self.program,
                 self.constants,
                 lambda own: _empty(self._as_given(own)),
-                self.unpacking,
+                self.dialect,
             )
             tokens, start, *states = self._inputs(kind)
             forms.run(tokens, start, states, last_only=False)
@@ -132,7 +133,7 @@ class Graphs:
 
     def _as_bytes(self, own: Parameter) -> Parameter:
         """A parameter in the dtype that the dialect has for it."""
-        return replace(own, dtype=self.unpacking.dtype) if own.dtype == "uint8" else own
+        return replace(own, dtype=self.dialect.dtype) if own.dtype == "uint8" else own
 
 
 def _bits_of_zeros(own: Parameter) -> int:

@@ -13,6 +13,7 @@ from lfmc.targets.mlir.devices import Device
 from lfmc.targets.mlir.graphs import PREPARE, Graphs, Kind, state_shape
 from lfmc.targets.parameters import Parameter
 
+RESET = "reset"
 SCOPE = "model"  # of the parameters, for the runtime
 TYPES = {
     "float32": "f32",
@@ -29,14 +30,18 @@ FLAGS = (
 
 
 def with_parameters(module: Any, graphs: Graphs) -> str:
-    """The module's text, with functions of tokens and states only around the graphs'."""
+    """The module's text, with functions of tokens only around the graphs': parameters are mapped,
+    states are variables, which are written in place."""
     text = str(module).replace("xui8>", "xi8>")  # linalg's operators say what is unsigned
     for name in [*(kind.name for kind in graphs.kinds), PREPARE]:
         text = text.replace(f"func.func @{name}(", f"func.func private @{name}_graph(")
-    parts = [_global(index, own, graphs) for index, own in enumerate(graphs.parameters)]
+    parts = [_parameter(index, own, graphs) for index, own in enumerate(graphs.parameters)]
+    states = [_tensor(state_shape(spec), "float32") for spec in graphs.program.states]
+    parts += [f"util.global private mutable @s{i} : {kind}" for i, kind in enumerate(states)]
     if graphs.packed:
         parts.append(_initializer(graphs))
-    parts += [_function(kind, graphs) for kind in graphs.kinds]
+    parts += [_function(kind, graphs, states) for kind in graphs.kinds]
+    parts.append(_reset(states))
     body, _, _ = text.rpartition("}")
     return "\n".join([body, *parts, "}", ""])
 
@@ -62,7 +67,7 @@ def _type(own: Parameter) -> str:
     return _tensor(own.shape, own.dtype)
 
 
-def _global(index: int, own: Parameter, graphs: Graphs) -> str:
+def _parameter(index: int, own: Parameter, graphs: Graphs) -> str:
     held = f'util.global private @p{index} = #flow.parameter.named<"{SCOPE}"::"{own.name}">'
     lines = [f"{held} : {_type(own)}"]
     if own in graphs.packed:
@@ -86,23 +91,42 @@ def _initializer(graphs: Graphs) -> str:
     return "\n".join([*lines, "  util.return", "}"])
 
 
-def _function(kind: Kind, graphs: Graphs) -> str:
-    config = graphs.program.config
-    states = [_tensor(state_shape(spec), "float32") for spec in graphs.program.states]
-    inputs = [_tensor((n,), "int32") for n in (kind.tokens, 1)] + states
+def _function(kind: Kind, graphs: Graphs, states: Sequence[str]) -> str:
+    inputs = [_tensor((n,), "int32") for n in (kind.tokens, 1)]
     rows = 1 if kind.last_only else kind.tokens
-    results = [_tensor((rows, config.vocab_size), "float32"), *states]
-    names = [f"%a{index}" for index in range(len(inputs))]
-    given = ", ".join(f"{name}: {kind}" for name, kind in zip(names, inputs, strict=True))
-    lines = [f"func.func @{kind.name}({given}) -> ({', '.join(results)}) {{"]
-    types = []
+    logits = _tensor((rows, graphs.program.config.vocab_size), "float32")
+    lines = [f"func.func @{kind.name}(%tokens: {inputs[0]}, %start: {inputs[1]}) -> {logits} {{"]
+    given, types = ["%tokens", "%start"], [*inputs]
+
+    def load(name: str, held: str) -> None:
+        lines.append(f"  %{name} = util.global.load @{name} : {held}")
+        given.append(f"%{name}")
+        types.append(held)
+
+    for index, held in enumerate(states):
+        load(f"s{index}", held)
     for index, own in enumerate(graphs.parameters):
-        held = "z" if own in graphs.packed else "p"
-        types.append(_type(graphs.given[index]))
-        lines.append(f"  %{held}{index} = util.global.load @{held}{index} : {types[-1]}")
-        names.append(f"%{held}{index}")
-    signature = f"({', '.join([*inputs, *types])}) -> ({', '.join(results)})"
-    call = f"func.call @{kind.name}_graph({', '.join(names)}) : {signature}"
-    lines.append(f"  %r:{len(results)} = {call}")
-    values = ", ".join(f"%r#{index}" for index in range(len(results)))
-    return "\n".join([*lines, f"  return {values} : {', '.join(results)}", "}"])
+        load(f"{'z' if own in graphs.packed else 'p'}{index}", _type(graphs.given[index]))
+    results = f"({', '.join([logits, *states])})"
+    call = f"func.call @{kind.name}_graph({', '.join(given)}) : ({', '.join(types)}) -> {results}"
+    lines.append(f"  %r:{1 + len(states)} = {call}")
+    for index, held in enumerate(states):
+        lines.append(f"  util.global.store %r#{index + 1}, @s{index} : {held}")
+    return "\n".join([*lines, f"  return %r#0 : {logits}", "}"])
+
+
+def _reset(states: Sequence[str]) -> str:
+    """Zeros for every state, when a module is loaded and when it is asked for. IREE gives equal
+    constants one buffer, and a state that is written in place would write others with it: behind
+    barriers these are not known to be equal."""
+    lines = []
+    for index, held in enumerate(states):
+        lines += [
+            f"  %c{index} = arith.constant 0.0 : f32",
+            f"  %z{index} = util.optimization_barrier %c{index} : f32",
+            f"  %s{index} = flow.tensor.splat %z{index} : {held}",
+            f"  util.global.store %s{index}, @s{index} : {held}",
+        ]
+    body = "\n".join(lines)
+    loaded = f"util.initializer {{\n{body}\n  util.return\n}}"
+    return f"{loaded}\nfunc.func @{RESET}() {{\n{body}\n  return\n}}"

@@ -11,10 +11,10 @@ from lfmc.program import Program
 from lfmc.targets.mlir.constants import MlirConstants
 from lfmc.targets.mlir.dialects import module_of
 from lfmc.targets.mlir.graphs import PREPARE, Graphs
-from lfmc.targets.mlir.unpacking import ByFloats, ByShifts, Unpacking
+from lfmc.targets.mlir.arithmetic import ByFloats, ByShifts, Dialect
 from lfmc.weights import PlannedWeights
 
-UNPACKING: Mapping[str, Unpacking] = {
+ARITHMETIC: Mapping[str, Dialect] = {
     "linalg": ByShifts(),
     "torch": ByShifts(),
     "stablehlo": ByFloats("uint8"),
@@ -28,7 +28,7 @@ class Lowering:
     def __init__(self, program: Program, weights: PlannedWeights, chunk: int, dialect: str) -> None:
         self.constants, self._dialect = MlirConstants(weights), dialect
         table = get_decomposition_table()
-        self.graphs = Graphs(program, self.constants, chunk, UNPACKING[dialect], table)
+        self.graphs = Graphs(program, self.constants, chunk, ARITHMETIC[dialect], table)
 
     def module(self) -> Any:
         """The module; parameters are arguments of its functions."""

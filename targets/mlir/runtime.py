@@ -27,7 +27,6 @@ class IreeStepper:
         facts = open_parameters(folder).facts
         self.context, self._vocab = int(facts["context"]), int(facts["vocab_size"])
         self._lengths: list[int] = facts["lengths"]
-        self._shapes: list[list[int]] = [state["shape"] for state in facts["states"]]
         path = folder / MODULE
         if not path.is_file():
             raise InputError("there is no module", where=path)
@@ -45,7 +44,7 @@ class IreeStepper:
     def reset(self) -> None:
         """Forget the conversation."""
         self._length = 0
-        self._states: list[Any] = [np.zeros(shape, np.float32) for shape in self._shapes]
+        self._functions["reset"]()
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Float32 logits `[T, V]` of the tokens that come next."""
@@ -72,7 +71,7 @@ class IreeStepper:
     def _call(self, name: str, ids: Tensor) -> Tensor:
         function = self._functions["decode" if len(ids) == 1 else f"{name}_{len(ids)}"]
         start = np.array([self._length], np.int32)
-        logits, *self._states = function(ids.int().numpy(), start, *self._states)
+        logits = function(ids.int().numpy(), start)
         self._length += len(ids)
         return torch.from_numpy(np.array(logits.to_host()))
 

@@ -1,4 +1,7 @@
-"""Codes out of packed bytes, as float32, by the arithmetic that a dialect has."""
+"""What is written in one way for a dialect and in another for the next.
+
+Codes out of packed bytes, as float32, by shifts or by floats, and writing into a cache.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from functools import reduce
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from lfmc.targets.mlir.layout import EIGHTHS, PLANES, ROWS, fields
 
 
-class Unpacking(Protocol):
+class Dialect(Protocol):
     dtype: str  # of bytes
 
     def eighth(self, units: Tensor, bits: int, eighth: int) -> Tensor:
@@ -28,6 +31,40 @@ class Unpacking(Protocol):
 
     def block_and_lane(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Where rows int32 lie: a block of 16, and a row of it."""
+
+    def put(self, cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
+        """`cache` with `new` at `start` int32 `[1]` of a dim."""
+
+
+@torch.library.custom_op("lfm_mlir::put", mutates_args=())
+def put(cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
+    """`cache` with `new` at `start` of a dim: one operator until `with_slices`."""
+    at = torch.arange(new.shape[dim]) + start
+    return cache.index_copy(dim, at, new)
+
+
+@put.register_fake
+def _(cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
+    return torch.empty_like(cache)
+
+
+def with_slices(graph: fx.Graph) -> None:
+    """Write a graph's `put` with ATen operators whose start is known when it runs, which torch.export
+    has no way to say: torch-mlir makes of them a slice that is written in place."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target != torch.ops.lfm_mlir.put.default:
+            continue
+        cache, new, start, dim = node.args
+        count = new.meta["val"].shape[dim]
+        with graph.inserting_before(node):
+            first = graph.call_function(aten.item.default, (start,))
+            end = graph.call_function(aten.add.int, (first, count))
+            slice = graph.call_function(aten.slice_scatter.default, (cache, new, dim, first, end))
+        first.meta["val"], end.meta["val"], slice.meta["val"] = 0, count, node.meta["val"]
+        node.replace_all_uses_with(slice)
+        graph.erase_node(node)
+
 
 
 class ByShifts:
@@ -63,6 +100,9 @@ class ByShifts:
 
     def block_and_lane(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows >> 4, rows & (ROWS - 1)
+
+    def put(self, cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
+        return put(cache, new, start, dim)  # type: ignore[no-any-return]
 
 
 class ByFloats:
@@ -100,3 +140,12 @@ class ByFloats:
     def block_and_lane(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         block = torch.floor(rows.float() / ROWS).to(torch.int32)
         return block, rows - block * ROWS
+
+    def put(self, cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
+        count, shape = new.shape[dim], [1] * cache.ndim
+        shape[dim] = cache.shape[dim]
+        slots = torch.arange(cache.shape[dim], dtype=torch.int32) - start
+        if count == 1:
+            return torch.where((slots == 0).view(shape), new, cache)
+        inside = ((slots >= 0) & (slots < count)).view(shape)
+        return torch.where(inside, new.index_select(dim, slots.clamp(0, count - 1)), cache)
