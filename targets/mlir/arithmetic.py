@@ -66,7 +66,6 @@ def with_slices(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-
 class ByShifts:
     """Integers, where a compiler takes shifts."""
 

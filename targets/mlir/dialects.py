@@ -15,11 +15,8 @@ from torch_mlir.passmanager import PassManager
 from lfmc.errors import UnsupportedError, first_line
 
 IMPORTED = "torchdynamo-export-to-torch-backend-pipeline{extra-library=}"
-# One loop for elementwise operators and the sum behind them. Matmuls keep their names, and so a
-# matrix that is unpacked for one stays out of it: each element would be unpacked for every token.
-FUSED = "func.func(linalg-fold-unit-extent-dims,linalg-fuse-elementwise-ops,canonicalize,cse)"
 FROM_TORCH: Mapping[str, tuple[str, ...]] = {
-    "linalg": ("torch-backend-to-linalg-on-tensors-backend-pipeline", FUSED),
+    "linalg": ("torch-backend-to-linalg-on-tensors-backend-pipeline",),
     "torch": (),
     "stablehlo": ("torch-backend-to-stablehlo-backend-pipeline",),
     "tosa": ("torch-backend-to-tosa-backend-pipeline",),
@@ -27,8 +24,8 @@ FROM_TORCH: Mapping[str, tuple[str, ...]] = {
 TO_LINALG: Mapping[str, tuple[str, ...]] = {
     "linalg": (),
     "torch": FROM_TORCH["linalg"],
-    "stablehlo": ("stablehlo-legalize-to-linalg", FUSED),
-    "tosa": ("tosa-to-linalg-pipeline", "func.func(tosa-to-tensor,tosa-to-arith)", FUSED),
+    "stablehlo": ("stablehlo-legalize-to-linalg",),
+    "tosa": ("tosa-to-linalg-pipeline", "func.func(tosa-to-tensor,tosa-to-arith)"),
 }
 
 

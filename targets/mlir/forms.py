@@ -20,9 +20,9 @@ from lfmc.calib_free.formats import Format
 from lfmc.model.rope import inverse_frequencies, rotate, rotation
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
+from lfmc.targets.mlir.arithmetic import Dialect
 from lfmc.targets.mlir.constants import Matrix, MlirConstants
 from lfmc.targets.mlir.layout import EIGHTHS, ROWS
-from lfmc.targets.mlir.arithmetic import Dialect
 from lfmc.targets.parameters import Parameter
 
 Given = Callable[[Parameter], Tensor]

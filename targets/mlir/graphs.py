@@ -18,10 +18,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lfmc.model import StateSpec
 from lfmc.program import Program
+from lfmc.targets.mlir.arithmetic import Dialect, with_slices
 from lfmc.targets.mlir.constants import MlirConstants
 from lfmc.targets.mlir.forms import Forms, unpack_zeros
 from lfmc.targets.mlir.layout import ROWS
-from lfmc.targets.mlir.arithmetic import Dialect, with_slices
 from lfmc.targets.parameters import DTYPES, Parameter
 
 DECODE, PREPARE = "decode", "prepare"
@@ -80,9 +80,7 @@ class Graphs:
 
         def run(tokens: Tensor, start: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             values = dict(zip(names, rest[count:], strict=True))
-            forms = Forms(
-                self.program, self.constants, lambda own: values[own.name], self.dialect
-            )
+            forms = Forms(self.program, self.constants, lambda own: values[own.name], self.dialect)
             return forms.run(tokens, start, rest[:count], last_only=kind.last_only)
 
         with FakeTensorMode():

@@ -8,10 +8,10 @@ from typing import Any
 from torch_mlir.extras.fx_decomp_util import get_decomposition_table
 
 from lfmc.program import Program
+from lfmc.targets.mlir.arithmetic import ByFloats, ByShifts, Dialect
 from lfmc.targets.mlir.constants import MlirConstants
 from lfmc.targets.mlir.dialects import module_of
 from lfmc.targets.mlir.graphs import PREPARE, Graphs
-from lfmc.targets.mlir.arithmetic import ByFloats, ByShifts, Dialect
 from lfmc.weights import PlannedWeights
 
 ARITHMETIC: Mapping[str, Dialect] = {

@@ -93,8 +93,8 @@ class MlirTarget:
         from lfmc.targets.mlir.graphs import state_shape
         from lfmc.targets.mlir.iree import compile_module, with_parameters
         from lfmc.targets.mlir.lower import Lowering
+        from lfmc.targets.mlir.rewrites import make_ready
         from lfmc.targets.mlir.runtime import MODULE
-        from lfmc.targets.mlir.tiling import tile_products
         from lfmc.targets.parameters import PARAMETERS, write
 
         chunk = min(int(request.options["chunk"]), request.context)
@@ -103,8 +103,7 @@ class MlirTarget:
         write_bytecode(module, folder / BYTECODE)
         to_linalg(module, request.options["dialect"])
         device = DEVICES[request.options["device"]]
-        if device.is_cpu:
-            print(tile_products(module))
+        make_ready(module, device)
         compile_module(with_parameters(module, lowering.graphs), device, folder / MODULE)
         graphs = lowering.graphs
         states = [

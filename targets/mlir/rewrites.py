@@ -1,7 +1,10 @@
-"""How IREE is to cut the loops of n-bit products on a CPU.
+"""Rewrites of a linalg module for IREE, by torch-mlir's Python bindings.
 
-Left to itself it vectorizes along the sum, which takes a shuffle for every element. Lanes of 16 rows
-lie side by side in the parameters so that vectors can go along them, and sums stay in registers.
+1. `keep_matmuls_apart`: a matrix is unpacked once, not for every token.
+2. MLIR's own fusion: one loop for elementwise operators and the sum behind them.
+3. `tile_products`, on a CPU: how the loops of n-bit products are cut. Left to itself IREE vectorizes
+   along the sum, which takes a shuffle for every element; 16 rows lie side by side in the
+   parameters so that vectors can go along them, and sums stay in registers.
 """
 
 from __future__ import annotations
@@ -11,10 +14,21 @@ from typing import Any
 
 from torch_mlir import ir
 
+from lfmc.targets.mlir.devices import Device
+from lfmc.targets.mlir.dialects import run_passes
 from lfmc.targets.mlir.layout import ROWS
 
+FUSION = "func.func(linalg-fold-unit-extent-dims,linalg-fuse-elementwise-ops,canonicalize,cse)"
 BLOCKS = 16  # of rows that a task takes
 TILED = "compilation_info"
+
+
+def make_ready(module: Any, device: Device) -> None:
+    """All rewrites for a device, in order."""
+    keep_matmuls_apart(module)
+    run_passes(module, FUSION)
+    if device.is_cpu:
+        tile_products(module)
 
 
 def tile_products(module: Any) -> int:
@@ -78,9 +92,7 @@ def _loops(operation: Any) -> list[tuple[str, int]]:
     """Kinds and sizes of loops."""
     kinds = _kinds(operation)
     sizes = [0] * len(kinds)
-    for value, held in zip(
-        operation.operands, operation.attributes["indexing_maps"], strict=True
-    ):
+    for value, held in zip(operation.operands, operation.attributes["indexing_maps"], strict=True):
         shape = ir.RankedTensorType(value.type).shape
         for size, result in zip(shape, held.value.results, strict=True):
             if isinstance(result, ir.AffineDimExpr):
@@ -97,10 +109,37 @@ def _cuts(loops: Sequence[tuple[str, int]]) -> Any:
     shared[lanes] = common[lanes] = ROWS
     if lanes:
         shared[lanes - 1] = BLOCKS
-    config = f"distribution = {shared}, vector_common_parallel = {common}, vector_reduction = {sums}"
+    config = (
+        f"distribution = {shared}, vector_common_parallel = {common}, vector_reduction = {sums}"
+    )
     info = (
         f"#iree_codegen.compilation_info<lowering_config = #iree_cpu.lowering_config<{config}>, "
         "translation_info = #iree_codegen.translation_info<"
         "pipeline = #iree_cpu.pipeline<DoubleTilingExpert>>>"
     )
     return ir.Attribute.parse(info)
+
+
+def keep_matmuls_apart(module: Any) -> int:
+    """Hide from IREE where operands of matmuls come from; returns how many matmuls there are.
+
+    It would move reshapes of an unpacked matrix through the matmul, and elementwise operators into
+    it, until it no longer knows that it is one.
+    """
+    found: list[Any] = []
+
+    def visit(operation: Any) -> Any:
+        if operation.name in ("linalg.matmul", "linalg.batch_matmul"):
+            found.append(operation)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    module.context.allow_unregistered_dialects = True
+    for operation in found:
+        with ir.InsertionPoint(operation), operation.location:
+            for index, value in enumerate(list(operation.operands)[:2]):
+                hidden = ir.Operation.create(
+                    "util.optimization_barrier", results=[value.type], operands=[value]
+                )
+                operation.operands[index] = hidden.results[0]
+    return len(found)
