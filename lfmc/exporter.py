@@ -199,7 +199,7 @@ def export(
         golden = golden_prompts(stepper, checkpoint.tokenizer(), checkpoint.config.bos_id)
         write_json(folder / GOLDEN, golden)
         (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
-        extra_files += [GOLDEN, PLAN]
+        extra_files += [GOLDEN, PLAN, *artifact.beside]
         manifest = _manifest(
             checkpoint,
             target,

@@ -82,6 +82,7 @@ class Probe:
 class Artifact:
     """What lowering wrote: file names (relative), the tensors in them, and facts for the manifest.
 
+    `beside` are files that ship with these, though no app loads them: no budget counts them.
     `known_troubles` among the facts (each with `what` and `link`) are printed after an export.
     `probes` are places where the artifact's own operators can be compared one by one.
     """
@@ -90,6 +91,7 @@ class Artifact:
     tensors: tuple[StoredTensor, ...]
     probes: tuple[Probe, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
 
 class Target(Protocol):

@@ -49,8 +49,8 @@ def _(cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
 
 
 def with_slices(graph: fx.Graph) -> None:
-    """Write a graph's `put` with ATen operators whose start is known when it runs, which torch.export
-    has no way to say: torch-mlir makes of them a slice that is written in place."""
+    """Write a graph's `put` with ATen operators whose start is known when it runs, as no tracing
+    says it: torch-mlir makes a slice of them that can be written in place."""
     aten = torch.ops.aten
     for node in list(graph.nodes):
         if node.target != torch.ops.lfm_mlir.put.default:

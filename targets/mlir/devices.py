@@ -10,11 +10,14 @@ HOST = "cpu"  # this machine's
 
 @dataclass(frozen=True)
 class Device:
-    """`driver` of IREE's runtime executes what is compiled with `flags`."""
+    """`driver` of IREE's runtime executes what is compiled with `flags`. `arch` and `wave`, how
+    many threads go together, are of AMD's GPUs."""
 
     name: str
     driver: str
     flags: tuple[str, ...]
+    arch: str = ""
+    wave: int = 0
 
     @property
     def is_cpu(self) -> bool:
@@ -26,6 +29,7 @@ def _cpu(name: str, *flags: str) -> Device:
         "--iree-hal-target-device=local",
         "--iree-hal-local-target-device-backends=llvm-cpu",
         "--iree-llvmcpu-stack-allocation-limit=65536",
+        "--iree-llvmcpu-debug-symbols=false",
     )
     return Device(name, "local-task", (*common, *flags))
 
@@ -35,9 +39,9 @@ def _vulkan(name: str, target: str) -> Device:
     return Device(name, "vulkan", flags)
 
 
-def _hip(arch: str) -> Device:
+def _hip(arch: str, wave: int) -> Device:
     flags = ("--iree-hal-target-device=hip", f"--iree-rocm-target={arch}")
-    return Device(f"hip:{arch}", "hip", flags)
+    return Device(f"hip:{arch}", "hip", flags, arch, wave)
 
 
 _ALL = (
@@ -51,9 +55,9 @@ _ALL = (
     _vulkan("vulkan:rdna3", "rdna3"),
     _vulkan("vulkan:adreno", "adreno"),
     _vulkan("vulkan:valhall", "valhall"),
-    _hip("gfx942"),
-    _hip("gfx1100"),
-    _hip("gfx1151"),
+    _hip("gfx942", 64),
+    _hip("gfx1100", 32),
+    _hip("gfx1151", 32),
 )
 DEVICES: Mapping[str, Device] = {device.name: device for device in _ALL}
 

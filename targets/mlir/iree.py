@@ -26,6 +26,8 @@ TYPES = {
 FLAGS = (
     # Matrices stay as they lie: unpacked at load, they would take four bytes a weight.
     "--iree-opt-const-expr-hoisting=false",
+    "--iree-vm-bytecode-module-strip-source-map",
+    "--iree-vm-bytecode-module-strip-debug-ops",
 )
 
 

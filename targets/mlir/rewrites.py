@@ -2,9 +2,9 @@
 
 1. `keep_matmuls_apart`: a matrix is unpacked once, not for every token.
 2. MLIR's own fusion: one loop for elementwise operators and the sum behind them.
-3. `tile_products`, on a CPU: how the loops of n-bit products are cut. Left to itself IREE vectorizes
-   along the sum, which takes a shuffle for every element; 16 rows lie side by side in the
-   parameters so that vectors can go along them, and sums stay in registers.
+3. `tile_products`, on a CPU: how the loops of n-bit products are cut. Left to itself IREE
+   vectorizes along the sum, which takes a shuffle for every element; 16 rows lie side by side in
+   the parameters so that vectors can go along them, and sums stay in registers.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class MlirTarget:
         TargetOption("chunk", ("64", "16", "32", "128"), "tokens of a long call"),
     )
     lowering_bytes: ClassVar[float] = 2.5
-    exact: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:
         moe, hidden = config.moe, config.hidden_size
@@ -56,7 +56,8 @@ class MlirTarget:
             expert=unpadded(FORMATS, hidden, moe.ffn_size) if moe else (),
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
-            expert_unit="matrix",
+            expert_unit="expert",  # every combination of formats in a layer is gathered apart
+            expert_layer_shares_group=True,
             negative_scales=True,
             graph_nbytes=_graph_nbytes(config),
         )
@@ -89,6 +90,7 @@ class MlirTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
+        from lfmc.targets.code_object import check_code_objects
         from lfmc.targets.mlir.dialects import to_linalg, write_bytecode
         from lfmc.targets.mlir.graphs import state_shape
         from lfmc.targets.mlir.iree import compile_module, with_parameters
@@ -116,8 +118,14 @@ class MlirTarget:
             }
             for spec in program.states
         ]
+        code_objects = None
+        if device.arch:
+            code_objects = check_code_objects(
+                folder / MODULE, device.arch, device.wave, self.extra, may_spill=True
+            )
         facts: dict[str, Any] = {
             "device": device.name,
+            "code_objects": code_objects,
             "dialect": request.options["dialect"],
             "chunk": chunk,
             "lengths": sorted({kind.tokens for kind in graphs.kinds}, reverse=True),
@@ -132,8 +140,8 @@ class MlirTarget:
             "prepare": [own.name for own in graphs.packed],
         }
         write(folder / PARAMETERS, graphs.parameters, held)
-        files = (MODULE, PARAMETERS, BYTECODE)
-        return Artifact(files, tuple(lowering.constants.stored), (), facts)
+        stored = tuple(lowering.constants.stored)
+        return Artifact((MODULE, PARAMETERS), stored, facts=facts, beside=(BYTECODE,))
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
         from lfmc.targets.mlir.constants import read
@@ -158,10 +166,17 @@ class MlirTarget:
         return ()
 
 
-# Bytes of the compiled module and of the shipped one: measured, with a margin.
-GRAPH = 300_000
-GRAPH_PER_LAYER = 60_000
+# Bytes of the compiled module, of which plans of many formats have more. Measured, with a margin.
+GRAPH = 250_000
+GRAPH_PER_LAYER = 25_000
+GRAPH_OF_EXPERTS = 150_000
+GRAPH_PER_EXPERT = 11_000  # of a layer, up to as many as there are widths by far
+MOST_EXPERTS = 16
 
 
 def _graph_nbytes(config: DecoderConfig) -> int:
-    return GRAPH + GRAPH_PER_LAYER * config.num_layers
+    moe = config.moe
+    layers = config.num_experts_in_all // moe.num_experts if moe else 0
+    each = GRAPH_PER_EXPERT * min(moe.num_experts, MOST_EXPERTS) if moe else 0
+    experts = GRAPH_OF_EXPERTS + each * layers if layers else 0
+    return GRAPH + GRAPH_PER_LAYER * config.num_layers + experts

@@ -98,8 +98,8 @@ class TvmTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
+        from lfmc.targets.code_object import check_code_objects
         from lfmc.targets.parameters import PARAMETERS, write
-        from lfmc.targets.tvm.code_object import check_code_objects
         from lfmc.targets.tvm.compile import compile_library
         from lfmc.targets.tvm.lower import Lowering
         from lfmc.targets.tvm.runtime import LIBRARY
@@ -127,7 +127,8 @@ class TvmTarget:
             "states": states,
         }
         if isinstance(device, Gpu) and device.kind == "rocm":
-            facts["code_objects"] = check_code_objects(folder / LIBRARY, device)
+            path, arch, wave = folder / LIBRARY, device.arch, device.wave
+            facts["code_objects"] = check_code_objects(path, arch, wave, self.extra)
         held = {
             **facts,
             "context": request.context,

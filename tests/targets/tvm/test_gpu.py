@@ -16,14 +16,14 @@ from lfmc.progress import Silent
 from lfmc.rungs import read_back
 from lfmc.stepping import Stepper, TorchStepper
 from lfmc.targets.base import get_target
+from lfmc.targets.code_object import check_code_objects
 from lfmc.targets.tvm import target
-from lfmc.targets.tvm.code_object import check_code_objects
-from lfmc.targets.tvm.gpus import GPUS, Gpu, missing_for
+from lfmc.targets.tvm.gpus import GPUS, missing_for
 from lfmc.targets.tvm.runtime import LIBRARY
 from tests.targets.lowering import Choose, Lowered
+from tests.targets.programs import PROGRAMS, mixed
 from tests.targets.runner import RunnerStepper, as_bundle
 from tests.targets.tvm.pocl import pocl_device
-from tests.targets.tvm.programs import PROGRAMS, mixed
 
 Make = Callable[..., Lowered]
 
@@ -45,10 +45,10 @@ def test_code_for_amd(lowered: Make, device: str) -> None:
     read_back(made.weights, made.target, made.folder, made.artifact)
     other = next(gpu for gpu in GPUS.values() if gpu.kind == "rocm" and gpu.name != device)
     with pytest.raises(GateError, match="is not what it has to be"):
-        check_code_objects(made.folder / LIBRARY, other)
-    wrong = Gpu(device, "rocm", GPUS[device].arch, wave=96 - facts["wave"])
+        check_code_objects(made.folder / LIBRARY, other.arch, other.wave, "tvm")
+    arch, wrong = GPUS[device].arch, 96 - facts["wave"]
     with pytest.raises(GateError, match=r"waves of (32|64) threads"):
-        check_code_objects(made.folder / LIBRARY, wrong)
+        check_code_objects(made.folder / LIBRARY, arch, wrong, "tvm")
 
 
 def test_opencl_is_compiled_and_says_that_it_was_not_run(

@@ -22,7 +22,7 @@ from lfmc.targets.tvm.runtime import LIBRARY, TvmStepper
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, four_bit, lower
-from tests.targets.tvm.programs import PROGRAMS, floats, mixed
+from tests.targets.programs import PROGRAMS, floats, mixed
 
 Make = Callable[..., Lowered]
 

@@ -18,8 +18,8 @@ from lfmc.targets.noise import noise_rung
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, four_bit, lower
+from tests.targets.programs import PROGRAMS, floats, mixed
 from tests.targets.runner import RunnerStepper, arm, as_bundle, native
-from tests.targets.tvm.programs import PROGRAMS, floats, mixed
 
 Make = Callable[..., Lowered]
 Start = Callable[[Lowered, Path], RunnerStepper]

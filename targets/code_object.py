@@ -1,4 +1,4 @@
-"""What AMD's loader will be told of the kernels in a library, read back from the file."""
+"""What AMD's loader will be told of the kernels in a file, read back from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from lfmc.errors import GateError
 from lfmc.targets.base import require
-from lfmc.targets.tvm.gpus import Gpu
 
 ELF = b"\x7fELF\x02\x01\x01"  # 64 bits, little-endian
 AMDGPU = 224  # as a machine of ELF
@@ -17,29 +16,33 @@ LDS = 64 << 10  # bytes that a block's threads can share
 REGISTERS = 256  # of a thread, with 256 threads a block
 
 
-def check_code_objects(path: Path, gpu: Gpu) -> dict[str, Any]:
-    """Facts of a library's kernels for the manifest.
+def check_code_objects(
+    path: Path, arch: str, wave: int, extra: str, *, may_spill: bool = False
+) -> dict[str, Any]:
+    """Facts of a file's kernels for the manifest; `extra` is lfmc's that reads them.
 
     Raises `GateError` where they are for another GPU or wave size, do not fit its registers or the
-    memory that a block shares, or keep registers in memory.
+    memory that a block shares, or, unless they `may_spill`, keep registers in memory.
     """
-    found = list(_code_objects(path))
+    found = list(_code_objects(path, extra))
     kernels = [kernel for notes in found for kernel in notes["amdhsa.kernels"]]
     targets = {str(notes["amdhsa.target"]).rpartition("-")[2] for notes in found}
-    wrong = [
-        f"{kernel['.name']}: {what}" for kernel in kernels for what in _faults(kernel, gpu.wave)
-    ]
-    if not kernels or targets != {gpu.arch} or wrong:
+    wrong = [f"{kernel['.name']}: {what}" for kernel in kernels for what in _faults(kernel, wave)]
+    spilling = [kernel[".name"] for kernel in kernels if _spills(kernel)]
+    if not may_spill:
+        wrong += [f"{name}: registers kept in memory" for name in spilling]
+    if not kernels or targets != {arch} or wrong:
         raise GateError(
-            "the library's code for the GPU is not what it has to be",
+            "the code for the GPU is not what it has to be",
             where=path,
-            expected=f"kernels for {gpu.arch}, in waves of {gpu.wave}",
+            expected=f"kernels for {arch}, in waves of {wave}",
             got="; ".join(wrong[:3]) or f"{len(kernels)} for {', '.join(targets) or 'none'}",
             todo="this is a fault of lfmc; please report it",
         )
     return {
         "kernels": len(kernels),
-        "wave": gpu.wave,
+        "wave": wave,
+        "spilling": len(spilling),
         "most_registers": max(kernel[".vgpr_count"] for kernel in kernels),
         "most_shared_nbytes": max(kernel[".group_segment_fixed_size"] for kernel in kernels),
     }
@@ -52,13 +55,15 @@ def _faults(kernel: Mapping[str, Any], wave: int) -> Iterator[str]:
         yield f"{kernel['.group_segment_fixed_size']} bytes shared"
     if kernel[".vgpr_count"] > REGISTERS:
         yield f"{kernel['.vgpr_count']} registers"
-    if kernel[".vgpr_spill_count"] or kernel[".private_segment_fixed_size"]:
-        yield "registers kept in memory"
 
 
-def _code_objects(path: Path) -> Iterator[Mapping[str, Any]]:
+def _spills(kernel: Mapping[str, Any]) -> bool:
+    return bool(kernel[".vgpr_spill_count"] or kernel[".private_segment_fixed_size"])
+
+
+def _code_objects(path: Path, extra: str) -> Iterator[Mapping[str, Any]]:
     """The notes of every code object in a file."""
-    elf, msgpack = require("elftools.elf.elffile", "tvm"), require("msgpack", "tvm")
+    elf, msgpack = require("elftools.elf.elffile", extra), require("msgpack", extra)
     data, at = path.read_bytes(), -1
     while (at := data.find(ELF, at + 1)) >= 0:
         if int.from_bytes(data[at + 18 : at + 20], "little") != AMDGPU:
