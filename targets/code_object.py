@@ -13,7 +13,7 @@ from lfmc.targets.base import require
 ELF = b"\x7fELF\x02\x01\x01"  # 64 bits, little-endian
 AMDGPU = 224  # as a machine of ELF
 LDS = 64 << 10  # bytes that a block's threads can share
-REGISTERS = 256  # of a thread, with 256 threads a block
+REGISTERS = {32: 256, 64: 512}  # of a thread, by wave: CDNA's have as many again to add up in
 
 
 def check_code_objects(
@@ -53,7 +53,7 @@ def _faults(kernel: Mapping[str, Any], wave: int) -> Iterator[str]:
         yield f"waves of {kernel['.wavefront_size']} threads"
     if kernel[".group_segment_fixed_size"] > LDS:
         yield f"{kernel['.group_segment_fixed_size']} bytes shared"
-    if kernel[".vgpr_count"] > REGISTERS:
+    if kernel[".vgpr_count"] > REGISTERS[wave]:
         yield f"{kernel['.vgpr_count']} registers"
 
 

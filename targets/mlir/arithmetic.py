@@ -16,6 +16,7 @@ from lfmc.targets.mlir.layout import EIGHTHS, PLANES, ROWS, fields
 
 class Dialect(Protocol):
     dtype: str  # of bytes
+    sums: bool  # products of one token are sums over codes; else of an unpacked matrix
 
     def eighth(self, units: Tensor, bits: int, eighth: int) -> Tensor:
         """Codes of an eighth, float32 `[..., S, L]`, of units bytes `[..., bits, S, L]`."""
@@ -48,6 +49,17 @@ def _(cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
     return torch.empty_like(cache)
 
 
+def chosen(cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
+    """The same, every element of the cache written anew."""
+    count, shape = new.shape[dim], [1] * cache.ndim
+    shape[dim] = cache.shape[dim]
+    slots = torch.arange(cache.shape[dim], dtype=torch.int32) - start
+    if count == 1:
+        return torch.where((slots == 0).view(shape), new, cache)
+    inside = ((slots >= 0) & (slots < count)).view(shape)
+    return torch.where(inside, new.index_select(dim, slots.clamp(0, count - 1)), cache)
+
+
 def with_slices(graph: fx.Graph) -> None:
     """Write a graph's `put` with ATen operators whose start is known when it runs, as no tracing
     says it: torch-mlir makes a slice of them that can be written in place."""
@@ -67,9 +79,12 @@ def with_slices(graph: fx.Graph) -> None:
 
 
 class ByShifts:
-    """Integers, where a compiler takes shifts."""
+    """Integers, where a compiler takes shifts; with `slices` a cache is written in place."""
 
     dtype = "uint8"
+
+    def __init__(self, *, slices: bool = True, sums: bool = True) -> None:
+        self._slices, self.sums = slices, sums
 
     def eighth(self, units: Tensor, bits: int, eighth: int) -> Tensor:
         parts = []
@@ -101,7 +116,10 @@ class ByShifts:
         return rows >> 4, rows & (ROWS - 1)
 
     def put(self, cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
-        return put(cache, new, start, dim)  # type: ignore[no-any-return]
+        made: Tensor = (
+            put(cache, new, start, dim) if self._slices else chosen(cache, new, start, dim)
+        )
+        return made
 
 
 class ByFloats:
@@ -110,8 +128,8 @@ class ByFloats:
     TOSA's bytes are signed.
     """
 
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: str, *, sums: bool = True) -> None:
+        self.dtype, self.sums = dtype, sums
 
     def eighth(self, units: Tensor, bits: int, eighth: int) -> Tensor:
         parts = []
@@ -141,10 +159,4 @@ class ByFloats:
         return block, rows - block * ROWS
 
     def put(self, cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
-        count, shape = new.shape[dim], [1] * cache.ndim
-        shape[dim] = cache.shape[dim]
-        slots = torch.arange(cache.shape[dim], dtype=torch.int32) - start
-        if count == 1:
-            return torch.where((slots == 0).view(shape), new, cache)
-        inside = ((slots >= 0) & (slots < count)).view(shape)
-        return torch.where(inside, new.index_select(dim, slots.clamp(0, count - 1)), cache)
+        return chosen(cache, new, start, dim)

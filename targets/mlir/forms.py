@@ -93,7 +93,26 @@ class Forms:
 
     def floats(self, held: Held, *, taps: bool = False) -> Tensor:
         """A constant that stays float, in float32."""
-        return self.given(self.constants.floats(held.sources, taps=taps)).float()
+        own = self.constants.floats(held.sources, taps=taps)
+        return self.wide(self.given(own), own.dtype)
+
+    def wide(self, value: Tensor, dtype: str) -> Tensor:
+        """Float32 of a parameter of 16 bits, or wider; where the device has no such floats it is
+        given their bits, int16."""
+        if value.dtype != torch.int16:
+            return value.float()
+        fraction, bias = (10, 15) if dtype == "float16" else (7, 127)
+        count = 1 << (15 - fraction)
+        powers = self.constants.of_config(
+            f"powers.{dtype}",
+            lambda: torch.exp2(torch.arange(count).clamp(min=1).double() - bias - fraction).float(),
+        )
+        bits = value.to(torch.int32)
+        exponent = (bits >> fraction) & (count - 1)
+        whole = (bits & ((1 << fraction) - 1)) + (exponent > 0).to(torch.int32) * (1 << fraction)
+        power = self.given(powers).index_select(0, exponent.flatten()).view_as(exponent)
+        found = whole.float() * power
+        return torch.where(bits < 0, -found, found)
 
     def optional(self, held: Held | None) -> Tensor | float:
         """A bias, or the number that adds nothing."""
@@ -120,7 +139,7 @@ def _whole(
     """A matrix, or rows of blocks: float32 `[N / 16, K, 16]`."""
     codes = forms.dialect.spread(units, format.bits)  # (N / 16, G, 8, S, 16)
     centred = codes - _middle(forms, format, zeros, 2)
-    value = centred * scales.float()[..., None, None, :]
+    value = centred * forms.wide(scales, "float16")[..., None, None, :]
     return value.flatten(-4, -2)
 
 
@@ -143,7 +162,10 @@ def _vectors(
     format: Format,
 ) -> Tensor:
     """Products `[M, N]` of vectors `[M, K]`, each with a matrix of its own, or all with one: one
-    sum over the codes as they lie."""
+    sum over the codes as they lie, or, where a device gets such sums wrong, matmuls."""
+    if not forms.dialect.sums:
+        whole = _whole(forms, units, scales, zeros, format)  # (M, N / 16, K, 16)
+        return (x[:, None] @ whole.transpose(-3, -2).flatten(-2))[:, 0]
     middle = _middle(forms, format, zeros, 1)
     size = format.group // EIGHTHS
     parts = x.view(x.shape[0], 1, -1, EIGHTHS, size, 1)  # (M, 1, G, 8, S, 1)
@@ -153,7 +175,8 @@ def _vectors(
         term = parts[:, :, :, eighth] * (codes - middle)
         total = term if total is None else total + term
     assert total is not None
-    return (total * scales.float().unsqueeze(-2)).sum((2, 3)).flatten(1)
+    scale = forms.wide(scales, "float16").unsqueeze(-2)
+    return (total * scale).sum((2, 3)).flatten(1)
 
 
 def _product(forms: Forms, x: Tensor, matrix: Matrix) -> Tensor:
@@ -345,7 +368,8 @@ def _experts(forms: Forms, x: Tensor, place: Tensor, names: tuple[str, ...]) -> 
     """Products of `x` `[M, K]` with the experts at `place` `[M]` among those of `names`."""
     constants = forms.constants
     if not isinstance(constants.weights.format(names[0]), Format):
-        weights = forms.given(constants.float_stack(names)).index_select(0, place).float()
+        own = constants.float_stack(names)
+        weights = forms.wide(forms.given(own).index_select(0, place), own.dtype)
         return (weights * x[:, None]).sum(-1)
     matrix = constants.stack(names)
     zeros = forms.zeros(matrix)

@@ -65,9 +65,12 @@ class Graphs:
         chunk: int,
         dialect: Dialect,
         decompositions: dict[object, Callable[..., object]],
+        *,
+        halves: bool,
     ) -> None:
         self.program, self.constants, self.dialect = program, constants, dialect
         self.kinds, self._decompositions = kinds(chunk), decompositions
+        self._halves = halves
         for kind in self.kinds[:2]:  # what one token takes, and several
             self._ask_for_parameters(kind)
         self.parameters = list(constants.parameters.values())
@@ -130,8 +133,11 @@ class Graphs:
         return replace(self._as_bytes(own), shape=shape)
 
     def _as_bytes(self, own: Parameter) -> Parameter:
-        """A parameter in the dtype that the dialect has for it."""
-        return replace(own, dtype=self.dialect.dtype) if own.dtype == "uint8" else own
+        """A parameter in the dtype that the dialect and the device have for it."""
+        dtypes = {"uint8": self.dialect.dtype}
+        if not self._halves:
+            dtypes |= {"float16": "int16", "bfloat16": "int16"}
+        return replace(own, dtype=dtypes.get(own.dtype, own.dtype))
 
 
 def _bits_of_zeros(own: Parameter) -> int:

@@ -19,6 +19,7 @@ TYPES = {
     "float32": "f32",
     "float16": "f16",
     "bfloat16": "bf16",
+    "int16": "i16",
     "uint8": "i8",
     "int8": "i8",
     "int32": "i32",
@@ -71,9 +72,10 @@ def _type(own: Parameter) -> str:
 
 def _parameter(index: int, own: Parameter, graphs: Graphs) -> str:
     held = f'util.global private @p{index} = #flow.parameter.named<"{SCOPE}"::"{own.name}">'
-    lines = [f"{held} : {_type(own)}"]
+    given = graphs.given[index]
+    lines = [f"{held} : {_tensor(own.shape, given.dtype)}"]
     if own in graphs.packed:
-        lines.append(f"util.global private mutable @z{index} : {_type(graphs.given[index])}")
+        lines.append(f"util.global private mutable @z{index} : {_type(given)}")
     return "\n".join(lines)
 
 

@@ -65,6 +65,12 @@ class MlirTarget:
     def check(self, config: DecoderConfig, request: Request) -> None:
         for package in self.packages:
             require(package, self.extra)
+        device, dialect = (request.options[name] for name in ("device", "dialect"))
+        if not DEVICES[device].halves and dialect in ("stablehlo", "tosa"):
+            raise UnsupportedError(
+                f"{device} has no 16-bit floats, and {dialect} no shifts to take them apart",
+                todo="-O dialect=linalg",
+            )
         sizes = {
             "vocabulary": config.vocab_size,
             "hidden size": config.hidden_size,
@@ -100,11 +106,11 @@ class MlirTarget:
         from lfmc.targets.parameters import PARAMETERS, write
 
         chunk = min(int(request.options["chunk"]), request.context)
-        lowering = Lowering(program, weights, chunk, request.options["dialect"])
+        device, dialect = DEVICES[request.options["device"]], request.options["dialect"]
+        lowering = Lowering(program, weights, chunk, dialect, device)
         module = lowering.module()
         write_bytecode(module, folder / BYTECODE)
-        to_linalg(module, request.options["dialect"])
-        device = DEVICES[request.options["device"]]
+        to_linalg(module, dialect)
         make_ready(module, device)
         compile_module(with_parameters(module, lowering.graphs), device, folder / MODULE)
         graphs = lowering.graphs
@@ -126,7 +132,7 @@ class MlirTarget:
         facts: dict[str, Any] = {
             "device": device.name,
             "code_objects": code_objects,
-            "dialect": request.options["dialect"],
+            "dialect": dialect,
             "chunk": chunk,
             "lengths": sorted({kind.tokens for kind in graphs.kinds}, reverse=True),
             "functions": [kind.name for kind in graphs.kinds],

@@ -22,7 +22,8 @@ from lfmc.targets.mlir.layout import (
 
 BITS = st.sampled_from([2, 3, 4, 6, 8])
 DIALECTS: dict[str, Dialect] = {
-    "shifts": ByShifts(),
+    "shifts": ByShifts(slices=True),
+    "shifts, no slices": ByShifts(slices=False),
     "floats": ByFloats("uint8"),
     "signed floats": ByFloats("int8"),
 }
