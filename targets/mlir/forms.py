@@ -114,9 +114,9 @@ class Forms:
         found = whole.float() * power
         return torch.where(bits < 0, -found, found)
 
-    def optional(self, held: Held | None) -> Tensor | float:
-        """A bias, or the number that adds nothing."""
-        return 0.0 if held is None else self.floats(held)
+    def biased(self, value: Tensor, bias: Held | None) -> Tensor:
+        """`value` and a bias, where there is one."""
+        return value if bias is None else value + self.floats(bias)
 
     def zeros(self, matrix: Matrix) -> Tensor | None:
         """Zero points as `prepare` left them, uint8 `[..., G, 16]`."""
@@ -218,7 +218,7 @@ def _linear(
     *numbers: int,
 ) -> Tensor:
     y = _product(forms, x.flatten(0, -2), forms.constants.matrix(codes.sources))
-    return (y + forms.optional(bias)).view(*x.shape[:-1], -1)
+    return forms.biased(y, bias).view(*x.shape[:-1], -1)
 
 
 def _rms_norm(forms: Forms, x: Tensor, weight: Held, eps: float) -> Tensor:
@@ -243,13 +243,13 @@ def _swiglu(forms: Forms, gate: Tensor, up: Tensor) -> Tensor:
 def _gated_short_conv(
     forms: Forms, bcx: Tensor, weight: Held, bias: Held | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    taps = forms.floats(weight, taps=True)
-    gate, out_gate, value = bcx[0].chunk(3, -1)
-    newest = gate * value  # (T, H)
-    count, back = newest.shape[0], state.shape[0]
+    taps, count = forms.floats(weight, taps=True), bcx.shape[1]
+    rows = bcx[0, 0] if count == 1 else bcx[0]  # (H) of one token, else (T, H)
+    gate, out_gate, value = rows.chunk(3, -1)
+    newest, back = gate * value, state.shape[0]
     if count == 1:
-        seen = [*(state[k : k + 1] for k in range(back)), newest]
-        after = torch.cat(seen[1:])
+        seen = [*state.unbind(), newest]
+        after = torch.cat([state[1:], newest[None]])
     else:
         whole = torch.cat([state, newest])
         seen = [whole[k : k + count] for k in range(back + 1)]
@@ -257,7 +257,7 @@ def _gated_short_conv(
     mixed = seen[0] * taps[0]
     for part, tap in zip(seen[1:], taps[1:], strict=True):
         mixed = mixed + part * tap
-    return (out_gate * (mixed + forms.optional(bias)))[None], after
+    return (out_gate * forms.biased(mixed, bias)).view(1, count, -1), after
 
 
 def _attention(

@@ -2,7 +2,8 @@
 
 1. `keep_matmuls_apart`: a matrix is unpacked once, not for every token.
 2. MLIR's own fusion: one loop for elementwise operators and the sum behind them.
-3. `tile_products`, on a CPU: how the loops of n-bit products are cut. Left to itself IREE
+3. `fuse_gated_short_convs`: one loop for each of one token.
+4. `tile_products`, on a CPU: how the loops of n-bit products are cut. Left to itself IREE
    vectorizes along the sum, which takes a shuffle for every element; 16 rows lie side by side in
    the parameters so that vectors can go along them, and sums stay in registers.
 """
@@ -16,6 +17,7 @@ from torch_mlir import ir
 
 from lfmc.targets.mlir.devices import Device
 from lfmc.targets.mlir.dialects import run_passes
+from lfmc.targets.mlir.gated_conv import BARRIER, fuse_gated_short_convs, keep_shapes
 from lfmc.targets.mlir.layout import ROWS
 
 FUSION = "func.func(linalg-fold-unit-extent-dims,linalg-fuse-elementwise-ops,canonicalize,cse)"
@@ -25,8 +27,11 @@ TILED = "compilation_info"
 
 def make_ready(module: Any, device: Device) -> None:
     """All rewrites for a device, in order."""
+    module.context.allow_unregistered_dialects = True
     keep_matmuls_apart(module)
+    keep_shapes(module)
     run_passes(module, FUSION)
+    fuse_gated_short_convs(module)
     if device.is_cpu:
         tile_products(module)
 
@@ -41,7 +46,6 @@ def tile_products(module: Any) -> int:
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
-    module.context.allow_unregistered_dialects = True
     with module.context:
         for operation in found:
             put_sums_innermost(operation)
@@ -134,12 +138,9 @@ def keep_matmuls_apart(module: Any) -> int:
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
-    module.context.allow_unregistered_dialects = True
     for operation in found:
         with ir.InsertionPoint(operation), operation.location:
             for index, value in enumerate(list(operation.operands)[:2]):
-                hidden = ir.Operation.create(
-                    "util.optimization_barrier", results=[value.type], operands=[value]
-                )
+                hidden = ir.Operation.create(BARRIER, results=[value.type], operands=[value])
                 operation.operands[index] = hidden.results[0]
     return len(found)

@@ -1,0 +1,71 @@
+"""A whole export, and the bundle as an app finds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lfmc
+from lfmc.bundle import Bundle
+from lfmc.calib_free.allocate import Budget
+from lfmc.checkpoint import open_checkpoint
+from lfmc.errors import InputError, UnsupportedError
+from lfmc.exporter import Options, export
+from lfmc.progress import Silent
+from lfmc.reverify import reverify
+from lfmc.targets.base import get_target
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Of the bundled checkpoint, at most 6 bits a weight, for 128 tokens."""
+    output = tmp_path_factory.mktemp("mlir") / "bundle"
+    asked = Options(budget=Budget(bits_per_weight=6.0), context=128, check="fast", cache=False)
+    target = get_target("mlir")
+    made, report = export(open_checkpoint(), target, output, asked, force=False, progress=Silent())
+    assert report.verification is not None
+    assert all(rung.passed for rung in report.verification.rungs)
+    assert report.nbytes <= (report.plan.limit_nbytes or 0)
+    return made
+
+
+def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert manifest["artifact"] == ["model.vmfb", "params.safetensors"]
+    assert manifest["not_executed"] is None
+    assert (manifest["device"], manifest["dialect"]) == ("cpu", "linalg")
+    assert manifest["lengths"] == [64, 8, 1]
+    assert "model.mlirbc" in manifest["files"]
+    kinds = [state["name"].split("_")[0] for state in manifest["states"]]
+    assert (kinds.count("conv"), kinds.count("key"), kinds.count("value")) == (4, 2, 2)
+
+
+def test_it_is_verified_again_from_its_files(bundle: Bundle) -> None:
+    found = reverify(bundle, open_checkpoint(), Silent(), "fast")
+    assert found["golden"] == 3
+    assert [rung["number"] for rung in found["parity"]] == [1, 2, 3]
+    assert lfmc.load(bundle.path).step([1, 2, 3]).shape == (3, 8192)
+
+
+def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+    options = Options(bits="4", target_options={"device": "vulkan", "dialect": "tosa"})
+    with pytest.raises(UnsupportedError, match="vulkan has no 16-bit floats"):
+        export(
+            open_checkpoint(),
+            get_target("mlir"),
+            tmp_path / "b",
+            options,
+            force=False,
+            progress=Silent(),
+        )
+    wrong = Options(bits="4", target_options={"device": "tpu"})
+    with pytest.raises(InputError, match="no such device"):
+        export(
+            open_checkpoint(),
+            get_target("mlir"),
+            tmp_path / "b",
+            wrong,
+            force=False,
+            progress=Silent(),
+        )

@@ -1,0 +1,219 @@
+"""Rewrites of linalg, each on a program of a few lines, and what IREE makes of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import iree.compiler.tools as compiler
+import numpy as np
+import pytest
+import torch
+from torch_mlir import ir
+
+from lfmc.targets.mlir.devices import DEVICES
+from lfmc.targets.mlir.gated_conv import fuse_gated_short_convs, keep_shapes
+from lfmc.targets.mlir.iree import FLAGS, with_parameters
+from lfmc.targets.mlir.lower import Lowering
+from lfmc.targets.mlir.rewrites import keep_matmuls_apart, make_ready, put_sums_innermost
+from tests.targets.lowering import Lowered, four_bit
+
+GATED = """
+#m = affine_map<(i) -> (i)>
+func.func @f(%p: tensor<12xf32>, %s: tensor<1x4xf32>, %t: tensor<2x4xf32>)
+    -> (tensor<4xf32>, tensor<1x4xf32>) {
+  %e = tensor.empty() : tensor<4xf32>
+  %b = tensor.extract_slice %p[0][4][1] : tensor<12xf32> to tensor<4xf32>
+  %c = tensor.extract_slice %p[4][4][1] : tensor<12xf32> to tensor<4xf32>
+  %x = tensor.extract_slice %p[8][4][1] : tensor<12xf32> to tensor<4xf32>
+  %n = linalg.generic {indexing_maps = [#m, #m, #m], iterator_types = ["parallel"]}
+      ins(%b, %x : tensor<4xf32>, tensor<4xf32>) outs(%e : tensor<4xf32>) {
+  ^bb0(%i: f32, %j: f32, %o: f32):
+    %r = arith.mulf %i, %j : f32
+    linalg.yield %r : f32 } -> tensor<4xf32>
+  %kept = tensor.expand_shape %n [[0, 1]] output_shape [1, 4] : tensor<4xf32> into tensor<1x4xf32>
+  %s0 = tensor.extract_slice %s[0, 0][1, 4][1, 1] : tensor<1x4xf32> to tensor<4xf32>
+  %t0 = tensor.extract_slice %t[0, 0][1, 4][1, 1] : tensor<2x4xf32> to tensor<4xf32>
+  %t1 = tensor.extract_slice %t[1, 0][1, 4][1, 1] : tensor<2x4xf32> to tensor<4xf32>
+  %y = linalg.generic {indexing_maps = [#m, #m, #m, #m, #m, #m], iterator_types = ["parallel"]}
+      ins(%c, %s0, %t0, %n, %t1 : tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>,
+          tensor<4xf32>) outs(%e : tensor<4xf32>) {
+  ^bb0(%i: f32, %a: f32, %u: f32, %j: f32, %v: f32, %o: f32):
+    %l = arith.mulf %a, %u : f32
+    %r = arith.mulf %j, %v : f32
+    %w = arith.addf %l, %r : f32
+    %q = arith.mulf %i, %w : f32
+    linalg.yield %q : f32 } -> tensor<4xf32>
+  return %y, %kept : tensor<4xf32>, tensor<1x4xf32>
+}
+"""
+
+SUM = """
+#x = affine_map<(n, g, l) -> (g)>
+#w = affine_map<(n, g, l) -> (n, g, l)>
+#y = affine_map<(n, g, l) -> (n, l)>
+func.func @f(%x: tensor<3xf32>, %w: tensor<2x3x4xf32>, %y: tensor<2x4xf32>) -> tensor<2x4xf32> {
+  %r = linalg.generic {indexing_maps = [#x, #w, #y],
+      iterator_types = ["parallel", "reduction", "parallel"]}
+      ins(%x, %w : tensor<3xf32>, tensor<2x3x4xf32>) outs(%y : tensor<2x4xf32>) {
+  ^bb0(%a: f32, %b: f32, %o: f32):
+    %g = linalg.index 1 : index
+    %k = arith.index_cast %g : index to i32
+    %z = arith.sitofp %k : i32 to f32
+    %p = arith.mulf %a, %b : f32
+    %q = arith.mulf %p, %z : f32
+    %s = arith.addf %o, %q : f32
+    linalg.yield %s : f32 } -> tensor<2x4xf32>
+  return %r : tensor<2x4xf32>
+}
+"""
+
+MATMUL = """
+func.func @f(%a: tensor<2x3xf32>, %b: tensor<3x4xf32>, %c: tensor<2x4xf32>) -> tensor<2x4xf32> {
+  %r = linalg.matmul ins(%a, %b : tensor<2x3xf32>, tensor<3x4xf32>) outs(%c : tensor<2x4xf32>)
+      -> tensor<2x4xf32>
+  return %r : tensor<2x4xf32>
+}
+"""
+
+
+def parsed(text: str) -> ir.Module:
+    context = ir.Context()
+    context.allow_unregistered_dialects = True
+    return ir.Module.parse(text, context)
+
+
+def run(text: str, *values: np.ndarray) -> list[np.ndarray]:
+    """What a program's function gives, by IREE on this CPU."""
+    import iree.runtime as runtime
+
+    code = compiler.compile_str(text, target_backends=[], extra_args=list(DEVICES["cpu"].flags))
+    config = runtime.Config("local-task")
+    modules = [
+        runtime.create_hal_module(config.vm_instance, config.device),
+        runtime.VmModule.copy_buffer(config.vm_instance, code),
+    ]
+    context = runtime.SystemContext(vm_modules=modules, config=config)
+    found = context.modules[modules[-1].name]["f"](*values)
+    return [np.array(own.to_host()) for own in (found if isinstance(found, tuple) else [found])]
+
+
+def loops(module: ir.Module) -> list[ir.Operation]:
+    found: list[ir.Operation] = []
+
+    def visit(operation: ir.Operation) -> ir.WalkResult:
+        if operation.name == "linalg.generic":
+            found.append(operation)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    return found
+
+
+def test_a_gated_convolution_is_one_loop_and_says_the_same() -> None:
+    module = parsed(GATED)
+    assert fuse_gated_short_convs(module) == 1
+    module.operation.verify()
+    (loop,) = loops(module)
+    assert len(loop.results) == 2
+    generator = np.random.default_rng(0)
+    shapes = ((12,), (1, 4), (2, 4))
+    values = [generator.standard_normal(shape).astype(np.float32) for shape in shapes]
+    p, s, t = values
+    newest = p[:4] * p[8:]
+    expected = [p[4:8] * (s[0] * t[0] + newest * t[1]), newest[None]]
+    for text in (GATED, str(module)):
+        for own, right in zip(run(text, *values), expected, strict=True):
+            np.testing.assert_allclose(own, right, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("%kept = tensor.expand_shape %n", "%kept = tensor.expand_shape %c"),  # nothing is kept
+        ("%x = tensor.extract_slice %p[8]", "%x = tensor.extract_slice %pp[8]"),  # of another value
+        ("ins(%c, %s0, %t0, %n, %t1", "ins(%s0, %s0, %t0, %n, %t1"),  # not gated at the end
+    ],
+)
+def test_what_is_no_gated_convolution_is_left_alone(before: str, after: str) -> None:
+    assert before in GATED
+    text = GATED.replace(before, after).replace(
+        "%p: tensor<12xf32>", "%p: tensor<12xf32>, %pp: tensor<12xf32>"
+    )
+    module = parsed(text)
+    whole = str(module)
+    assert fuse_gated_short_convs(module) == 0
+    assert str(module) == whole
+
+
+def test_what_reads_the_result_is_hidden_from_fusion() -> None:
+    """As it is before fusion: the gate at the end is a loop of its own."""
+    before, loop, _ = GATED.partition("  %y = linalg.generic")
+    module = parsed(
+        f"""{before}{loop} {{indexing_maps = [#m, #m, #m], iterator_types = ["parallel"]}}
+      ins(%c, %s0 : tensor<4xf32>, tensor<4xf32>) outs(%e : tensor<4xf32>) {{
+  ^bb0(%i: f32, %j: f32, %o: f32):
+    %r = arith.mulf %i, %j : f32
+    linalg.yield %r : f32 }} -> tensor<4xf32>
+  return %y, %kept : tensor<4xf32>, tensor<1x4xf32>
+}}"""
+    )
+    assert keep_shapes(module) == 1
+    module.operation.verify()
+    assert re.search(r'= "util.optimization_barrier"\(%(\w+)\)', str(module))
+    assert keep_shapes(parsed(MATMUL)) == 0
+
+
+def test_sums_go_innermost_and_say_the_same() -> None:
+    module = parsed(SUM)
+    (loop,) = loops(module)
+    with module.context:
+        put_sums_innermost(loop)
+    module.operation.verify()
+    kinds = [str(kind) for kind in loop.attributes["iterator_types"]]
+    assert ["reduction" in kind for kind in kinds] == [False, False, True]
+    assert "linalg.index 2" in str(module)
+    generator = np.random.default_rng(1)
+    x, w = (generator.standard_normal(shape).astype(np.float32) for shape in ((3,), (2, 3, 4)))
+    expected = (x[None, :, None] * w * np.arange(3)[None, :, None]).sum(1)
+    for text in (SUM, str(module)):
+        (own,) = run(text, x, w, np.zeros((2, 4), np.float32))
+        np.testing.assert_allclose(own, expected, rtol=1e-5)
+
+
+def test_matmuls_are_kept_apart() -> None:
+    module = parsed(MATMUL)
+    assert keep_matmuls_apart(module) == 1
+    assert str(module).count("util.optimization_barrier") == 2
+    assert keep_matmuls_apart(parsed(SUM)) == 0
+    a, b = np.ones((2, 3), np.float32), np.full((3, 4), 2, np.float32)
+    (own,) = run(str(module), a, b, np.zeros((2, 4), np.float32))
+    assert (own == 6).all()
+
+
+def test_dispatches_of_a_layer(lowered: Callable[..., Lowered]) -> None:
+    """In IREE's own count: a convolution is one dispatch of two results, a layer of one has ten."""
+    made = lowered("lfm2-untied", four_bit, "mlir")
+    device = DEVICES["cpu"]
+    with torch.no_grad():
+        lowering = Lowering(made.program, made.weights, 8, "linalg", device)
+        module = lowering.module()
+    make_ready(module, device)
+    flow = compiler.compile_str(
+        with_parameters(module, lowering.graphs),
+        target_backends=[],
+        extra_args=[*device.flags, *FLAGS, "--compile-to=flow"],
+    ).decode()
+    _, _, decode = flow.partition("util.func public @decode(")
+    body, _, _ = decode.partition("util.return")
+    dispatches = re.findall(r"(:2)? = flow\.dispatch @(\w+)", body)
+    config = made.checkpoint.config
+    convs = config.layer_types.count("conv")
+    assert [two for two, _ in dispatches].count(":2") == convs
+    first = next(index for index, (two, _) in enumerate(dispatches) if two)
+    names = [name for _, name in dispatches]
+    # From the first layer's norm, two before its projection, to the second layer's.
+    product = names.index(names[first - 1])
+    assert product >= 2
+    layer = names[product - 2 : product + 8]
+    assert layer.count(names[product - 2]) == 2  # the sums of squares of the layer's two norms
