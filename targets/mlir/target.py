@@ -176,7 +176,7 @@ class MlirTarget:
 GRAPH = 250_000
 GRAPH_PER_LAYER = 25_000
 GRAPH_OF_EXPERTS = 150_000
-GRAPH_PER_EXPERT = 11_000  # of a layer, up to as many as there are widths by far
+GRAPH_PER_EXPERT = 14_000  # of a layer, up to as many as there are widths by far
 MOST_EXPERTS = 16
 
 

@@ -151,7 +151,7 @@ def test_what_reads_the_result_is_hidden_from_fusion() -> None:
     before, loop, _ = GATED.partition("  %y = linalg.generic")
     module = parsed(
         f"""{before}{loop} {{indexing_maps = [#m, #m, #m], iterator_types = ["parallel"]}}
-      ins(%c, %s0 : tensor<4xf32>, tensor<4xf32>) outs(%e : tensor<4xf32>) {{
+      ins(%c, %n : tensor<4xf32>, tensor<4xf32>) outs(%e : tensor<4xf32>) {{
   ^bb0(%i: f32, %j: f32, %o: f32):
     %r = arith.mulf %i, %j : f32
     linalg.yield %r : f32 }} -> tensor<4xf32>
