@@ -161,22 +161,22 @@ def _vectors(
     zeros: Tensor | None,
     format: Format,
 ) -> Tensor:
-    """Products `[M, N]` of vectors `[M, K]`, each with a matrix of its own, or all with one: one
-    sum over the codes as they lie, or, where a device gets such sums wrong, matmuls."""
+    """Products `[..., N]` of vectors `[..., K]`, each with a matrix of its own: one sum over the
+    codes as they lie, or, where a device gets such sums wrong, matmuls."""
     if not forms.dialect.sums:
-        whole = _whole(forms, units, scales, zeros, format)  # (M, N / 16, K, 16)
-        return (x[:, None] @ whole.transpose(-3, -2).flatten(-2))[:, 0]
+        whole = _whole(forms, units, scales, zeros, format)  # (..., N / 16, K, 16)
+        return (x.unsqueeze(-2) @ whole.transpose(-3, -2).flatten(-2)).squeeze(-2)
     middle = _middle(forms, format, zeros, 1)
-    size = format.group // EIGHTHS
-    parts = x.view(x.shape[0], 1, -1, EIGHTHS, size, 1)  # (M, 1, G, 8, S, 1)
+    shape = (-1, EIGHTHS, format.group // EIGHTHS)
+    parts = x.unflatten(-1, shape).unsqueeze(-1).unsqueeze(-5)  # (..., 1, G, 8, S, 1)
     total = None
     for eighth in range(EIGHTHS):
         codes = forms.dialect.eighth(units, format.bits, eighth)
-        term = parts[:, :, :, eighth] * (codes - middle)
+        term = parts.select(-3, eighth) * (codes - middle)
         total = term if total is None else total + term
     assert total is not None
     scale = forms.wide(scales, "float16").unsqueeze(-2)
-    return (total * scale).sum((2, 3)).flatten(1)
+    return (total * scale).sum((-3, -2)).flatten(-2)
 
 
 def _product(forms: Forms, x: Tensor, matrix: Matrix) -> Tensor:
@@ -184,8 +184,7 @@ def _product(forms: Forms, x: Tensor, matrix: Matrix) -> Tensor:
     units, scales = forms.given(matrix.codes), forms.given(matrix.scales)
     zeros, format = forms.zeros(matrix), matrix.format
     if x.shape[0] == 1:
-        lead = None if zeros is None else zeros[None]
-        return _vectors(forms, x, units[None], scales[None], lead, format)
+        return _vectors(forms, x[0], units, scales, zeros, format)[None]
     whole = _whole(forms, units, scales, zeros, format)
     return x @ whole.permute(1, 0, 2).flatten(1)
 
