@@ -51,6 +51,10 @@ def child(options: argparse.Namespace) -> None:
     lap("trace")
     apply(pipeline({row.name: parse_format(row.format) for row in plan.rows}), program)
     lap("passes")
+    if options.import_only:
+        _import(program, PlannedWeights(checkpoint, plan))
+        lap("import to linalg")
+        return
     artifact = Path(tempfile.mkdtemp(dir=options.folder))
     made = target.lower(program, PlannedWeights(checkpoint, plan), asked, artifact)
     lap("quantize and lower")
@@ -60,6 +64,14 @@ def child(options: argparse.Namespace) -> None:
         print(f"\n{sum(counts.values())} operators {title} fusion")
         for name, count in counts.most_common(16):
             print(f"  {name:<28} {count:>5}  {'#' * max(1, count * 60 // max(counts.values()))}")
+
+
+def _import(program: Program, weights: PlannedWeights) -> None:
+    """What the MLIR target does before any weight is read."""
+    from lfmc.targets.mlir.devices import DEVICES, HOST
+    from lfmc.targets.mlir.lower import Lowering
+
+    Lowering(program, weights, 64, "linalg", DEVICES[HOST]).module()
 
 
 def histogram(program: Program) -> Counter[str]:
@@ -79,13 +91,16 @@ def main() -> None:
     parser.add_argument("--bits", default="4")
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--folder", type=Path, help="for the checkpoint")
+    parser.add_argument("--import-only", action="store_true", help="mlir: stop behind torch-mlir")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options)
         return
     with checkpoint_of(options.shape, options.folder) as options.folder:
-        given = [f"--{name}={value}" for name, value in vars(options).items() if name != "child"]
+        flags = ("child", "import_only")
+        given = [f"--{name}={value}" for name, value in vars(options).items() if name not in flags]
+        given += ["--import-only"] if options.import_only else []
         subprocess.run([sys.executable, __file__, "--child", *given], check=True)
 
 

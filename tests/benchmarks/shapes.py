@@ -117,7 +117,9 @@ def write_checkpoint(shape: str, folder: Path) -> None:
         total += value.numel()
     for file, tensors in files.items():
         save_file({n: _random(n, v, pool, generator) for n, v in tensors.items()}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
     print(f"{shape}: {total / 1e9:.2f} billion parameters", flush=True)
 
 

@@ -1,0 +1,60 @@
+"""Text from a bundle of lfmc's MLIR target, with IREE's runtime and tokenizers alone.
+
+python generate.py BUNDLE "Once upon a time" [COUNT]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import iree.runtime as iree
+import numpy as np
+from tokenizers import Tokenizer
+
+DRIVERS = {"cpu": "local-task", "vulkan": "vulkan", "hip": "hip"}
+
+
+def load(bundle: Path, device: str) -> Any:
+    """The functions of the compiled module, on mapped parameters."""
+    config = iree.Config(DRIVERS[device.split(":")[0]])
+    index = iree.ParameterIndex()
+    index.load(str(bundle / "params.safetensors"))
+    modules = [
+        iree.create_io_parameters_module(config.vm_instance, index.create_provider("model")),
+        iree.create_hal_module(config.vm_instance, config.device),
+        iree.VmModule.mmap(config.vm_instance, str(bundle / "model.vmfb")),
+    ]
+    return iree.SystemContext(vm_modules=modules, config=config).modules[modules[-1].name]
+
+
+def generate(bundle: Path, prompt: str, count: int) -> str:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    functions = load(bundle, manifest["device"])
+    tokens = manifest["tokens"]
+    ids = [tokens["bos"], *tokenizer.encode(prompt, add_special_tokens=False).ids]
+    functions["reset"]()
+    at, logits = 0, None
+    while at < len(ids):  # in calls of the lengths that there are functions for
+        size = next(n for n in manifest["lengths"] if n <= len(ids) - at)
+        name = "decode" if size == 1 else f"prefill_{size}"
+        piece = np.array(ids[at : at + size], np.int32)
+        logits = functions[name](piece, np.array([at], np.int32)).to_host()
+        at += size
+    made: list[int] = []
+    for position in range(at, min(at + count, manifest["context"])):
+        token = int(np.argmax(logits[-1]))
+        if token in tokens["stop"]:
+            break
+        made.append(token)
+        given = np.array([token], np.int32), np.array([position], np.int32)
+        logits = functions["decode"](*given).to_host()
+    return tokenizer.decode(made)
+
+
+if __name__ == "__main__":
+    _, path, text, *rest = sys.argv
+    print(generate(Path(path), text, int(rest[0]) if rest else 32))

@@ -1,0 +1,34 @@
+"""A module for Vulkan on Mesa's software driver; skipped where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lfmc.parity import cases, compare
+from lfmc.stepping import TorchStepper
+from tests.targets.lowering import Lowered, four_bit
+
+LAVAPIPE = Path("/usr/share/vulkan/icd.d/lvp_icd.x86_64.json")
+
+
+@pytest.mark.skipif(not LAVAPIPE.is_file(), reason="Mesa's lavapipe is not on this machine")
+def test_matrix(lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tiny model in short chunks: larger ones are wrong there (docs/mlir.md)."""
+    monkeypatch.setenv("VK_ICD_FILENAMES", str(LAVAPIPE))
+    made = lowered("lfm2-untied", four_bit, "mlir", device="vulkan", chunk="16")
+    if (reason := made.target.why_not_here(made.request)) is not None:
+        pytest.skip(reason)
+    config, context = made.checkpoint.config, made.request.context
+    rung = compare(
+        3,
+        "module",
+        made.target.run(made.folder),
+        TorchStepper(made.program.module, config, context),
+        cases(config, context, full=True),
+        config.vocab_size,
+        tolerance=1e-5,
+    )
+    assert rung.passed, rung
