@@ -104,11 +104,12 @@ def read(folder: Path, stored: StoredTensor) -> Tensor:
     if not rest:
         return plain_values(stored.name, value)
     bits = int(rest.split(":")[0])
-    one = {
-        "codes": lambda v: pack_bits(unpack_codes(v, bits), bits),
-        "scales": lambda v: unpack_groups(v).clone(),
-        "zeros": lambda v: pack_bits(unpack_zeros(v, bits), bits),
-    }[kind]
     if stored.arrangement == "rows":
-        return one(value)
-    return torch.stack([one(v) for v in value])
+        return _unpacked(kind, value, bits)
+    return torch.stack([_unpacked(kind, one, bits) for one in value])
+
+
+def _unpacked(kind: str, value: Tensor, bits: int) -> Tensor:
+    if kind == "scales":
+        return unpack_groups(value).clone()
+    return pack_bits((unpack_codes if kind == "codes" else unpack_zeros)(value, bits), bits)

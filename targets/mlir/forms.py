@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -165,7 +166,9 @@ def _vectors(
     codes as they lie, or, where a device gets such sums wrong, matmuls."""
     if not forms.dialect.sums:
         whole = _whole(forms, units, scales, zeros, format)  # (..., N / 16, K, 16)
-        return (x.unsqueeze(-2) @ whole.transpose(-3, -2).flatten(-2)).squeeze(-2)
+        matrix = whole.transpose(-3, -2).flatten(-2)
+        product: Tensor = (x.unsqueeze(-2) @ matrix).squeeze(-2)
+        return product
     middle = _middle(forms, format, zeros, 1)
     shape = (-1, EIGHTHS, format.group // EIGHTHS)
     parts = x.unflatten(-1, shape).unsqueeze(-1).unsqueeze(-5)  # (..., 1, G, 8, S, 1)
@@ -176,7 +179,8 @@ def _vectors(
         total = term if total is None else total + term
     assert total is not None
     scale = forms.wide(scales, "float16").unsqueeze(-2)
-    return (total * scale).sum((-3, -2)).flatten(-2)
+    found: Tensor = (total * scale).sum((-3, -2)).flatten(-2)
+    return found
 
 
 def _product(forms: Forms, x: Tensor, matrix: Matrix) -> Tensor:
@@ -318,9 +322,8 @@ def _moe(
     for members, own in _kinds(forms, names):
         place, share = chosen.flatten(), shares.flatten()
         if len(own) < len(names):
-            table = forms.constants.of_config(
-                f"{own[0][0]}#places", lambda members=members: torch.tensor(members).float()
-            )
+            make = partial(torch.tensor, members, dtype=torch.float32)
+            table = forms.constants.of_config(f"{own[0][0]}#places", make)
             found = forms.given(table).index_select(0, place)
             place = found.clamp(min=0).to(torch.int32)
             share = share * (found >= 0)

@@ -122,7 +122,8 @@ def _fuse(product: Any, consumer: Any) -> None:
 
 def _loop(product: Any, consumer: Any) -> Any:
     """Both bodies in one loop, whose results are those of `consumer` and of `product`."""
-    inputs, outputs = [], []
+    inputs: list[Any] = []
+    outputs: list[Any] = []
     for loop in (product, consumer):
         *own, output = loop.operands
         inputs += [value for value in own if value != product.results[0]]
@@ -146,7 +147,7 @@ def _loop(product: Any, consumer: Any) -> Any:
     arguments = iter(block.arguments)
     known: list[tuple[Any, Any]] = []  # values of the old bodies, and of the new one
     with ir.InsertionPoint(block):
-        results = []
+        results: list[Any] = []
         for loop in (product, consumer):
             body = loop.regions[0].blocks[0]
             for value, argument in zip(loop.operands[:-1], body.arguments, strict=False):

@@ -8,8 +8,9 @@ prepare   packed zero points -> one a byte; what the others take in place of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -64,7 +65,7 @@ class Graphs:
         constants: MlirConstants,
         chunk: int,
         dialect: Dialect,
-        decompositions: dict[object, Callable[..., object]],
+        decompositions: Mapping[Any, Callable[..., Any]],
         *,
         halves: bool,
     ) -> None:
