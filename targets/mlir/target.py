@@ -119,7 +119,7 @@ class MlirTarget:
                 "name": f"{spec.kind}_{spec.layer}",
                 "shape": list(state_shape(spec)),
                 "dtype": "float32",
-                "kept_by": "the app",
+                "kept_by": "the compiled module; of model.mlirbc, the caller",
                 "reset": "zeros",
             }
             for spec in program.states
