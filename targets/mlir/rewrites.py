@@ -25,13 +25,17 @@ BLOCKS = 16  # of rows that a task takes
 TILED = "compilation_info"
 
 
-def make_ready(module: Any, device: Device) -> None:
-    """All rewrites for a device, in order."""
+def make_ready(module: Any, device: Device, dialect: str = "linalg") -> None:
+    """All rewrites for a device, in order. Linalg that came by StableHLO or TOSA orders operators
+    in ways that the fusion of convolutions does not know: it is left as it is."""
     module.context.allow_unregistered_dialects = True
     keep_matmuls_apart(module)
-    keep_shapes(module)
+    direct = dialect in ("linalg", "torch")
+    if direct:
+        keep_shapes(module)
     run_passes(module, FUSION)
-    fuse_gated_short_convs(module)
+    if direct:
+        fuse_gated_short_convs(module)
     if device.is_cpu:
         tile_products(module)
 

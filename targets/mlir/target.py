@@ -111,7 +111,7 @@ class MlirTarget:
         module = lowering.module()
         write_bytecode(module, folder / BYTECODE)
         to_linalg(module, dialect)
-        make_ready(module, device)
+        make_ready(module, device, dialect)
         compile_module(with_parameters(module, lowering.graphs), device, folder / MODULE)
         graphs = lowering.graphs
         states = [
