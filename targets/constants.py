@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +53,19 @@ class Constants:
         shape = (len(names), *self.shape(names[0]))
         make = lambda: torch.stack([self.weights.floats((name,)) for name in names])  # noqa: E731
         return self.add(stack_name(names), kind.dtype, shape, "values", names, "experts", make)
+
+    def expert_kinds(
+        self, experts: Sequence[tuple[str, ...]]
+    ) -> list[tuple[list[int], list[tuple[str, ...]]]]:
+        """Experts, each by the names of its matrices, of which those of the same formats go
+        together: where each of all experts is among them, or -1, and their names."""
+        formats = [tuple(map(self.weights.format, names)) for names in experts]
+        kinds = []
+        for kind in dict.fromkeys(formats):
+            own = [index for index, other in enumerate(formats) if other == kind]
+            members = [own.index(index) if index in own else -1 for index in range(len(experts))]
+            kinds.append((members, [experts[index] for index in own]))
+        return kinds
 
     def shape(self, name: str) -> tuple[int, int]:
         rows, columns = self.weights.checkpoint.tensors[name].shape

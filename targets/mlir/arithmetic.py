@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, fx
 
-from lfmc.targets.mlir.layout import EIGHTHS, PLANES, ROWS, fields
+from lfmc.targets.blocks import PLANES, ROWS
+from lfmc.targets.mlir.layout import EIGHTHS, fields
 
 
 class Dialect(Protocol):

@@ -12,9 +12,9 @@ from torch import Tensor
 from lfmc.calib_free.formats import Format
 from lfmc.calib_free.pack import PackedTensor, pack_bits
 from lfmc.targets.base import Arrangement, StoredTensor
+from lfmc.targets.blocks import ROWS
 from lfmc.targets.constants import Constants, Sources, plain_values, stack_name
 from lfmc.targets.mlir.layout import (
-    ROWS,
     pack_codes,
     pack_groups,
     pack_zeros,

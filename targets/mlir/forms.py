@@ -21,9 +21,10 @@ from lfmc.calib_free.formats import Format
 from lfmc.model.rope import inverse_frequencies, rotate, rotation
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
+from lfmc.targets.blocks import ROWS
 from lfmc.targets.mlir.arithmetic import Dialect
 from lfmc.targets.mlir.constants import Matrix, MlirConstants
-from lfmc.targets.mlir.layout import EIGHTHS, ROWS
+from lfmc.targets.mlir.layout import EIGHTHS
 from lfmc.targets.parameters import Parameter
 
 Given = Callable[[Parameter], Tensor]
@@ -319,7 +320,7 @@ def _moe(
     inputs = x[:, None].expand(count, top_k, size).reshape(-1, size)
     names = [tuple(own.sources[0] for own in three) for three in zip(w1, w3, w2, strict=True)]
     total = None
-    for members, own in _kinds(forms, names):
+    for members, own in forms.constants.expert_kinds(names):
         place, share = chosen.flatten(), shares.flatten()
         if len(own) < len(names):
             make = partial(torch.tensor, members, dtype=torch.float32)
@@ -351,19 +352,6 @@ def _choose(
     if normalize:
         shares = shares / (shares.sum(-1, keepdim=True) + 1e-6)
     return torch.cat(chosen, 1), shares * scale
-
-
-def _kinds(
-    forms: Forms, experts: Sequence[tuple[str, ...]]
-) -> list[tuple[list[int], list[tuple[str, ...]]]]:
-    """Experts whose matrices have the same formats, and where each expert is among them, or -1."""
-    formats = [tuple(map(forms.constants.weights.format, names)) for names in experts]
-    kinds = []
-    for kind in dict.fromkeys(formats):
-        own = [index for index, other in enumerate(formats) if other == kind]
-        members = [own.index(index) if index in own else -1 for index in range(len(experts))]
-        kinds.append((members, [experts[index] for index in own]))
-    return kinds
 
 
 def _experts(forms: Forms, x: Tensor, place: Tensor, names: tuple[str, ...]) -> Tensor:

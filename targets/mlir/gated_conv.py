@@ -59,8 +59,11 @@ def _matches(module: Any) -> Iterator[tuple[Any, Any]]:
         if source is None or len(users) < 2 or len(readers) != 1:
             continue
         (consumer,) = readers
-        if _pointwise(consumer) and source in _sources(consumer):
-            yield product, consumer
+        if not _pointwise(consumer) or source not in _sources(consumer):
+            continue
+        later = [value for own in _between(product, consumer) for value in own.results]
+        if not any(value in later for value in consumer.operands):
+            yield product, consumer.operation
 
 
 def _loops(module: Any) -> list[Any]:
@@ -112,8 +115,11 @@ def _pointwise(loop: Any) -> bool:
 
 def _fuse(product: Any, consumer: Any) -> None:
     with consumer.location, ir.InsertionPoint(consumer):
-        made = _loop(product, consumer)
-    _move_behind(made, product, consumer)
+        made = last = _loop(product, consumer)
+    for reader in _between(product, consumer):
+        if reader != made:
+            reader.move_after(last)
+            last = reader
     consumer.results[0].replace_all_uses_with(made.results[0])
     product.results[0].replace_all_uses_with(made.results[1])
     consumer.erase()
@@ -173,17 +179,27 @@ def _clone(body: Any, known: list[tuple[Any, Any]]) -> Any:
     return new(end.operands[0])
 
 
-def _move_behind(made: Any, product: Any, consumer: Any) -> None:
-    """Put what reads the product's result, and came before `consumer`, behind the new loop."""
-    waiting, last = list(product.results), made
-    begun = False
-    for operation in list(made.parent.regions[0].blocks[0].operations):
-        own = operation.operation
-        if own == product:
-            begun = True
-        elif own == made:
+def _between(product: Any, consumer: Any) -> list[Any]:
+    """What reads the product's result, at first or second hand, and comes before `consumer`."""
+    waiting, found, begun = list(product.results), [], False
+    for view in product.parent.regions[0].blocks[0].operations:
+        own = view.operation
+        if own == consumer:
             break
-        elif begun and any(value in waiting for value in own.operands):
+        if begun and any(value in waiting for value in _read(own)):
             waiting += own.results
-            own.move_after(last)
-            last = own
+            found.append(own)
+        begun = begun or own == product
+    return found
+
+
+def _read(operation: Any) -> list[Any]:
+    """Every value that an operation reads, in its regions, too."""
+    found: list[Any] = []
+
+    def visit(own: Any) -> Any:
+        found.extend(own.operands)
+        return ir.WalkResult.ADVANCE
+
+    operation.walk(visit)
+    return found

@@ -19,10 +19,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lfmc.model import StateSpec
 from lfmc.program import Program
+from lfmc.targets.blocks import ROWS
 from lfmc.targets.mlir.arithmetic import Dialect, with_slices
 from lfmc.targets.mlir.constants import MlirConstants
 from lfmc.targets.mlir.forms import Forms, unpack_zeros
-from lfmc.targets.mlir.layout import ROWS
 from lfmc.targets.parameters import DTYPES, Parameter
 
 DECODE, PREPARE = "decode", "prepare"

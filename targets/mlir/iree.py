@@ -11,10 +11,9 @@ import iree.compiler.tools as compiler
 from lfmc.errors import UnsupportedError
 from lfmc.targets.mlir.devices import Device
 from lfmc.targets.mlir.graphs import PREPARE, Graphs, Kind, state_shape
+from lfmc.targets.mlir.runtime import RESET, SCOPE
 from lfmc.targets.parameters import Parameter
 
-RESET = "reset"
-SCOPE = "model"  # of the parameters, for the runtime
 TYPES = {
     "float32": "f32",
     "float16": "f16",

@@ -20,11 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS = 16
-EIGHTHS = 8
+from lfmc.targets.blocks import PLANES, ROWS
 
-# Bits of the planes that a width is made of, lowest first.
-PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 6: (4, 2), 8: (8,)}
+EIGHTHS = 8
 
 
 @dataclass(frozen=True)

@@ -15,29 +15,26 @@ from typing import Any
 
 from torch_mlir import ir
 
+from lfmc.targets.blocks import ROWS
 from lfmc.targets.mlir.devices import Device
 from lfmc.targets.mlir.dialects import run_passes
 from lfmc.targets.mlir.gated_conv import BARRIER, fuse_gated_short_convs, keep_shapes
-from lfmc.targets.mlir.layout import ROWS
 
 FUSION = "func.func(linalg-fold-unit-extent-dims,linalg-fuse-elementwise-ops,canonicalize,cse)"
 BLOCKS = 16  # of rows that a task takes
 TILED = "compilation_info"
 
 
-def make_ready(module: Any, device: Device, dialect: str = "linalg") -> None:
-    """All rewrites for a device, in order. Linalg that came by StableHLO or TOSA orders operators
-    in ways that the fusion of convolutions does not know: it is left as it is."""
+def make_ready(module: Any, device: Device) -> None:
+    """All rewrites for a device, in order."""
     module.context.allow_unregistered_dialects = True
     keep_matmuls_apart(module)
-    direct = dialect in ("linalg", "torch")
-    if direct:
-        keep_shapes(module)
+    keep_shapes(module)
     run_passes(module, FUSION)
-    if direct:
-        fuse_gated_short_convs(module)
+    fuse_gated_short_convs(module)
     if device.is_cpu:
         tile_products(module)
+    module.operation.verify()  # one that is wrong would be printed in another form
 
 
 def tile_products(module: Any) -> int:

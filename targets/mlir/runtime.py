@@ -17,6 +17,8 @@ from lfmc.targets.mlir.devices import DEVICES
 from lfmc.targets.parameters import PARAMETERS, open_parameters
 
 MODULE = "model.vmfb"
+RESET = "reset"
+SCOPE = "model"  # of the parameters
 
 
 class IreeStepper:
@@ -44,7 +46,7 @@ class IreeStepper:
     def reset(self) -> None:
         """Forget the conversation."""
         self._length = 0
-        self._functions["reset"]()
+        self._functions[RESET]()
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Float32 logits `[T, V]` of the tokens that come next."""
@@ -101,7 +103,7 @@ def _load(folder: Path, driver: str) -> Any:
     config = runtime.Config(driver)
     index = runtime.ParameterIndex()
     index.load(str(folder / PARAMETERS))
-    provider = index.create_provider(scope="model")
+    provider = index.create_provider(scope=SCOPE)
     modules = [
         runtime.create_io_parameters_module(config.vm_instance, provider),
         runtime.create_hal_module(config.vm_instance, config.device),

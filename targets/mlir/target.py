@@ -10,25 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Capabilities, Format, unpadded
+from lfmc.calib_free.formats import Capabilities, unpadded
 from lfmc.errors import UnsupportedError
 from lfmc.model import DecoderConfig
 from lfmc.parity import ARTIFACT_TOLERANCE, Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.blocks import FORMATS, ROWS, require_whole_blocks
 from lfmc.targets.mlir.devices import DEVICES, why_not_here
-from lfmc.targets.mlir.layout import ROWS
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
 BYTECODE = "model.mlirbc"
-FORMATS = tuple(
-    Format(bits, group, symmetric, "float16")
-    for bits in (2, 3, 4, 6, 8)
-    for group in (32, 64, 128)
-    for symmetric in (True, False)
-)
 DIALECTS = ("linalg", "torch", "stablehlo", "tosa")
 
 
@@ -78,11 +72,7 @@ class MlirTarget:
             "size of the feed-forward": config.ffn_size,
             "size of an expert": config.moe.ffn_size if config.moe else ROWS,
         }
-        for name, size in sizes.items():
-            if size % ROWS:
-                raise UnsupportedError(
-                    f"the {name} is no multiple of {ROWS}, which the layout takes at once", got=size
-                )
+        require_whole_blocks(sizes)
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         return {}
@@ -111,7 +101,7 @@ class MlirTarget:
         module = lowering.module()
         write_bytecode(module, folder / BYTECODE)
         to_linalg(module, dialect)
-        make_ready(module, device, dialect)
+        make_ready(module, device)
         compile_module(with_parameters(module, lowering.graphs), device, folder / MODULE)
         graphs = lowering.graphs
         states = [

@@ -10,11 +10,12 @@ from torch import Tensor
 from lfmc.calib_free.formats import Format
 from lfmc.calib_free.pack import PackedTensor
 from lfmc.targets.base import Arrangement
+from lfmc.targets.blocks import ROWS
 from lfmc.targets.constants import Constants, Sources, stack_name
 from lfmc.targets.parameters import Parameter
 from lfmc.targets.tvm.kernels.matrix import Matrix
 from lfmc.targets.tvm.kernels.moe import Floats, Stack
-from lfmc.targets.tvm.layout import ROWS, pack_codes, pack_groups, pack_zeros
+from lfmc.targets.tvm.layout import pack_codes, pack_groups, pack_zeros
 
 
 class TvmConstants(Constants):

@@ -42,7 +42,10 @@ def lower_moe(m: Walk, node: fx.Node) -> Value:
         results=[(places,), (count + 1,)],
         dtypes={0: "int32", 1: "int32"},
     )
-    kinds = _kinds(m, experts)
+    kinds = [
+        (members, tuple(zip(*names, strict=True)))
+        for members, names in m.constants.expert_kinds(experts)
+    ]
     inner = _products(
         m, node, m.kernels.gate_up, m.value(x), m.length, kinds, slice(2), order, begins
     )
@@ -54,16 +57,6 @@ def lower_moe(m: Walk, node: fx.Node) -> Value:
 # Experts whose matrices have the same formats: where each expert of the layer is among them, and
 # names of their w1, w3 and w2.
 Experts = tuple[list[int], tuple[tuple[str, ...], ...]]
-
-
-def _kinds(m: Walk, experts: Sequence[tuple[str, ...]]) -> list[Experts]:
-    formats = [tuple(map(m.constants.weights.format, names)) for names in experts]
-    kinds: list[Experts] = []
-    for kind in dict.fromkeys(formats):
-        own = [index for index, other in enumerate(formats) if other == kind]
-        members = [own.index(index) if index in own else -1 for index in range(len(experts))]
-        kinds.append((members, tuple(zip(*(experts[index] for index in own), strict=True))))
-    return kinds
 
 
 def _products(

@@ -21,12 +21,9 @@ import torch
 from torch import Tensor
 
 from lfmc.calib_free.pack import pack_bits, unpack_bits
+from lfmc.targets.blocks import PLANES, ROWS
 
-ROWS = 16
 COLUMNS = 32
-
-# Bits of the planes that a width is made of, lowest first.
-PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 6: (4, 2), 8: (8,)}
 
 
 def blocks_of(rows: int) -> list[tuple[int, int]]:

@@ -10,28 +10,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Capabilities, Format, unpadded
+from lfmc.calib_free.formats import Capabilities, unpadded
 from lfmc.errors import UnsupportedError
 from lfmc.model import DecoderConfig
 from lfmc.parity import ARTIFACT_TOLERANCE, Rung, skipped
 from lfmc.program import Program
 from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.blocks import FORMATS, ROWS, require_whole_blocks
 from lfmc.targets.noise import n_bit, noise_rung
 from lfmc.targets.rounding import RoundedActivations, round_groups
 from lfmc.targets.tvm.cpus import CPUS
 from lfmc.targets.tvm.devices import Device, choices, find_device, missing_of, why_not_here
 from lfmc.targets.tvm.gpus import GPUS, Gpu
-from lfmc.targets.tvm.layout import ROWS
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
-
-FORMATS = tuple(
-    Format(bits, group, symmetric, "float16")
-    for bits in (2, 3, 4, 6, 8)
-    for group in (32, 64, 128)
-    for symmetric in (True, False)
-)
 
 
 @dataclass(frozen=True)
@@ -77,11 +70,7 @@ class TvmTarget:
             "size of the feed-forward": config.ffn_size,
             "size of an expert": config.moe.ffn_size if config.moe else ROWS,
         }
-        for name, size in sizes.items():
-            if size % ROWS:
-                raise UnsupportedError(
-                    f"the {name} is no multiple of {ROWS}, which kernels take at once", got=size
-                )
+        require_whole_blocks(sizes)
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         devices: dict[str, Device] = {f"cpu:{name}": cpu for name, cpu in CPUS.items()}

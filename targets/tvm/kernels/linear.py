@@ -6,6 +6,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lfmc.calib_free.formats import Format
+from lfmc.targets.blocks import ROWS
 from lfmc.targets.tvm.cpus import Cpu
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
@@ -20,7 +21,6 @@ from lfmc.targets.tvm.kernels.builder import (
 from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, sized
 from lfmc.targets.tvm.kernels.products import Rows, multiply
 from lfmc.targets.tvm.kernels.row import Row, multiply_row
-from lfmc.targets.tvm.layout import ROWS
 
 
 def linear(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from lfmc.calib_free.formats import Format
+from lfmc.targets.blocks import ROWS
 from lfmc.targets.tvm.kernels.builder import Buffer, Expr, Parameter, dimension
-from lfmc.targets.tvm.layout import COLUMNS, ROWS
+from lfmc.targets.tvm.layout import COLUMNS
 
 
 @dataclass(frozen=True)

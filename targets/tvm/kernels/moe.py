@@ -22,6 +22,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lfmc.calib_free.formats import Format
+from lfmc.targets.blocks import ROWS
 from lfmc.targets.tvm.cpus import Cpu
 from lfmc.targets.tvm.kernels.builder import (
     LANES,
@@ -43,7 +44,6 @@ from lfmc.targets.tvm.kernels.float_linear import row_product
 from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, sized
 from lfmc.targets.tvm.kernels.products import Rows, multiply
 from lfmc.targets.tvm.kernels.swiglu import gated
-from lfmc.targets.tvm.layout import ROWS
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from functools import partial
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from lfmc.targets.blocks import PLANES, ROWS
 from lfmc.targets.tvm.cpus import Cpu
 from lfmc.targets.tvm.kernels.builder import (
     LANES,
@@ -28,7 +29,7 @@ from lfmc.targets.tvm.kernels.builder import (
 )
 from lfmc.targets.tvm.kernels.dot import Products
 from lfmc.targets.tvm.kernels.matrix import Activations, Matrix
-from lfmc.targets.tvm.layout import COLUMNS, PLANES, ROWS
+from lfmc.targets.tvm.layout import COLUMNS
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from lfmc.targets.executorch.stored import MODEL
 from tests.factories import random_tokens
 from tests.targets.executorch.programs import PROGRAMS, floats, four_bit, mixed
 from tests.targets.lowering import Choose, Lowered
+from tests.targets.matrix import assert_context_ends
 
 Make = Callable[..., Lowered]
 
@@ -135,19 +136,7 @@ def test_two_steppers_do_not_share_their_states(lowered: Make) -> None:
 
 
 def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
-    made = lowered("lfm2", floats, "executorch")
-    context = made.request.context
-    tokens = random_tokens(made.checkpoint.config, 1, context)[0]
-    stepper = made.target.run(made.folder)
-    found = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])
-    reference = TorchStepper(made.program.module, made.checkpoint.config, context)
-    expected = reference.step(tokens)
-    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
-    with pytest.raises(InputError, match="longer than the exported context"):
-        stepper.step([1])
-    stepper.reset()
-    with pytest.raises(InputError, match="outside of the vocabulary"):
-        stepper.step([made.checkpoint.config.vocab_size])
+    assert_context_ends(lowered("lfm2", floats, "executorch"))
 
 
 def test_a_changed_weight_is_found(lowered: Make, tmp_path: Path) -> None:

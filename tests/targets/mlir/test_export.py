@@ -10,7 +10,6 @@ import pytest
 
 import lfmc
 from lfmc.bundle import Bundle
-from lfmc.calib_free.allocate import Budget
 from lfmc.checkpoint import open_checkpoint
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.exporter import Options, export
@@ -18,19 +17,13 @@ from lfmc.generate import continue_tokens
 from lfmc.progress import Silent
 from lfmc.reverify import reverify
 from lfmc.targets.base import get_target
+from tests.targets.matrix import export_demo
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Of the bundled checkpoint, at most 6 bits a weight, for 128 tokens."""
-    output = tmp_path_factory.mktemp("mlir") / "bundle"
-    asked = Options(budget=Budget(bits_per_weight=6.0), context=128, check="fast", cache=False)
-    target = get_target("mlir")
-    made, report = export(open_checkpoint(), target, output, asked, force=False, progress=Silent())
-    assert report.verification is not None
-    assert all(rung.passed for rung in report.verification.rungs)
-    assert report.nbytes <= (report.plan.limit_nbytes or 0)
-    return made
+    return export_demo("mlir", tmp_path_factory.mktemp("mlir") / "bundle", 6.0)
 
 
 def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:

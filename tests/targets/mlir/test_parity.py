@@ -11,45 +11,35 @@ import pytest
 import torch
 
 from lfmc.errors import GateError, InputError, UnsupportedError
-from lfmc.parity import cases, compare
 from lfmc.rungs import read_back
-from lfmc.stepping import TorchStepper
 from lfmc.targets.base import get_target
+from lfmc.targets.mlir.layout import pack_groups
 from lfmc.targets.mlir.runtime import MODULE
 from lfmc.targets.mlir.target import DIALECTS
-from lfmc.targets.parameters import PARAMETERS, open_parameters
+from lfmc.targets.parameters import PARAMETERS
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, four_bit, lower
+from tests.targets.matrix import assert_context_ends, assert_matrix
 from tests.targets.programs import PROGRAMS, floats, mixed
 
 Make = Callable[..., Lowered]
 
 
-def assert_matrix(made: Lowered) -> None:
-    config, context = made.checkpoint.config, made.request.context
-    rung = compare(
-        3,
-        "module",
-        made.target.run(made.folder),
-        TorchStepper(made.program.module, config, context),
-        cases(config, context, full=True),
-        config.vocab_size,
-        tolerance=1e-5,
-    )
-    assert rung.passed, rung
+def assert_right(made: Lowered) -> None:
+    assert_matrix(made, made.target.run(made.folder))
 
 
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
-    assert_matrix(lowered(name, choose, "mlir"))
+    assert_right(lowered(name, choose, "mlir"))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS[1:])
 def test_matrix_by_way_of_other_dialects(lowered: Make, dialect: str) -> None:
     """What is executed was lowered from the very module that is shipped."""
     made = lowered("lfm3-attention-bias", mixed, "mlir", dialect=dialect)
-    assert_matrix(made)
+    assert_right(made)
     code = (made.folder / "model.mlirbc").read_bytes()
     assert code[:4] == b"ML\xefR"
     assert dialect.encode() in code
@@ -60,7 +50,7 @@ def test_trained_checkpoints(
     any_checkpoint: Callable[[str], object], tmp_path: Path, name: str
 ) -> None:
     made = lower(any_checkpoint(name), four_bit, tmp_path, name="mlir", context=192)  # type: ignore[arg-type]
-    assert_matrix(made)
+    assert_right(made)
 
 
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
@@ -90,7 +80,7 @@ def test_a_wrong_scale_fails_the_matrix(lowered: Make) -> None:
     try:
         held *= 1.02
         with pytest.raises(AssertionError):
-            assert_matrix(made)
+            assert_right(made)
     finally:
         held.copy_(right)
 
@@ -119,19 +109,7 @@ def test_conversations_share_nothing(lowered: Make) -> None:
 
 
 def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
-    made = lowered("lfm2-conv-bias", floats, "mlir")
-    context = made.request.context
-    tokens = random_tokens(made.checkpoint.config, 1, context)[0]
-    stepper = made.target.run(made.folder)
-    found = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])
-    reference = TorchStepper(made.program.module, made.checkpoint.config, context)
-    expected = reference.step(tokens)
-    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
-    with pytest.raises(InputError, match="longer than the exported context"):
-        stepper.step([1])
-    stepper.reset()
-    with pytest.raises(InputError, match="outside of the vocabulary"):
-        stepper.step([made.checkpoint.config.vocab_size])
+    assert_context_ends(lowered("lfm2-conv-bias", floats, "mlir"))
 
 
 def test_what_is_no_module_is_refused(lowered: Make, tmp_path: Path) -> None:
@@ -149,12 +127,11 @@ def test_what_is_no_module_is_refused(lowered: Make, tmp_path: Path) -> None:
 
 
 def test_weights_are_no_part_of_a_module(lowered: Make) -> None:
-    """Neither of the shipped one nor of the compiled one, which map the file of parameters."""
+    """Neither of the shipped one nor of the compiled one: both take them from the parameters."""
     made = lowered("lfm2-untied", four_bit, "mlir")
-    largest = max(open_parameters(made.folder).facts["parameters"], key=len)
-    assert largest
-    packed = made.weights.packed((made.plan.rows[0].name,))
-    raw = packed.scales.flatten()[:64].numpy().tobytes()
+    name = next(row.name for row in made.plan.rows if row.role == "embedding")
+    raw = pack_groups(made.weights.packed((name,)).scales).flatten()[:64].numpy().tobytes()
+    assert raw in (made.folder / PARAMETERS).read_bytes()
     assert raw not in (made.folder / MODULE).read_bytes()
     assert raw not in (made.folder / "model.mlirbc").read_bytes()
 

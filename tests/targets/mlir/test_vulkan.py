@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lfmc.parity import cases, compare
-from lfmc.stepping import TorchStepper
 from tests.targets.lowering import Lowered, four_bit
+from tests.targets.matrix import assert_matrix
 
 LAVAPIPE = Path("/usr/share/vulkan/icd.d/lvp_icd.x86_64.json")
 
@@ -21,14 +20,4 @@ def test_matrix(lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch
     made = lowered("lfm2-untied", four_bit, "mlir", device="vulkan", chunk="16")
     if (reason := made.target.why_not_here(made.request)) is not None:
         pytest.skip(reason)
-    config, context = made.checkpoint.config, made.request.context
-    rung = compare(
-        3,
-        "module",
-        made.target.run(made.folder),
-        TorchStepper(made.program.module, config, context),
-        cases(config, context, full=True),
-        config.vocab_size,
-        tolerance=1e-5,
-    )
-    assert rung.passed, rung
+    assert_matrix(made, made.target.run(made.folder))

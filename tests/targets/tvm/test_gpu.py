@@ -11,16 +11,15 @@ import tvm
 
 from lfmc.errors import GateError, InputError, UnsupportedError
 from lfmc.exporter import Options, export
-from lfmc.parity import cases, compare
 from lfmc.progress import Silent
 from lfmc.rungs import read_back
-from lfmc.stepping import Stepper, TorchStepper
 from lfmc.targets.base import get_target
 from lfmc.targets.code_object import check_code_objects
 from lfmc.targets.tvm import target
 from lfmc.targets.tvm.gpus import GPUS, missing_for
 from lfmc.targets.tvm.runtime import LIBRARY
 from tests.targets.lowering import Choose, Lowered
+from tests.targets.matrix import assert_matrix
 from tests.targets.programs import PROGRAMS, mixed
 from tests.targets.runner import RunnerStepper, as_bundle
 from tests.targets.tvm.pocl import pocl_device
@@ -110,17 +109,3 @@ def test_matrix_by_opencl(lowered: Make, name: str, choose: Choose, tmp_path: Pa
         assert_matrix(made, stepper)
     finally:
         stepper.close()
-
-
-def assert_matrix(made: Lowered, stepper: Stepper) -> None:
-    config, context = made.checkpoint.config, made.request.context
-    rung = compare(
-        3,
-        "library",
-        stepper,
-        TorchStepper(made.program.module, config, context),
-        cases(config, context, full=True),
-        config.vocab_size,
-        tolerance=1e-5,
-    )
-    assert rung.passed, rung

@@ -22,6 +22,7 @@ from lfmc.targets.tvm.runtime import LIBRARY, TvmStepper
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, four_bit, lower
+from tests.targets.matrix import assert_context_ends
 from tests.targets.programs import PROGRAMS, floats, mixed
 
 Make = Callable[..., Lowered]
@@ -147,19 +148,7 @@ def test_a_second_conversation_equals_a_fresh_one(lowered: Make) -> None:
 
 
 def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
-    made = lowered("lfm2-conv-bias", floats, "tvm")
-    context = made.request.context
-    tokens = random_tokens(made.checkpoint.config, 1, context)[0]
-    stepper = made.target.run(made.folder)
-    found = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])
-    reference = TorchStepper(made.program.module, made.checkpoint.config, context)
-    expected = reference.step(tokens)
-    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
-    with pytest.raises(InputError, match="longer than the exported context"):
-        stepper.step([1])
-    stepper.reset()
-    with pytest.raises(InputError, match="outside of the vocabulary"):
-        stepper.step([made.checkpoint.config.vocab_size])
+    assert_context_ends(lowered("lfm2-conv-bias", floats, "tvm"))
 
 
 def test_a_library_with_the_parameters_of_another_is_refused(lowered: Make, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lfmc.calib_free.formats import Format
+from lfmc.targets.blocks import ROWS
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Expr,
@@ -32,7 +33,7 @@ from lfmc.targets.tvm.kernels.gpu.grid import (
 )
 from lfmc.targets.tvm.kernels.matrix import Activations, sized
 from lfmc.targets.tvm.kernels.row import Row, code_of, in_block_or_tail
-from lfmc.targets.tvm.layout import COLUMNS, ROWS
+from lfmc.targets.tvm.layout import COLUMNS
 
 SPLITS = THREADS // ROWS
 TILE = 4  # tokens that a block takes together

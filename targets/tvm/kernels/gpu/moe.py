@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lfmc.calib_free.formats import Format
+from lfmc.targets.blocks import ROWS
 from lfmc.targets.tvm.kernels import moe as cpu
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
@@ -34,7 +35,6 @@ from lfmc.targets.tvm.kernels.matrix import Matrix, sized
 from lfmc.targets.tvm.kernels.moe import Floats, Stack, places
 from lfmc.targets.tvm.kernels.row import Row
 from lfmc.targets.tvm.kernels.swiglu import gated
-from lfmc.targets.tvm.layout import ROWS
 
 
 def route(experts: int, top_k: int, normalize: bool, scale: float, tokens: int | None) -> PrimFunc:

@@ -1,0 +1,67 @@
+"""What a test of any target asks of an artifact that runs, and of an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lfmc.bundle import Bundle
+from lfmc.calib_free.allocate import Budget
+from lfmc.checkpoint import open_checkpoint
+from lfmc.errors import InputError
+from lfmc.exporter import Options, export
+from lfmc.parity import cases, compare
+from lfmc.progress import Silent
+from lfmc.stepping import Stepper, TorchStepper
+from lfmc.targets.base import get_target
+from tests.factories import random_tokens
+from tests.targets.lowering import Lowered
+
+
+def assert_matrix(made: Lowered, stepper: Stepper) -> None:
+    """The whole matrix, to float precision, against the same quantized weights in torch."""
+    config, context = made.checkpoint.config, made.request.context
+    rung = compare(
+        3,
+        "artifact",
+        stepper,
+        TorchStepper(made.program.module, config, context),
+        cases(config, context, full=True),
+        config.vocab_size,
+        tolerance=1e-5,
+    )
+    assert rung.passed, rung
+
+
+def assert_context_ends(made: Lowered) -> None:
+    """The context is used to its end, what comes behind is refused, and so is a wrong token."""
+    config, context = made.checkpoint.config, made.request.context
+    tokens = random_tokens(config, 1, context)[0]
+    stepper = made.target.run(made.folder)
+    found = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])
+    expected = TorchStepper(made.program.module, config, context).step(tokens)
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    with pytest.raises(InputError, match="longer than the exported context"):
+        stepper.step([1])
+    stepper.reset()
+    with pytest.raises(InputError, match="outside of the vocabulary"):
+        stepper.step([config.vocab_size])
+
+
+def export_demo(name: str, output: Path, bits_per_weight: float, **options: str) -> Bundle:
+    """An export of the bundled checkpoint for 128 tokens, verified and within its budget."""
+    asked = Options(
+        budget=Budget(bits_per_weight=bits_per_weight),
+        context=128,
+        target_options=options,
+        check="fast",
+        cache=False,
+    )
+    checkpoint, target = open_checkpoint(), get_target(name)
+    made, report = export(checkpoint, target, output, asked, force=False, progress=Silent())
+    assert report.verification is not None
+    assert all(rung.passed for rung in report.verification.rungs)
+    assert report.nbytes <= (report.plan.limit_nbytes or 0)
+    return made
