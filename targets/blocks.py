@@ -20,10 +20,10 @@ FORMATS = tuple(
 )
 
 
-def require_whole_blocks(sizes: Mapping[str, int]) -> None:
+def require_whole_blocks(sizes: Mapping[str, int], rows: int = ROWS) -> None:
     """Raise `UnsupportedError` for the first of some sizes of a model that blocks do not fill."""
     for name, size in sizes.items():
-        if size % ROWS:
+        if size % rows:
             raise UnsupportedError(
-                f"the {name} is no multiple of {ROWS}, which are taken at once", got=size
+                f"the {name} is no multiple of {rows}, which are taken at once", got=size
             )

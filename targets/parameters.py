@@ -32,7 +32,6 @@ DTYPES: Mapping[str, tuple[str, torch.dtype]] = {
     "float32": ("F32", torch.float32),
     "float16": ("F16", torch.float16),
     "bfloat16": ("BF16", torch.bfloat16),
-    "int16": ("I16", torch.int16),
     "int32": ("I32", torch.int32),
 }
 

@@ -14,7 +14,7 @@ import iree.runtime as iree
 import numpy as np
 from tokenizers import Tokenizer
 
-DRIVERS = {"cpu": "local-task", "vulkan": "vulkan", "hip": "hip"}
+DRIVERS = {"cpu": "local-task", "vulkan": "vulkan", "hip": "hip", "cuda": "cuda"}
 
 
 def load(bundle: Path, device: str) -> Any:

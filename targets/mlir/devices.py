@@ -11,18 +11,23 @@ HOST = "cpu"  # this machine's
 @dataclass(frozen=True)
 class Device:
     """`driver` of IREE's runtime executes what is compiled with `flags`. `arch` and `wave`, how
-    many threads go together, are of AMD's GPUs. Without `halves` it takes no 16-bit floats."""
+    many threads go together, are of AMD's GPUs."""
 
     name: str
     driver: str
     flags: tuple[str, ...]
     arch: str = ""
     wave: int = 0
-    halves: bool = True
 
     @property
     def is_cpu(self) -> bool:
         return self.driver == "local-task"
+
+    @property
+    def words(self) -> bool:
+        """Whether parameters are read as 32-bit words: IREE's code for Vulkan reads narrower ones
+        at wrong places (of the baseline's storage), or does not compile (Adreno's)."""
+        return self.driver == "vulkan"
 
 
 def _cpu(name: str, *flags: str) -> Device:
@@ -35,14 +40,19 @@ def _cpu(name: str, *flags: str) -> Device:
     return Device(name, "local-task", (*common, *flags))
 
 
-def _vulkan(name: str, target: str, *, halves: bool = True) -> Device:
+def _vulkan(name: str, target: str) -> Device:
     flags = ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={target}")
-    return Device(name, "vulkan", flags, halves=halves)
+    return Device(name, "vulkan", flags)
 
 
 def _hip(arch: str, wave: int) -> Device:
     flags = ("--iree-hal-target-device=hip", f"--iree-rocm-target={arch}")
     return Device(f"hip:{arch}", "hip", flags, arch, wave)
+
+
+def _cuda(arch: str) -> Device:
+    flags = ("--iree-hal-target-device=cuda", f"--iree-cuda-target={arch}")
+    return Device("cuda", "cuda", flags)
 
 
 _ALL = (
@@ -52,14 +62,14 @@ _ALL = (
         "--iree-llvmcpu-target-triple=aarch64-linux-android34",
         "--iree-llvmcpu-target-cpu-features=+neon,+dotprod",
     ),
-    # What every device has; IREE takes float16 for it without an error, and reads it wrong.
-    _vulkan("vulkan", "vp_android_baseline_2022", halves=False),
+    _vulkan("vulkan", "vp_android_baseline_2022"),  # what every device has
     _vulkan("vulkan:rdna3", "rdna3"),
     _vulkan("vulkan:adreno", "adreno"),
     _vulkan("vulkan:valhall", "valhall"),
     _hip("gfx942", 64),
     _hip("gfx1100", 32),
     _hip("gfx1151", 32),
+    _cuda("sm_80"),  # as PTX, which drivers compile for every later chip
 )
 DEVICES: Mapping[str, Device] = {device.name: device for device in _ALL}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,13 @@ TO_LINALG: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def module_of(graphs: Mapping[str, fx.GraphModule], dialect: str) -> Any:
-    """A module with a function for each graph."""
+def pipelines(dialect: str) -> tuple[str, ...]:
+    """From what torch-mlir imports to a dialect."""
+    return IMPORTED, *FROM_TORCH[dialect]
+
+
+def module_of(graphs: Mapping[str, fx.GraphModule], passes: Sequence[str]) -> Any:
+    """A module with a function for each graph, behind some passes."""
     context = ir.Context()
     torch_dialect.register_dialect(context)
     with ir.Location.unknown(context):
@@ -39,7 +44,7 @@ def module_of(graphs: Mapping[str, fx.GraphModule], dialect: str) -> Any:
         # One at a time: on the way to StableHLO a module has to have a single function.
         importer = FxImporter(context=context)
         importer.import_graph_module(graph, func_name=name)
-        for pipeline in (IMPORTED, *FROM_TORCH[dialect]):
+        for pipeline in passes:
             run_passes(importer.module, pipeline)
         for operation in list(importer.module.body.operations):
             operation.detach_from_parent()

@@ -9,7 +9,7 @@ a matrix that is unpacked first. Experts are gathered: only the chosen ones are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,13 +21,10 @@ from lfmc.calib_free.formats import Format
 from lfmc.model.rope import inverse_frequencies, rotate, rotation
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
-from lfmc.targets.blocks import ROWS
 from lfmc.targets.mlir.arithmetic import Dialect
 from lfmc.targets.mlir.constants import Matrix, MlirConstants
 from lfmc.targets.mlir.layout import EIGHTHS
-from lfmc.targets.parameters import Parameter
-
-Given = Callable[[Parameter], Tensor]
+from lfmc.targets.mlir.named import Given, Handler, Named
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,16 @@ class Held:
     sources: tuple[str, ...]
 
 
+@dataclass(frozen=True)
 class Forms:
-    """Runs a program with parameters that `given` supplies; traced, that is a graph of theirs."""
+    """Runs a program with parameters that `given` supplies; traced, that is a graph of theirs.
+    With `named` operators stay operators of that graph."""
 
-    def __init__(
-        self, program: Program, constants: MlirConstants, given: Given, dialect: Dialect
-    ) -> None:
-        self.program, self.constants = program, constants
-        self.given, self.dialect = given, dialect
+    program: Program
+    constants: MlirConstants
+    given: Given
+    dialect: Dialect
+    named: Named | None = None
 
     def run(
         self, tokens: Tensor, start: Tensor, states: Sequence[Tensor], *, last_only: bool
@@ -82,7 +81,10 @@ class Forms:
     def _call(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
         name = operator_name(node)
         if name in HANDLERS:
-            return HANDLERS[name](self, *fx.map_arg(arguments(node), known.__getitem__))
+            args = fx.map_arg(arguments(node), known.__getitem__)
+            if self.named is None or name in UNNAMED:
+                return HANDLERS[name](self, *args)
+            return self.named.call(name.removeprefix("lfm."), self._handler(name), self.given, args)
         if name.startswith("lfm."):
             raise ValueError(f"there is no form for {name}")
 
@@ -93,46 +95,37 @@ class Forms:
         args, kwargs = fx.map_arg((node.args, node.kwargs), value)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
+    def _handler(self, name: str) -> Handler:
+        """The form of an operator, of what gives it parameters."""
+        return lambda given, *args: HANDLERS[name](replace(self, given=given), *args)
+
     def floats(self, held: Held, *, taps: bool = False) -> Tensor:
         """A constant that stays float, in float32."""
         own = self.constants.floats(held.sources, taps=taps)
         return self.wide(self.given(own), own.dtype)
 
     def wide(self, value: Tensor, dtype: str) -> Tensor:
-        """Float32 of a parameter of 16 bits, or wider; where the device has no such floats it is
-        given their bits, int16."""
-        if value.dtype != torch.int16:
-            return value.float()
-        fraction, bias = (10, 15) if dtype == "float16" else (7, 127)
-        count = 1 << (15 - fraction)
-        powers = self.constants.of_config(
-            f"powers.{dtype}",
-            lambda: torch.exp2(torch.arange(count).clamp(min=1).double() - bias - fraction).float(),
-        )
-        bits = value.to(torch.int32)
-        exponent = (bits >> fraction) & (count - 1)
-        whole = (bits & ((1 << fraction) - 1)) + (exponent > 0).to(torch.int32) * (1 << fraction)
-        power = self.given(powers).index_select(0, exponent.flatten()).view_as(exponent)
-        found = whole.float() * power
-        return torch.where(bits < 0, -found, found)
+        """Float32 of a parameter of floats."""
+        if dtype not in ("float16", "bfloat16"):
+            return value
+
+        def table(name: str, make: Callable[[], Tensor]) -> Tensor:
+            return self.given(self.constants.of_config(name, make))
+
+        return self.dialect.halves(value, dtype, table)
 
     def biased(self, value: Tensor, bias: Held | None) -> Tensor:
         """`value` and a bias, where there is one."""
         return value if bias is None else value + self.floats(bias)
 
     def zeros(self, matrix: Matrix) -> Tensor | None:
-        """Zero points as `prepare` left them, uint8 `[..., G, 16]`."""
+        """Zero points as `prepare` left them, `[..., G, 16]`."""
         return None if matrix.zeros is None else self.given(matrix.zeros)
 
 
 def _count(end: int) -> Tensor:
     """0 to `end`, int32: TOSA has no wider integers."""
     return torch.arange(end, dtype=torch.int32)
-
-
-def unpack_zeros(packed: Tensor, bits: int, dialect: Dialect) -> Tensor:
-    """What `prepare` does: zero points uint8 `[..., G, bits, 1, 2]`, one a byte `[..., G, 16]`."""
-    return dialect.byte(dialect.spread(packed, bits).flatten(-3))
 
 
 def _whole(
@@ -208,8 +201,7 @@ def _embedding(
         None if points is None else points.index_select(0, block),
         matrix.format,
     )
-    own = (_count(ROWS) == lane[:, None]).float()[:, None]
-    return (rows * own).sum(-1).view(*ids.shape, -1)
+    return forms.dialect.pick(rows, lane).view(*ids.shape, -1)
 
 
 def _linear(
@@ -381,6 +373,7 @@ def _getitem(forms: Forms, values: Any, index: int) -> Any:
     return values[index]
 
 
+UNNAMED = ("getitem", "lfm.dequantize")  # no operators of a module
 HANDLERS: Mapping[str, Callable[..., Any]] = {
     "getitem": _getitem,
     "lfm.add_rms_norm": _add_rms_norm,

@@ -22,7 +22,8 @@ from lfmc.program import Program
 from lfmc.targets.blocks import ROWS
 from lfmc.targets.mlir.arithmetic import Dialect, with_slices
 from lfmc.targets.mlir.constants import MlirConstants
-from lfmc.targets.mlir.forms import Forms, unpack_zeros
+from lfmc.targets.mlir.forms import Forms
+from lfmc.targets.mlir.named import Named
 from lfmc.targets.parameters import DTYPES, Parameter
 
 DECODE, PREPARE = "decode", "prepare"
@@ -66,12 +67,11 @@ class Graphs:
         chunk: int,
         dialect: Dialect,
         decompositions: Mapping[Any, Callable[..., Any]],
-        *,
-        halves: bool,
+        named: Named | None,
     ) -> None:
         self.program, self.constants, self.dialect = program, constants, dialect
+        self.named = named
         self.kinds, self._decompositions = kinds(chunk), decompositions
-        self._halves = halves
         for kind in self.kinds[:2]:  # what one token takes, and several
             self._ask_for_parameters(kind)
         self.parameters = list(constants.parameters.values())
@@ -84,7 +84,13 @@ class Graphs:
 
         def run(tokens: Tensor, start: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             values = dict(zip(names, rest[count:], strict=True))
-            forms = Forms(self.program, self.constants, lambda own: values[own.name], self.dialect)
+            forms = Forms(
+                self.program,
+                self.constants,
+                lambda own: values[own.name],
+                self.dialect,
+                self.named,
+            )
             return forms.run(tokens, start, rest[:count], last_only=kind.last_only)
 
         with FakeTensorMode():
@@ -96,13 +102,18 @@ class Graphs:
 
         def run(*packed: Tensor) -> tuple[Tensor, ...]:
             return tuple(
-                unpack_zeros(value, _bits_of_zeros(own), self.dialect)
+                self.dialect.zeros(value, _bits_of_zeros(own), own.shape)
                 for value, own in zip(packed, self.packed, strict=True)
             )
 
         with FakeTensorMode():
-            given = [_empty(self._as_bytes(own)) for own in self.packed]
+            given = [_empty(self.dialect.as_given(own)) for own in self.packed]
         return self._traced(run, given)
+
+    def definitions(self) -> dict[str, fx.GraphModule]:
+        """What named operators of the graphs that were made stand for."""
+        made = self.named.definitions if self.named else []
+        return {own.name: self._traced(own.function, own.inputs) for own in made}
 
     def _traced(self, run: Callable[..., object], given: Sequence[Tensor]) -> fx.GraphModule:
         with torch.no_grad():
@@ -129,16 +140,10 @@ class Graphs:
             forms.run(tokens, start, states, last_only=False)
 
     def _as_given(self, own: Parameter) -> Parameter:
-        """What functions take for a parameter: zero points are unpacked."""
-        shape = (*own.shape[:-3], ROWS) if _bits_of_zeros(own) else own.shape
-        return replace(self._as_bytes(own), shape=shape)
-
-    def _as_bytes(self, own: Parameter) -> Parameter:
-        """A parameter in the dtype that the dialect and the device have for it."""
-        dtypes = {"uint8": self.dialect.dtype}
-        if not self._halves:
-            dtypes |= {"float16": "int16", "bfloat16": "int16"}
-        return replace(own, dtype=dtypes.get(own.dtype, own.dtype))
+        """What functions take for a parameter: zero points are prepared."""
+        if _bits_of_zeros(own):
+            return replace(own, shape=(*own.shape[:-3], ROWS), dtype=self.dialect.dtype)
+        return self.dialect.as_given(own)
 
 
 def _bits_of_zeros(own: Parameter) -> int:

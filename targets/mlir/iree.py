@@ -18,7 +18,6 @@ TYPES = {
     "float32": "f32",
     "float16": "f16",
     "bfloat16": "bf16",
-    "int16": "i16",
     "uint8": "i8",
     "int8": "i8",
     "int32": "i32",
@@ -72,7 +71,8 @@ def _type(own: Parameter) -> str:
 def _parameter(index: int, own: Parameter, graphs: Graphs) -> str:
     held = f'util.global private @p{index} = #flow.parameter.named<"{SCOPE}"::"{own.name}">'
     given = graphs.given[index]
-    lines = [f"{held} : {_tensor(own.shape, given.dtype)}"]
+    stored = graphs.dialect.as_given(own)
+    lines = [f"{held} : {_type(stored)}"]
     if own in graphs.packed:
         lines.append(f"util.global private mutable @z{index} : {_type(given)}")
     return "\n".join(lines)
@@ -80,7 +80,7 @@ def _parameter(index: int, own: Parameter, graphs: Graphs) -> str:
 
 def _initializer(graphs: Graphs) -> str:
     places = [graphs.parameters.index(own) for own in graphs.packed]
-    types = [_type(own) for own in graphs.packed]
+    types = [_type(graphs.dialect.as_given(own)) for own in graphs.packed]
     results = [_type(graphs.given[index]) for index in places]
     lines = ["util.initializer {"]
     lines += [

@@ -35,6 +35,7 @@ class MlirTarget:
     packages: ClassVar[tuple[str, ...]] = ("torch_mlir", "iree.compiler", "iree.runtime")
     options: ClassVar[tuple[TargetOption, ...]] = (
         TargetOption("dialect", DIALECTS, "of the module that is shipped beside the compiled one"),
+        TargetOption("operators", ("lowered", "named"), "of the model, in dialect torch"),
         TargetOption("device", tuple(DEVICES), "what IREE compiles for; cpu is this machine's"),
         TargetOption("chunk", ("64", "16", "32", "128"), "tokens of a long call"),
     )
@@ -60,9 +61,13 @@ class MlirTarget:
         for package in self.packages:
             require(package, self.extra)
         device, dialect = (request.options[name] for name in ("device", "dialect"))
-        if not DEVICES[device].halves and dialect in ("stablehlo", "tosa"):
+        if request.options["operators"] == "named" and dialect != "torch":
             raise UnsupportedError(
-                f"{device} has no 16-bit floats, and {dialect} no shifts to take them apart",
+                f"{dialect} has no named operators of others", todo="-O dialect=torch"
+            )
+        if DEVICES[device].words and dialect in ("stablehlo", "tosa"):
+            raise UnsupportedError(
+                f"{device} is given 32-bit words, and {dialect} has no shifts to take them apart",
                 todo="-O dialect=linalg",
             )
         sizes = {
@@ -70,9 +75,10 @@ class MlirTarget:
             "hidden size": config.hidden_size,
             "size of a key or value projection": config.num_kv_heads * config.head_dim,
             "size of the feed-forward": config.ffn_size,
-            "size of an expert": config.moe.ffn_size if config.moe else ROWS,
+            "size of an expert": config.moe.ffn_size if config.moe else config.ffn_size,
         }
-        require_whole_blocks(sizes)
+        # Zero points of 3 bits fill words where blocks come in pairs.
+        require_whole_blocks(sizes, 2 * ROWS if DEVICES[device].words else ROWS)
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         return {}
@@ -87,7 +93,7 @@ class MlirTarget:
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
         from lfmc.targets.code_object import check_code_objects
-        from lfmc.targets.mlir.dialects import to_linalg, write_bytecode
+        from lfmc.targets.mlir.dialects import write_bytecode
         from lfmc.targets.mlir.graphs import state_shape
         from lfmc.targets.mlir.iree import compile_module, with_parameters
         from lfmc.targets.mlir.lower import Lowering
@@ -97,10 +103,11 @@ class MlirTarget:
 
         chunk = min(int(request.options["chunk"]), request.context)
         device, dialect = DEVICES[request.options["device"]], request.options["dialect"]
-        lowering = Lowering(program, weights, chunk, dialect, device)
+        named = request.options["operators"] == "named"
+        lowering = Lowering(program, weights, chunk, dialect, device, named=named)
         module = lowering.module()
         write_bytecode(module, folder / BYTECODE)
-        to_linalg(module, dialect)
+        lowering.to_linalg(module)
         make_ready(module, device)
         compile_module(with_parameters(module, lowering.graphs), device, folder / MODULE)
         graphs = lowering.graphs
@@ -123,6 +130,7 @@ class MlirTarget:
             "device": device.name,
             "code_objects": code_objects,
             "dialect": dialect,
+            "operators": request.options["operators"],
             "chunk": chunk,
             "lengths": sorted({kind.tokens for kind in graphs.kinds}, reverse=True),
             "functions": [kind.name for kind in graphs.kinds],

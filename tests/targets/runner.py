@@ -93,17 +93,22 @@ def native(folder: Path, target: str) -> list[str]:
 
 def arm(folder: Path, target: str) -> list[str]:
     """The command of a runner for 64-bit Arm, under qemu; skips where it can't be built or run."""
+    emulated = under_qemu()
+    site = folder / "site"
+    for package in PACKAGES[target].values():
+        unpack_for_arm(package, site)
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={SOURCES / 'host' / ARM}.cmake"
+    return [*emulated, str(_build(folder, target, site, toolchain))]
+
+
+def under_qemu() -> list[str]:
+    """What runs a program for 64-bit Arm; skips where its tools are not."""
     for tool in (f"{ARM}-g++", "qemu-aarch64"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not on this machine")
-    site = folder / "site"
-    for package in PACKAGES[target].values():
-        _unpack_for_arm(package, site)
-    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={SOURCES / 'host' / ARM}.cmake"
-    runner = _build(folder, target, site, toolchain)
     # Without SME: there, 8-bit products of several tokens are wrong, those of ExecuTorch's own
     # exporter too (qemu 7.2). Whether the emulator or XNNPACK's kernels are, a device would tell.
-    return ["qemu-aarch64", "-cpu", "max,sme=off", "-L", f"/usr/{ARM}", str(runner)]
+    return ["qemu-aarch64", "-cpu", "max,sme=off", "-L", f"/usr/{ARM}"]
 
 
 def _root(module: str) -> Path:
@@ -113,7 +118,7 @@ def _root(module: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _unpack_for_arm(package: str, site: Path) -> None:
+def unpack_for_arm(package: str, site: Path) -> None:
     """A package's libraries and headers for Arm, of the version that is installed here."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     platforms = [f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 24, 17)]

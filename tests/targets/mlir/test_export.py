@@ -56,24 +56,18 @@ def test_the_example_says_what_lfmc_says(bundle: Bundle) -> None:
     assert said == tokenizer.decode(own) + "\n"
 
 
-def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
-    options = Options(bits="4", target_options={"device": "vulkan", "dialect": "tosa"})
-    with pytest.raises(UnsupportedError, match="vulkan has no 16-bit floats"):
-        export(
-            open_checkpoint(),
-            get_target("mlir"),
-            tmp_path / "b",
-            options,
-            force=False,
-            progress=Silent(),
-        )
-    wrong = Options(bits="4", target_options={"device": "tpu"})
-    with pytest.raises(InputError, match="no such device"):
-        export(
-            open_checkpoint(),
-            get_target("mlir"),
-            tmp_path / "b",
-            wrong,
-            force=False,
-            progress=Silent(),
-        )
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"device": "vulkan", "dialect": "tosa"}, UnsupportedError, "is given 32-bit words"),
+        ({"operators": "named"}, UnsupportedError, "linalg has no named operators"),
+        ({"device": "tpu"}, InputError, "no such device"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    tmp_path: Path, options: dict[str, str], error: type[Exception], message: str
+) -> None:
+    asked = Options(bits="4", target_options=options)
+    where = tmp_path / "b"
+    with pytest.raises(error, match=message):
+        export(open_checkpoint(), get_target("mlir"), where, asked, force=False, progress=Silent())

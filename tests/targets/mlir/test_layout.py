@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfmc.targets.mlir.arithmetic import ByFloats, ByShifts, Dialect
-from lfmc.targets.mlir.forms import unpack_zeros as prepare
+from lfmc.targets.mlir.arithmetic import ByFloats, ByShifts, ByWords, Dialect
 from lfmc.targets.mlir.layout import (
     EIGHTHS,
     fields,
@@ -19,6 +18,7 @@ from lfmc.targets.mlir.layout import (
     unpack_groups,
     unpack_zeros,
 )
+from lfmc.targets.parameters import DTYPES, Parameter
 
 BITS = st.sampled_from([2, 3, 4, 6, 8])
 DIALECTS: dict[str, Dialect] = {
@@ -26,12 +26,20 @@ DIALECTS: dict[str, Dialect] = {
     "shifts, no slices": ByShifts(slices=False),
     "floats": ByFloats("uint8"),
     "signed floats": ByFloats("int8"),
+    "words": ByWords(),
 }
 
 
 def random_codes(bits: int, *shape: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(bits)
     return torch.randint(1 << bits, shape, generator=generator, dtype=torch.uint8)
+
+
+def as_given(dialect: Dialect, value: torch.Tensor) -> torch.Tensor:
+    """A parameter of the file as functions take it: the same bytes."""
+    dtype = str(value.dtype).removeprefix("torch.")
+    own = dialect.as_given(Parameter("p", dtype, tuple(value.shape), lambda: value))
+    return value.flatten().view(DTYPES[own.dtype][1]).view(own.shape)
 
 
 @given(BITS, st.integers(1, 3), st.integers(1, 3), st.sampled_from([32, 64, 128]))
@@ -71,7 +79,7 @@ def test_every_bit_of_a_unit_belongs_to_one_code(bits: int) -> None:
 def test_a_dialect_takes_codes_apart(name: str, bits: int) -> None:
     dialect, codes = DIALECTS[name], random_codes(bits, 32, 64)
     packed = pack_codes(codes, bits, 32)
-    units = packed.view(torch.int8) if dialect.dtype == "int8" else packed
+    units = as_given(dialect, packed)
     together = dialect.spread(units, bits)  # (2, 2, 8, 4, 16)
     assert torch.equal(together.permute(0, 4, 1, 2, 3).reshape(32, 64), codes.float())
     for eighth in range(EIGHTHS):
@@ -83,10 +91,28 @@ def test_a_dialect_takes_codes_apart(name: str, bits: int) -> None:
 def test_zero_points_are_prepared(name: str, bits: int) -> None:
     dialect, zeros = DIALECTS[name], random_codes(bits, 32, 3)
     packed = pack_zeros(zeros, bits)
-    given = packed.view(torch.int8) if dialect.dtype == "int8" else packed
-    made = prepare(given, bits, dialect)
-    assert made.dtype == (torch.int8 if dialect.dtype == "int8" else torch.uint8)
+    made = dialect.zeros(as_given(dialect, packed), bits, tuple(packed.shape))
+    assert made.dtype == DTYPES[dialect.dtype][1]
     assert torch.equal(dialect.number(made), pack_groups(zeros).float())
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_widened(name: str, dtype: torch.dtype) -> None:
+    """Every finite one, subnormal ones and both zeros, too."""
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    finite = every[every.isfinite()]
+    value = finite[: len(finite) // 2 * 2]
+    kind = str(dtype).removeprefix("torch.")
+    made = DIALECTS[name].halves(as_given(DIALECTS[name], value), kind, lambda _, make: make())
+    assert torch.equal(made, value.float())
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_lanes_are_picked(name: str) -> None:
+    rows, lane = torch.rand(5, 7, 16), torch.tensor([0, 15, 3, 3, 8], dtype=torch.int32)
+    expected = torch.stack([rows[at, :, own] for at, own in enumerate(lane.tolist())])
+    assert torch.equal(DIALECTS[name].pick(rows, lane), expected)
 
 
 @pytest.mark.parametrize("name", DIALECTS)

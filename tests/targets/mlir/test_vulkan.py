@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.targets.lowering import Lowered, four_bit
+from tests.targets.lowering import Choose, Lowered
 from tests.targets.matrix import assert_matrix
+from tests.targets.programs import PROGRAMS
 
 LAVAPIPE = Path("/usr/share/vulkan/icd.d/lvp_icd.x86_64.json")
 
 
 @pytest.mark.skipif(not LAVAPIPE.is_file(), reason="Mesa's lavapipe is not on this machine")
-def test_matrix(lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a tiny model in short chunks: larger ones are wrong there (docs/mlir.md)."""
+@pytest.mark.parametrize(("kind", "choose"), PROGRAMS[:4])
+def test_matrix(
+    kind: str, choose: Choose, lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VK_ICD_FILENAMES", str(LAVAPIPE))
-    made = lowered("lfm2-untied", four_bit, "mlir", device="vulkan", chunk="16")
+    made = lowered(kind, choose, "mlir", device="vulkan", chunk="16")
     if (reason := made.target.why_not_here(made.request)) is not None:
         pytest.skip(reason)
     assert_matrix(made, made.target.run(made.folder))
