@@ -194,7 +194,7 @@ def export(
             stepper = target.run(folder)
         else:
             program.bind(weights.value)
-            reference = target.reference(program, asked, exact=False)
+            reference = target.reference(program, asked, folder, exact=False)
             stepper = TorchStepper(reference, checkpoint.config, asked.context)
         golden = golden_prompts(stepper, checkpoint.tokenizer(), checkpoint.config.bos_id)
         write_json(folder / GOLDEN, golden)

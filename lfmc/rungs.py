@@ -165,12 +165,13 @@ def _artifact_rungs(
     rungs = [*target.operator_parity(program, folder, artifact)]
     for exact in (True, False) if target.exact else (False,):
         tolerance = target.tolerance(program, exact=exact)
+        reference = target.reference(program, asked, folder, exact=exact)
         rungs.append(
             compare(
                 3,
                 UNGATED[exact] if tolerance is None else TITLES[3],
                 target.run(folder, exact=exact),
-                ChoosingStepper(target.reference(program, asked, exact=exact), config, context),
+                ChoosingStepper(reference, config, context),
                 matrix,
                 config.vocab_size,
                 tolerance=tolerance,

@@ -26,6 +26,7 @@ TARGETS: Mapping[str, str] = {
     "executorch": "lfmc.targets.executorch.target:ExecutorchTarget",
     "mlir": "lfmc.targets.mlir.target:MlirTarget",
     "onnx": "lfmc.targets.onnx.target:OnnxTarget",
+    "qualcomm": "lfmc.targets.qualcomm.target:QualcommTarget",
     "tvm": "lfmc.targets.tvm.target:TvmTarget",
 }
 
@@ -129,8 +130,11 @@ class Target(Protocol):
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         """Execute the artifact; `exact` asks for float activations, of a target that has them."""
 
-    def reference(self, program: Program, request: Request, *, exact: bool) -> torch.nn.Module:
-        """The bound program with the runtime's own rounding of activations, in torch."""
+    def reference(
+        self, program: Program, request: Request, folder: Path, *, exact: bool
+    ) -> torch.nn.Module:
+        """The bound program with the runtime's own rounding of activations, in torch, as the
+        artifact in `folder` has it."""
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
         """What rung 3 may differ by: more than float arithmetic only where a kernel rounds; None

@@ -28,7 +28,7 @@ def n_bit(program: Program) -> bool:
     return any(True for name in names for _ in program.nodes(name))
 
 
-def noise_rung(program: Program, rounding: nn.Module, side: Stepper) -> Rung:
+def noise_rung(program: Program, rounding: nn.Module, side: Stepper, limit: float = LIMIT) -> Rung:
     """Ratios of `side`, which runs the artifact, for random tokens; `program` is bound, `rounding`
     is the same with activations rounded alike. For first tokens of conversations, some of which
     meet no rounding that turns (there it is about 1e-5, where all is right), and for a long one."""
@@ -41,7 +41,7 @@ def noise_rung(program: Program, rounding: nn.Module, side: Stepper) -> Rung:
     ours, rounded, floats = (torch.cat([_run(s, token) for token in firsts]) for s in sides)
     first = _case(FIRST, 0.25, ours, rounded, floats)
     ours, rounded, floats = (_run(s, firsts.flatten(), CONVERSATIONS // 2) for s in sides)
-    return Rung(3, TITLE, LIMIT, (first, _case(LONG, 0.5, ours, rounded, floats)))
+    return Rung(3, TITLE, limit, (first, _case(LONG, 0.5, ours, rounded, floats)))
 
 
 def _run(side: Stepper, tokens: Tensor, prefill: int = 1) -> Tensor:

@@ -80,18 +80,23 @@ class Parameters:
     _data: mmap.mmap
     _start: int
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor lies in the file, and its size, in bytes."""
+        begin, end = self._header[name]["data_offsets"]
+        return self._start + begin, end - begin
+
     def tensor(self, name: str) -> Tensor:
         """In the stored dtype and shape."""
         entry = self._header[name]
-        begin, end = entry["data_offsets"]
+        begin, size = self.place(name)
         dtype = next(own for kind, own in DTYPES.values() if kind == entry["dtype"])
-        raw = np.frombuffer(self._data, np.uint8, end - begin, self._start + begin)
+        raw = np.frombuffer(self._data, np.uint8, size, begin)
         return torch.from_numpy(raw).view(dtype).view(entry["shape"])
 
 
-def open_parameters(folder: Path) -> Parameters:
+def open_parameters(folder: Path, name: str = PARAMETERS) -> Parameters:
     """Map the file of a bundle; raises `InputError` where it is none of lfmc's."""
-    path = folder / PARAMETERS
+    path = folder / name
     if not path.is_file():
         raise InputError("there are no parameters", where=path)
     try:

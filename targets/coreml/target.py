@@ -158,7 +158,9 @@ class CoremlTarget:
 
         return CoremlStepper(Interpreter(folder, exact=exact))
 
-    def reference(self, program: Program, request: Request, *, exact: bool) -> torch.nn.Module:
+    def reference(
+        self, program: Program, request: Request, folder: Path, *, exact: bool
+    ) -> torch.nn.Module:
         return program.module
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:

@@ -126,7 +126,9 @@ class ExecutorchTarget:
             raise UnsupportedError("XNNPACK's n-bit kernels always round activations")
         return ExecutorchStepper(folder)
 
-    def reference(self, program: Program, request: Request, *, exact: bool) -> torch.nn.Module:
+    def reference(
+        self, program: Program, request: Request, folder: Path, *, exact: bool
+    ) -> torch.nn.Module:
         from lfmc.targets.executorch.activations import rounded
 
         return rounded(program)

@@ -81,7 +81,7 @@ class Forms:
     def _call(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
         name = operator_name(node)
         if name in HANDLERS:
-            args = fx.map_arg(arguments(node), known.__getitem__)
+            args: Any = fx.map_arg(arguments(node), known.__getitem__)
             if self.named is None or name in UNNAMED:
                 return HANDLERS[name](self, *args)
             return self.named.call(name.removeprefix("lfm."), self._handler(name), self.given, args)

@@ -157,7 +157,9 @@ class MlirTarget:
 
         return IreeStepper(folder)
 
-    def reference(self, program: Program, request: Request, *, exact: bool) -> torch.nn.Module:
+    def reference(
+        self, program: Program, request: Request, folder: Path, *, exact: bool
+    ) -> torch.nn.Module:
         return program.module
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:

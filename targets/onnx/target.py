@@ -140,7 +140,9 @@ class OnnxTarget:
 
         return OnnxStepper(folder, exact=exact)
 
-    def reference(self, program: Program, request: Request, *, exact: bool) -> torch.nn.Module:
+    def reference(
+        self, program: Program, request: Request, folder: Path, *, exact: bool
+    ) -> torch.nn.Module:
         from lfmc.targets.onnx.activations import KernelReference
 
         return KernelReference(program.module, exact=exact)

@@ -138,7 +138,9 @@ class TvmTarget:
 
         return TvmStepper(folder, exact=exact)
 
-    def reference(self, program: Program, request: Request, *, exact: bool) -> torch.nn.Module:
+    def reference(
+        self, program: Program, request: Request, folder: Path, *, exact: bool
+    ) -> torch.nn.Module:
         on_gpu = isinstance(find_device(request.options["device"]), Gpu)  # floats in any case
         if exact or on_gpu:
             return program.module

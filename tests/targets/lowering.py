@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.formats import GENERIC, Capabilities, Floats, Format
 from lfmc.calib_free.grids import PALETTE
@@ -32,6 +34,9 @@ class Lowered:
     request: Request
     folder: Path
     artifact: Artifact
+
+    def reference(self, *, exact: bool) -> torch.nn.Module:
+        return self.target.reference(self.program, self.request, self.folder, exact=exact)
 
 
 def lower(

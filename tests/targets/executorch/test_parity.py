@@ -26,9 +26,7 @@ Make = Callable[..., Lowered]
 def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
     made = lowered(name, choose, "executorch")
     config, context = made.checkpoint.config, made.request.context
-    reference = TorchStepper(
-        made.target.reference(made.program, made.request, exact=False), config, context
-    )
+    reference = TorchStepper(made.reference(exact=False), config, context)
     tolerance = 1e-5 if choose is floats else 3e-2  # roundings turn
     rung = compare(
         3,
@@ -57,9 +55,7 @@ def test_logits_of_the_last_token_only(lowered: Make) -> None:
     theirs.reset()
     one_by_one = torch.cat([theirs.step(token) for token in tokens[:5].split(1)])
     assert torch.equal(step_each(ours, tokens[:5]), one_by_one)
-    reference = TorchStepper(
-        last.target.reference(last.program, last.request, exact=False), config, context
-    )
+    reference = TorchStepper(last.reference(exact=False), config, context)
     matrix = cases(config, context, full=True)
     rung = compare(3, "last", ours, reference, matrix, config.vocab_size, tolerance=3e-2)
     assert rung.passed, rung

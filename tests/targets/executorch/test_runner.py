@@ -62,7 +62,9 @@ def test_matrix(
         "runner",
         start(made, tmp_path),
         TorchStepper(
-            made.target.reference(made.program, made.request, exact=False), config, context
+            made.reference(exact=False),
+            config,
+            context,
         ),
         cases(config, context, full=True),
         config.vocab_size,
@@ -83,7 +85,7 @@ def test_trained_checkpoints(
 ) -> None:
     """As near to torch that rounds alike as the export's own gate asks for."""
     made = lower(any_checkpoint(name), mixed, tmp_path, name="executorch")
-    rounding = made.target.reference(made.program, made.request, exact=False)
+    rounding = made.reference(exact=False)
     rung = noise_rung(made.program, rounding, start(made, tmp_path / "bundle"))
     assert rung.passed, rung
     assert rung.cases[0].difference < 1e-2

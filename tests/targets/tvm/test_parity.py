@@ -38,7 +38,9 @@ def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
         "library",
         made.target.run(made.folder, exact=exact),
         TorchStepper(
-            made.target.reference(made.program, made.request, exact=True), config, context
+            made.reference(exact=True),
+            config,
+            context,
         ),
         cases(config, context, full=True),
         config.vocab_size,

@@ -61,7 +61,9 @@ def test_matrix(
         "runner",
         start(made, tmp_path),
         TorchStepper(
-            made.target.reference(made.program, made.request, exact=False), config, context
+            made.reference(exact=False),
+            config,
+            context,
         ),
         cases(config, context, full=True),
         config.vocab_size,
@@ -96,7 +98,7 @@ def test_trained_checkpoints(
     """As near to torch that rounds alike as the export's own gate asks for."""
     options = {"device": runner[1]}
     made = lower(any_checkpoint(name), mixed, tmp_path, name="tvm", options=options)
-    rounding = made.target.reference(made.program, made.request, exact=False)
+    rounding = made.reference(exact=False)
     rung = noise_rung(made.program, rounding, start(made, tmp_path / "bundle"))
     assert rung.passed, rung
     assert rung.cases[0].difference < 1e-2

@@ -1,0 +1,1 @@
+"""What targets share whose graphs have fixed shapes and keep no states: neural accelerators."""

@@ -1,0 +1,130 @@
+"""A program's constants as an accelerator's graph takes them, and as they lie in the file.
+
+    codes   signed, of a matrix `[K, N]` in row-major order: int8, or two of 4 bits a byte (the
+            lower half first)
+    scales  float32 [N]
+    floats  float16
+
+The embedding is the host's: codes uint8 `[V, bytes]` a row, as plans have them, scales `[V, 1]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import ROW, Floats, Format
+from lfmc.calib_free.pack import pack_bits, unpack_bits
+from lfmc.errors import UnsupportedError
+from lfmc.targets.base import StoredTensor
+from lfmc.targets.constants import Constants
+from lfmc.targets.parameters import Parameter, Parameters
+
+FORMATS = tuple(Format(bits, ROW, True, "float32") for bits in (4, 8))
+HOST = "host#"  # begins the names of what the host keeps
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """An n-bit matrix `[K, N]`; `codes` has `bits` a number."""
+
+    bits: int
+    shape: tuple[int, int]
+    codes: Parameter
+    scales: Parameter
+
+
+class NpuConstants(Constants):
+    """Constants by the checkpoint's names, one tensor each."""
+
+    def shape_of(self, sources: tuple[str, ...]) -> tuple[int, ...]:
+        """Of a constant in a graph: matrices are `[K, N]`."""
+        (name,) = sources
+        shape = tuple(self.weights.checkpoint.tensors[name].shape)
+        return shape[::-1] if len(shape) == 2 else shape
+
+    def value(self, sources: tuple[str, ...]) -> Tensor:
+        """What a constant stands for, float32, as a graph takes it."""
+        (name,) = sources
+        value = self.weights.dequantized(name)
+        return value.T.contiguous() if value.ndim == 2 else value
+
+    def constant(self, sources: tuple[str, ...]) -> Matrix | Parameter:
+        """A constant of the graph in the file."""
+        (name,) = sources
+        format = self.weights.format(name)
+        if isinstance(format, Floats):
+            return self._floats(name, format, self.shape_of(sources))
+        columns, rows = self.shape_of(sources)
+        count = columns * rows * format.bits
+        if count % 8:
+            raise UnsupportedError("a matrix does not fill whole bytes", where=name)
+
+        def codes() -> Tensor:
+            signed = self.weights.packed(sources).signed_codes()[:, :columns].T
+            low = signed.to(torch.int16) & ((1 << format.bits) - 1)
+            return pack_bits(low.to(torch.uint8).reshape(1, -1), format.bits)[0]
+
+        def scales() -> Tensor:
+            return self.weights.packed(sources).scales[:, 0].contiguous()
+
+        end = f"#{format.bits}:{columns}:{rows}"
+        dtype, add = "uint8", self.add
+        return Matrix(
+            format.bits,
+            (columns, rows),
+            add(f"{name}{end}", dtype, (count // 8,), "codes", sources, "rows", codes),
+            add(f"{name}#scales", "float32", (rows,), "scales", sources, "rows", scales),
+        )
+
+    def embedding(self, name: str) -> list[Parameter]:
+        """What the host needs to embed tokens."""
+        format = self.weights.format(name)
+        rows, columns = self.shape(name)
+        if isinstance(format, Floats):
+            return [self._floats(name, format, (rows, columns), HOST)]
+        width = -(-columns * format.bits // 8)
+        own, add, full = (name,), self.add, HOST + name
+        codes = lambda: self.weights.packed(own).packed_codes()  # noqa: E731
+        scales = lambda: self.weights.packed(own).scales  # noqa: E731
+        return [
+            add(f"{full}#codes", "uint8", (rows, width), "codes", own, "rows", codes, 1),
+            add(f"{full}#scales", "float32", (rows, 1), "scales", own, "rows", scales, 1),
+        ]
+
+    def _floats(
+        self, name: str, format: Floats, shape: tuple[int, ...], before: str = ""
+    ) -> Parameter:
+        def make() -> Tensor:
+            value = self.weights.floats((name,))
+            if not bool(value.isfinite().all()):
+                raise UnsupportedError("a weight is too large for float16", where=name)
+            return value if before or value.ndim != 2 else value.T.contiguous()
+
+        full = before + name
+        copy = int(before == HOST)
+        return self.add(full, format.dtype, shape, "values", (name,), "rows", make, copy)
+
+
+def embed(held: Parameters, name: str, bits: int, columns: int, ids: Tensor) -> Tensor:
+    """Float32 `[T, H]` of tokens; of `bits` 0 the table is float."""
+    if not bits:
+        return held.tensor(HOST + name)[ids].float()
+    codes = held.tensor(f"{HOST}{name}#codes")[ids]
+    scales = held.tensor(f"{HOST}{name}#scales")[ids]
+    return (unpack_bits(codes, bits, columns).float() - (1 << (bits - 1))) * scales
+
+
+def read(held: Parameters, stored: StoredTensor) -> Tensor:
+    """A constant as the plan has it."""
+    value, name = held.tensor(stored.name), stored.name
+    if name.startswith(HOST) or stored.part == "values":
+        return value.clone() if name.startswith(HOST) or value.ndim != 2 else value.T.contiguous()
+    if stored.part == "scales":
+        return value[:, None].clone()
+    bits, columns, rows = map(int, name.rpartition("#")[2].split(":"))
+    codes = unpack_bits(value[None], bits, columns * rows)[0]
+    middle = 1 << (bits - 1)
+    return pack_bits((codes ^ middle).view(columns, rows).T.contiguous(), bits)

@@ -1,0 +1,315 @@
+"""The program's operators as plain torch of fixed shapes, in forms that accelerators take.
+
+A graph is that of `lfmc.targets.npu.interface`. Constants come from `given`, by the tensors of the
+checkpoint that they are made of, matrices as `[K, N]`. `keep` is told every value that an operator
+computes, by a name that is the same for every number of tokens: a place where a target rounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from lfmc.errors import UnsupportedError
+from lfmc.passes.pattern import arguments
+from lfmc.program import Program, operator_name
+from lfmc.targets.npu.interface import Interface, mask_name, state_name
+
+Given = Callable[[tuple[str, ...]], Tensor]
+Keep = Callable[[Tensor, str], Tensor]
+SIGMOID = "sigmoid"  # ends the name of what is between 0 and 1
+MOVING = ("aten.view", "aten.reshape", "aten.transpose", "aten.permute", "aten.unsqueeze")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A constant of the program, by the checkpoint's tensors that it is made of."""
+
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """A state as it was before the call. What is added to it is kept under the same name: both
+    lie in one memory."""
+
+    name: str
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary steps of a kind of attention layer: the host brings their angles."""
+
+    kind: str
+
+
+class Forms:
+    """Runs a program as an accelerator does; traced, that is its graph."""
+
+    def __init__(
+        self,
+        program: Program,
+        interface: Interface,
+        given: Given,
+        keep: Keep,
+        *,
+        by_taps: bool = False,
+    ) -> None:
+        """`by_taps` writes filters as products and sums, for where convolutions have no 16 bits."""
+        self.program, self.interface = program, interface
+        self.given, self._keep, self.by_taps = given, keep, by_taps
+        self.inputs: Mapping[str, Tensor] = {}
+        self._name = ""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs by name, of inputs by name."""
+        self.inputs = {name: self._keep(value, name) for name, value in inputs.items()}
+        graph = self.program.graph
+        tokens, positions, *states = (n for n in graph.nodes if n.op == "placeholder")
+        names = map(state_name, self.interface.states)
+        held = [State(name, self.inputs[name]) for name in names]
+        known: dict[fx.Node, Any] = dict(zip(states, held, strict=True))
+        known[tokens] = torch.zeros(1, self.interface.tokens, dtype=torch.int32)  # its shape
+        known[positions] = None
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                known[node] = self._held(node)
+            elif node.op == "call_function":
+                known[node] = self._call(node, known)
+        logits, *news = arguments(graph.output_node())[0]
+        outputs = (known[logits], *(known[node] for node in news))
+        return dict(zip(self.interface.outputs, outputs, strict=True))
+
+    def keep(self, value: Tensor, part: str = "") -> Tensor:
+        """A value that the operator at hand computes, rounded as the target does."""
+        return self._keep(value, f"{self._name}.{part}" if part else self._name)
+
+    def added(self, value: Tensor, state: State) -> Tensor:
+        """What a call adds to a state, rounded as that is."""
+        return self._keep(value, state.name)
+
+    def product(self, x: Tensor, weight: Held, part: str = "") -> Tensor:
+        """`x` `[..., K]` times a matrix, which is given as `[K, N]`."""
+        return self.keep(x @ self.given(weight.sources), part)
+
+    def small(self, held: Held) -> Tensor:
+        """A constant that takes part in arithmetic of values, and is rounded like one."""
+        return self._keep(self.given(held.sources), "+".join(held.sources))
+
+    def _held(self, node: fx.Node) -> Held | Rope:
+        weight = self.program.weights[str(node.target)]
+        if weight.part == "constant":
+            return Rope(str(node.target).removeprefix("rope."))
+        return Held(weight.sources)
+
+    def _call(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+        name, self._name = operator_name(node), node.name
+        args = fx.map_arg(arguments(node), known.__getitem__)
+        if name in HANDLERS:
+            return HANDLERS[name](self, *args)
+        if name.startswith("lfm."):
+            raise UnsupportedError(f"accelerators have no form for operator '{name}'")
+
+        def value(argument: fx.Node) -> Any:
+            found = known[argument]
+            return self.small(found) if isinstance(found, Held) else found
+
+        given, kwargs = fx.map_arg((node.args, node.kwargs), value)
+        made = node.target(*given, **kwargs)  # type: ignore[operator]
+        floats = isinstance(made, Tensor) and made.is_floating_point()
+        part = SIGMOID if name == "aten.sigmoid" else ""
+        return self.keep(made, part) if floats and name not in MOVING else made
+
+
+def _embedding(forms: Forms, *rest: Any) -> Tensor:
+    return forms.inputs["hidden"]
+
+
+def _linear(
+    forms: Forms, x: Tensor, weight: Held, bias: Held | None = None
+) -> Tensor | list[Tensor]:
+    """Of matrices that a pass has merged, each alone: what follows takes them apart again."""
+    biases = bias.sources if bias else [None] * len(weight.sources)
+    parts = []
+    for index, (matrix, own) in enumerate(zip(weight.sources, biases, strict=True)):
+        part = f"{index}" if len(biases) > 1 else ""
+        y = forms.product(x, Held((matrix,)), f"product{part}" if own or part else "")
+        parts.append(y if own is None else forms.keep(y + forms.small(Held((own,))), part))
+    return parts[0] if len(parts) == 1 else parts
+
+
+def _linear_nbits(
+    forms: Forms, x: Tensor, codes: Held, scales: Any, zeros: Any, bias: Held | None, *numbers: int
+) -> Tensor | list[Tensor]:
+    return _linear(forms, x, codes, bias)
+
+
+def _split(forms: Forms, merged: list[Tensor], *sizes: Any) -> list[Tensor]:
+    return merged
+
+
+def _rms_norm(forms: Forms, x: Tensor, weight: Held, eps: float) -> Tensor:
+    return forms.keep(_normalized(forms, x, weight, eps))
+
+
+def _normalized(forms: Forms, x: Tensor, weight: Held, eps: float) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], forms.small(weight), eps)
+
+
+def _add_rms_norm(
+    forms: Forms, x: Tensor, residual: Tensor, weight: Held, eps: float
+) -> tuple[Tensor, Tensor]:
+    total = forms.keep(residual + x, "sum")
+    return forms.keep(_normalized(forms, total, weight, eps)), total
+
+
+def _silu(forms: Forms, x: Tensor, part: str) -> Tensor:
+    gate = forms.keep(torch.sigmoid(x), f"{part}{SIGMOID}")
+    return forms.keep(x * gate, f"{part}silu")
+
+
+def _swiglu(forms: Forms, gate: Tensor, up: Tensor) -> Tensor:
+    return forms.keep(_silu(forms, gate, "") * up)
+
+
+def _gated_short_conv(
+    forms: Forms, bcx: Tensor, weight: Held, bias: Held | None, state: State
+) -> tuple[Tensor, Tensor]:
+    gate, out_gate, value = bcx.chunk(3, -1)
+    new = forms.added(gate * value, state).transpose(1, 2)  # (1, H, T)
+    seen, taps = torch.cat([state.value, new], 2), forms.small(weight)
+    mixed = _filtered(forms, seen, taps).transpose(1, 2)
+    if bias is not None:
+        mixed = forms.keep(mixed + forms.small(bias), "biased")
+    return forms.keep(out_gate * mixed), new
+
+
+def _filtered(forms: Forms, seen: Tensor, taps: Tensor) -> Tensor:
+    """`seen` `[1, H, taps - 1 + T]` through a filter for each channel: `[1, H, T]`."""
+    if not forms.by_taps:
+        return forms.keep(F.conv1d(seen, taps, groups=taps.shape[0]), "conv")
+    count, total = forms.interface.tokens, None
+    for index in range(taps.shape[2]):
+        part = seen[..., index : index + count] * taps[:, 0, index : index + 1]
+        part = forms.keep(part, f"tap{index}")
+        total = part if total is None else forms.keep(total + part, f"sum{index}")
+    assert total is not None
+    return total
+
+
+def _attention(
+    forms: Forms,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_norm: Held,
+    k_norm: Held,
+    rope: Rope,
+    positions: None,
+    keys: State,
+    values: State,
+    eps: float,
+    window: int,
+    cache_write: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads, dim, context = keys.value.shape
+    count = q.shape[1]
+
+    def turned(x: Tensor, norm: Held, part: str, keep: Callable[[Tensor], Tensor]) -> Tensor:
+        # In two dims: QNN's norm of three is wrong from 16 tokens on, without a word.
+        rows = forms.keep(_normalized(forms, x.view(-1, dim), norm, eps), f"{part}norm")
+        rows = rows.view(count, -1, dim).transpose(0, 1)
+        return _rotate(forms, rows, rope, part, keep)  # (heads, T, D)
+
+    new_keys = turned(k, k_norm, "k_", lambda x: forms.added(x, keys)).transpose(1, 2)
+    new_values = forms.added(v, values).view(count, heads, dim).transpose(0, 1)
+    queries = turned(q, q_norm, "q_", lambda x: forms.keep(x, "q_turned"))
+    rows = queries.reshape(heads, -1, dim)  # those that share a key are rows
+    scores = forms.keep(rows @ torch.cat([keys.value, new_keys], 2), "scores")
+    scores = scores.view(heads, -1, count, context + count)
+    scores = forms.keep(scores * dim**-0.5, "scaled")
+    scores = forms.keep(scores + forms.inputs[mask_name(window)], "masked")
+    shares = forms.keep(torch.softmax(scores, -1), "shares").view(heads, -1, context + count)
+    mixed = forms.keep(shares @ torch.cat([values.value, new_values], 1)).view(-1, count, dim)
+    return mixed.transpose(0, 1).unsqueeze(0), new_keys, new_values
+
+
+def _rotate(
+    forms: Forms, x: Tensor, rope: Rope, part: str, keep: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Both halves of a head turned by the host's angles, and kept alike, as they are joined."""
+    cos, sin = (forms.inputs[f"{name}_{rope.kind}"] for name in ("cos", "sin"))
+    first, second = x.chunk(2, -1)
+
+    def product(x: Tensor, table: Tensor, name: str) -> Tensor:
+        return forms.keep(x * table, f"{part}{name}")
+
+    low = keep(product(first, cos, "ac") - product(second, sin, "bs"))
+    high = keep(product(second, cos, "bc") + product(first, sin, "as"))
+    return torch.cat([low, high], -1)
+
+
+def _moe(
+    forms: Forms,
+    x: Tensor,
+    scores: Tensor,
+    choice: Tensor,
+    w1: Sequence[Held],
+    w3: Sequence[Held],
+    w2: Sequence[Held],
+    top_k: int,
+    normalize: bool,
+    scale: float,
+) -> Tensor:
+    """Every expert of every token, times its share, which is zero of those not chosen."""
+    least = torch.topk(choice, top_k, -1).values[:, -1:]
+    own = forms.keep(torch.where(choice >= least, scores, torch.zeros_like(scores)), "own")
+    if normalize:
+        total = forms.keep(own.sum(-1, keepdim=True) + 1e-6, "total")
+        own = forms.keep(own / total, "shares")
+    if scale != 1.0:
+        own = forms.keep(own * scale, "scaled")
+    parts = zip(own.chunk(len(w1), -1), w1, w3, w2, strict=True)
+    sum_of_all: Tensor | None = None
+    for index, (share, one, three, two) in enumerate(parts):
+
+        def product(x: Tensor, weight: Held, part: str, index: int = index) -> Tensor:
+            return forms.product(x, weight, f"{index}_{part}")
+
+        gate = _silu(forms, product(x, one, "w1"), f"{index}_")
+        inner = forms.keep(gate * product(x, three, "w3"), f"{index}_inner")
+        part = forms.keep(product(inner, two, "w2") * share, f"{index}_share")
+        sum_of_all = part if sum_of_all is None else forms.keep(sum_of_all + part, f"{index}_sum")
+    assert sum_of_all is not None
+    return sum_of_all
+
+
+def _dequantize(forms: Forms, codes: Held, *rest: Any) -> Held:
+    return codes
+
+
+def _getitem(forms: Forms, values: Any, index: int) -> Any:
+    return values[index]
+
+
+HANDLERS: Mapping[str, Callable[..., Any]] = {
+    "aten.embedding": _embedding,
+    "aten.linear": _linear,
+    "aten.split_with_sizes": _split,
+    "getitem": _getitem,
+    "lfm.add_rms_norm": _add_rms_norm,
+    "lfm.attention": _attention,
+    "lfm.dequantize": _dequantize,
+    "lfm.embedding_nbits": _embedding,
+    "lfm.gated_short_conv": _gated_short_conv,
+    "lfm.linear_nbits": _linear_nbits,
+    "lfm.moe": _moe,
+    "lfm.rms_norm": _rms_norm,
+    "lfm.swiglu": _swiglu,
+}

@@ -1,0 +1,95 @@
+"""Static rounding of activations: a range for every value of a graph, seen on text of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lfmc.program import Program
+from lfmc.targets.npu.forms import SIGMOID, Forms, Given, Keep
+from lfmc.targets.npu.host import Embed, HostStepper
+from lfmc.targets.npu.interface import Interface
+
+
+@dataclass(frozen=True)
+class Step:
+    """A value is `(code - zero) * scale`, codes from 0 to `2^bits - 1`."""
+
+    scale: float
+    zero: int
+    bits: int
+
+    def codes(self, value: Tensor) -> Tensor:
+        """Float32 codes, half to even, cut off at both ends."""
+        scale = torch.tensor(self.scale, dtype=torch.float32)
+        return (torch.round(value / scale) + self.zero).clamp(0, (1 << self.bits) - 1)
+
+    def rounded(self, value: Tensor) -> Tensor:
+        scale = torch.tensor(self.scale, dtype=torch.float32)
+        return (self.codes(value) - self.zero) * scale
+
+
+def step_of(low: float, high: float, bits: int) -> Step:
+    """The step of a range, widened so that 0 is a code."""
+    low, high, last = min(low, 0.0), max(high, 0.0), (1 << bits) - 1
+    if low == high:
+        return Step(1.0, 0, bits)
+    scale = float(torch.tensor((high - low) / last, dtype=torch.float32))
+    return Step(scale, min(last, max(0, round(-low / scale))), bits)
+
+
+class Ranges:
+    """Sees values go by, and remembers how far they reach."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[float, float]] = {}
+
+    def keep(self, value: Tensor, name: str) -> Tensor:
+        low, high = (float(end) for end in value.aminmax())
+        seen = self.found.get(name, (low, high))
+        self.found[name] = (min(low, seen[0]), max(high, seen[1]))
+        return value
+
+    def steps(self, bits: int) -> dict[str, Step]:
+        return {
+            name: Step(1 / (1 << bits), 0, bits) if name.endswith(SIGMOID) else step_of(*ends, bits)
+            for name, ends in self.found.items()
+        }
+
+
+def observe(
+    program: Program, interface: Interface, given: Given, embed: Embed, texts: Iterable[Tensor]
+) -> Ranges:
+    """Ranges of all values while texts, int64 `[T]` each, go through in calls of `interface`."""
+    ranges = Ranges()
+    stepper = torch_stepper(program, interface, [interface.tokens], given, embed, ranges.keep)
+    for text in texts:
+        stepper.reset()
+        stepper.step(text)
+    return ranges
+
+
+def torch_stepper(
+    program: Program,
+    interface: Interface,
+    lengths: Sequence[int],
+    given: Given,
+    embed: Embed,
+    keep: Keep,
+) -> HostStepper:
+    """The host's calls, with the graphs in torch."""
+
+    def execute(count: int, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            own = interface.of_tokens(count)
+            return Forms(program, own, given, keep, by_taps=True).run(inputs)
+
+    return HostStepper(interface, lengths, execute, embed)
+
+
+def rounding(steps: Mapping[str, Step]) -> Keep:
+    """Rounds every value by its step."""
+    return lambda value, name: steps[name].rounded(value)

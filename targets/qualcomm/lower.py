@@ -1,0 +1,150 @@
+"""From a program to models for QNN: graphs of two lengths over one file of constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import Format
+from lfmc.calib_free.streamed import StreamedDecoder
+from lfmc.calib_free.texts import write_texts
+from lfmc.errors import UnsupportedError
+from lfmc.program import Program
+from lfmc.targets.base import StoredTensor
+from lfmc.targets.npu.constants import NpuConstants
+from lfmc.targets.npu.graph import Graph, Sources, traced
+from lfmc.targets.npu.interface import Interface
+from lfmc.targets.npu.operator import marked
+from lfmc.targets.npu.steps import Step, observe
+from lfmc.targets.parameters import PARAMETERS, open_parameters, write
+from lfmc.targets.qualcomm.qdq import model_of, save
+from lfmc.targets.qualcomm.runtime import COMPILED, HOST_FILE, SOURCE, graph_name
+from lfmc.targets.qualcomm.session import open_session
+from lfmc.targets.qualcomm.socs import SOCS
+from lfmc.weights import PlannedWeights
+
+# Texts that the model writes, on which ranges of values are seen, and their tokens. With 16 bits
+# there is room for what no text would hold, too: as many of tokens at random.
+TEXTS, LENGTH, SEED = 24, 96, 0
+ROOM = 16
+
+
+def keep_floats(value: Tensor, name: str) -> Tensor:
+    return value
+
+
+@dataclass(frozen=True)
+class Made:
+    """Names of files, what is stored in the first of them, and what a host has to know."""
+
+    sources: tuple[str, ...]
+    compiled: tuple[str, ...]
+    stored: tuple[StoredTensor, ...]
+    facts: dict[str, Any]
+
+
+class Lowering:
+    """`steps` are of every value, by name; none where values stay floats."""
+
+    def __init__(
+        self, program: Program, weights: PlannedWeights, context: int, chunk: int, bits: int
+    ) -> None:
+        self.program, self.weights, self.bits = program, weights, bits
+        self.constants = NpuConstants(weights)
+        self.interface = Interface.of(program.config, context, chunk)
+        self.lengths = sorted({1, chunk})
+        self.embedding = _embedding(program)
+        self.steps: dict[str, Step] = self._observed() if bits else {}
+
+    @property
+    def by_taps(self) -> bool:
+        """QNN's convolutions have no 16-bit filters."""
+        return bool(self.bits)
+
+    def graph(self, tokens: int) -> Graph:
+        """The graph for calls of so many tokens."""
+        return traced(
+            self.program,
+            self.interface.of_tokens(tokens),
+            self.constants.shape_of,
+            marked(self.steps) if self.bits else keep_floats,
+            by_taps=self.by_taps,
+        )
+
+    def write(self, folder: Path, options: Mapping[str, str]) -> Made:
+        """Constants, models, and, where that is asked for, models compiled for a chip."""
+        constants, names = self.constants, list(self.interface.outputs)
+        graphs = {count: self.graph(count) for count in self.lengths}
+        models = {count: model_of(graph, constants, names) for count, graph in graphs.items()}
+        host = constants.embedding(self.embedding)
+        facts = self._facts(options)
+        steps = {name: [own.scale, own.zero, own.bits] for name, own in self.steps.items()}
+        held = {**facts, "steps": steps, "kept": list(graphs[1].kept)}
+        write(folder / HOST_FILE, host, held)
+        rest = [own for own in constants.parameters.values() if own not in host]
+        write(folder / PARAMETERS, rest, {})
+        sources, sizes = [PARAMETERS, HOST_FILE], {}
+        for count, model in models.items():
+            source = folder / SOURCE.format(graph_name(count))
+            save(model, open_parameters(folder), source)
+            sources.append(source.name)
+            if options["stage"] == "context":
+                made = folder / COMPILED.format(graph_name(count))
+                soc = SOCS[options["soc"]]
+                open_session(source, soc, halves=not self.bits, context=made)
+                sizes[made.name] = made.stat().st_size
+        facts["compiled_nbytes"] = sizes
+        return Made(tuple(sources), tuple(sizes), tuple(constants.stored), facts)
+
+    def _facts(self, options: Mapping[str, str]) -> dict[str, Any]:
+        format = self.weights.format(self.embedding)
+        return {
+            **{name: options[name] for name in ("soc", "stage", "activations")},
+            "lengths": self.lengths,
+            "interface": asdict(self.interface),
+            "embedding": self.embedding,
+            "embedding_bits": format.bits if isinstance(format, Format) else 0,
+            "hidden_size": self.interface.hidden_size,
+        }
+
+    def _observed(self) -> dict[str, Step]:
+        """Steps that hold what text of the model's own makes of the planned weights."""
+        length = min(LENGTH, self.interface.context)
+        decoder = StreamedDecoder(self.weights.checkpoint)
+        texts = write_texts(decoder, TEXTS, length, SEED, lambda part: None)
+        if self.bits >= ROOM:
+            generator = torch.Generator().manual_seed(SEED)
+            vocab_size = self.program.config.vocab_size
+            texts = torch.cat([texts, torch.randint(vocab_size, texts.shape, generator=generator)])
+        table = self.weights.dequantized(self.embedding)
+        values, seen = Values(self.constants), self.interface.of_tokens(length)
+        ranges = observe(self.program, seen, values, lambda ids: table[ids], texts)
+        return ranges.steps(self.bits)
+
+
+class Values:
+    """What constants stand for, each worked out once."""
+
+    def __init__(self, constants: NpuConstants) -> None:
+        self._constants = constants
+        self._known: dict[Sources, Tensor] = {}
+
+    def __call__(self, sources: Sources) -> Tensor:
+        if sources not in self._known:
+            self._known[sources] = self._constants.value(sources)
+        return self._known[sources]
+
+
+def _embedding(program: Program) -> str:
+    """The table that tokens are looked up in."""
+    for name in ("lfm.embedding_nbits", "aten.embedding"):
+        for node in program.nodes(name):
+            place = 1 if name.startswith("lfm") else 0
+            held: Any = node.args[place]
+            return program.tensor_behind(held)
+    raise UnsupportedError("the model looks up no embedding")

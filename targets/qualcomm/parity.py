@@ -1,0 +1,123 @@
+"""What the artifact is held against: the graphs in torch, every value rounded as they round it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from lfmc.parity import CaseResult, Rung
+from lfmc.program import Program
+from lfmc.targets.npu.bound import Bound
+from lfmc.targets.npu.forms import Forms
+from lfmc.targets.npu.interface import Interface
+from lfmc.targets.npu.reference import Rounded
+from lfmc.targets.npu.steps import Step, rounding, torch_stepper
+from lfmc.targets.parameters import PARAMETERS, open_parameters
+from lfmc.targets.qualcomm.qdq import kept_name, probed
+from lfmc.targets.qualcomm.runtime import HOST_FILE, SOURCE, embedding, graph_name, steps_of
+from lfmc.targets.qualcomm.session import open_session, run
+from lfmc.targets.qualcomm.socs import SOCS
+
+TITLE = "every operator = torch, on the artifact's own inputs, over what is allowed"
+# Steps of a result that an operator may be off by, of 65536 and of 256: QNN rounds in places of its
+# own (docs/qualcomm.md has what was measured), and takes one side of a product of values in 8 bits.
+ALLOWED = {16: 128.0, 8: 2.0}
+ALLOWED_OF_VALUES = {16: 1024.0, 8: 4.0}
+PRODUCTS_OF_VALUES = ("attention.scores", "attention")
+BEFORE = 21  # tokens of a conversation that an operator's inputs come from
+
+
+def reference(program: Program, folder: Path) -> Rounded:
+    """The program's graphs with the steps of the artifact in `folder`."""
+    held = open_parameters(folder, HOST_FILE)
+    steps, interface = steps_of(held), Interface.from_dict(held.facts["interface"])
+    keep = rounding(steps) if steps else _half
+    return Rounded(program, interface, Bound(program), embedding(held), keep)
+
+
+def _half(value: Tensor, name: str) -> Tensor:
+    """What float16 makes of a value."""
+    return value.half().float()
+
+
+def operators_rung(program: Program, folder: Path) -> Rung:
+    """Each operator's result in torch, of inputs as the artifact has them, against the artifact's:
+    the largest difference of a kind of operator, over what it may be."""
+    held = open_parameters(folder, HOST_FILE)
+    steps, facts = steps_of(held), held.facts
+    interface = Interface.from_dict(facts["interface"])
+    found: dict[str, float] = defaultdict(float)
+    for length in facts["lengths"]:
+        made, inputs = _call(program, folder, length)
+        # What the call makes, by the artifact: values that are outputs have their names.
+        teacher = _Teacher(steps, facts["kept"], made, found)
+        own = interface.of_tokens(length)
+        with torch.no_grad():
+            Forms(program, own, Bound(program), teacher.keep, by_taps=True).run(inputs)
+    cases = tuple(CaseResult(kind, worst, 1.0) for kind, worst in sorted(found.items()))
+    return Rung(3, TITLE, 1.0, cases)
+
+
+def _call(
+    program: Program, folder: Path, length: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the artifact's graph of a length keeps amid a conversation, and its inputs."""
+    held = open_parameters(folder, HOST_FILE)
+    facts, steps = held.facts, steps_of(held)
+    interface = Interface.from_dict(facts["interface"])
+    generator = torch.Generator().manual_seed(0)
+    count = min(BEFORE, interface.context - length)
+    ids = torch.randint(interface.vocab_size, (count + length,), generator=generator)
+    bound, lengths = Bound(program), facts["lengths"]
+    host = torch_stepper(program, interface, lengths, bound, embedding(held), rounding(steps))
+    host.step(ids[:count])
+    inputs = host.inputs(ids[count:], length)
+    compiled = facts["stage"] == "context"
+    source = folder / SOURCE.format(graph_name(length))
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copy(folder / PARAMETERS, place)  # ONNX Runtime takes no link
+        path = Path(place) / source.name
+        ir.save(probed(source, len(facts["kept"])), path)
+        session = open_session(path, SOCS[facts["soc"]] if compiled else None)
+        return run(session, inputs), inputs
+
+
+class _Teacher:
+    """Compares what is kept with the artifact's, and goes on with that."""
+
+    def __init__(
+        self,
+        steps: dict[str, Step],
+        names: list[str],
+        made: dict[str, Tensor],
+        found: dict[str, float],
+    ) -> None:
+        self._steps, self._names, self._made, self._found = steps, names, made, found
+        self._index = 0
+
+    def keep(self, value: Tensor, name: str) -> Tensor:
+        index, self._index = self._index, self._index + 1
+        assert self._names[index] == name
+        theirs = self._made.get(kept_name(index))
+        step = self._steps[name]
+        if theirs is None:  # an output of the model, which has its name
+            theirs = self._made["logits"]
+        apart = float((step.codes(value) - step.codes(theirs)).abs().max())
+        kind = _kind(name)
+        table = ALLOWED_OF_VALUES if kind in PRODUCTS_OF_VALUES else ALLOWED
+        self._found[kind] = max(self._found[kind], apart / table[step.bits])
+        return theirs
+
+
+def _kind(name: str) -> str:
+    """A value's name without what numbers it."""
+    if ".weight" in name or ".bias" in name or "expert_bias" in name:
+        return "constants"
+    return re.sub(r"\d+", "#", re.sub(r"_default(_\d+)?", "", name))

@@ -1,0 +1,155 @@
+"""The Qualcomm target: capabilities and verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import Capabilities, Format
+from lfmc.errors import UnsupportedError
+from lfmc.model import DecoderConfig
+from lfmc.parity import Rung
+from lfmc.program import Program
+from lfmc.stepping import Stepper
+from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.noise import LIMIT, noise_rung
+from lfmc.targets.npu.constants import FORMATS, HOST
+from lfmc.targets.qualcomm.socs import SOCS
+from lfmc.trace import TraceSpec
+from lfmc.weights import PlannedWeights
+
+# QNN rounds sums of products to float16, too, which torch does not.
+LIMIT_OF_HALVES = 4.0
+ACTIVATIONS = {"int16": 16, "int8": 8, "float16": 0}
+
+
+@dataclass(frozen=True)
+class QualcommTarget:
+    """Hexagon NPUs by QNN: static graphs as ONNX with quantized values, compiled for a chip."""
+
+    name: ClassVar[str] = "qualcomm"
+    extra: ClassVar[str] = "qualcomm"
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx_ir", "onnxscript")
+    options: ClassVar[tuple[TargetOption, ...]] = (
+        TargetOption("soc", tuple(SOCS), "the chip"),
+        TargetOption("activations", tuple(ACTIVATIONS), "what values between operators are"),
+        TargetOption(
+            "stage", ("context", "edge"), "compiled for the chip, or ONNX that a device compiles"
+        ),
+        TargetOption("chunk", ("64", "16", "32", "128"), "tokens of a long call"),
+    )
+    lowering_bytes: ClassVar[float] = 10.0
+    exact: ClassVar[bool] = False
+
+    def capabilities(self, config: DecoderConfig) -> Capabilities:
+        return Capabilities(
+            linear=FORMATS,
+            embedding=FORMATS,
+            expert=FORMATS if config.moe else (),
+            floats=("float32", "bfloat16", "float16"),
+            merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
+            expert_unit="matrix",
+            graph_nbytes=_graph_nbytes(config),
+            embedding_copies=2 if config.tied_embedding else 1,
+        )
+
+    def check(self, config: DecoderConfig, request: Request) -> None:
+        from lfmc.targets.qualcomm.session import has_qnn
+
+        for package in self.packages:
+            require(package, self.extra)
+        if request.options["stage"] == "context" and not has_qnn():
+            raise UnsupportedError(
+                "compiling for a chip needs QNN, in the package 'onnxruntime-qnn'",
+                todo="read its licence, then pip install onnxruntime-qnn; or -O stage=edge",
+            )
+
+    def missing_tools(self) -> Mapping[str, Sequence[str]]:
+        from lfmc.targets.qualcomm.session import has_qnn
+
+        return {} if has_qnn() else {"stage=context": ["onnxruntime-qnn (read its licence)"]}
+
+    def why_not_here(self, request: Request) -> str | None:
+        return None
+
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
+        return TraceSpec(context=request.context, batch=1, length=None)
+
+    def lower(
+        self, program: Program, weights: PlannedWeights, request: Request, folder: Path
+    ) -> Artifact:
+        from lfmc.targets.qualcomm.lower import Lowering
+
+        rows, bits = weights.plan.rows, ACTIVATIONS[request.options["activations"]]
+        if not bits and any(isinstance(weights.format(row.name), Format) for row in rows):
+            raise UnsupportedError(
+                "QNN computes in float16 with float16 weights only", todo="--bits none"
+            )
+        chunk = min(int(request.options["chunk"]), request.context)
+        program.bind(weights.value)
+        lowering = Lowering(program, weights, request.context, chunk, bits)
+        made = lowering.write(folder, request.options)
+        facts = {**made.facts, "executed_by": _executed_by(request.options)}
+        return Artifact(made.sources, made.stored, facts=facts, beside=made.compiled)
+
+    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
+        from lfmc.targets.npu.constants import read
+        from lfmc.targets.parameters import PARAMETERS, open_parameters
+        from lfmc.targets.qualcomm.runtime import HOST_FILE
+
+        file = HOST_FILE if stored.name.startswith(HOST) else PARAMETERS
+        return read(open_parameters(folder, file), stored)
+
+    def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        from lfmc.targets.qualcomm.runtime import stepper
+
+        return stepper(folder)
+
+    def reference(
+        self, program: Program, request: Request, folder: Path, *, exact: bool
+    ) -> torch.nn.Module:
+        from lfmc.targets.qualcomm.parity import reference
+
+        return reference(program, folder)
+
+    def tolerance(self, program: Program, *, exact: bool) -> float | None:
+        return None
+
+    def operator_parity(
+        self, program: Program, folder: Path, artifact: Artifact
+    ) -> tuple[Rung, ...]:
+        """Every operator on the artifact's own inputs, in steps of its result; and all of them
+        together where they round as torch does, or nearly."""
+        from lfmc.targets.qualcomm.parity import operators_rung, reference
+
+        facts, rounds = artifact.facts, reference(program, folder)
+        halves, compiled = facts["activations"] == "float16", facts["stage"] == "context"
+        own = () if halves else (operators_rung(program, folder),)
+        if compiled and not halves:
+            return own
+        limit = LIMIT_OF_HALVES if compiled else LIMIT
+        return (*own, noise_rung(program, rounds, self.run(folder), limit))
+
+
+def _executed_by(options: Mapping[str, str]) -> str:
+    if options["stage"] == "edge":
+        return "ONNX Runtime on a CPU, operator by operator"
+    return "QNN's emulation of HTP on this machine: not a device"
+
+
+# Bytes of both graphs, and of what the host is told. Measured, with a margin.
+GRAPH = 120_000
+GRAPH_PER_LAYER = 70_000
+GRAPH_PER_SANDWICH = 25_000  # more, with a norm behind each block, and a gate of the heads
+GRAPH_PER_EXPERT = 18_000
+
+
+def _graph_nbytes(config: DecoderConfig) -> int:
+    per_layer = GRAPH_PER_LAYER + (GRAPH_PER_SANDWICH if config.sandwich_norm else 0)
+    experts = GRAPH_PER_EXPERT * config.num_experts_in_all
+    return GRAPH + per_layer * config.num_layers + experts
