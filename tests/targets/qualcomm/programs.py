@@ -1,0 +1,24 @@
+"""Formats that tests choose for QNN."""
+
+from __future__ import annotations
+
+from lfmc.calib_free.formats import ROW, Floats, Format
+from lfmc.calib_free.plan import PlanRow
+from tests.targets.lowering import expert_of
+
+
+def eight_bit(row: PlanRow) -> Format:
+    return Format(8, ROW, True, "float32")
+
+
+def both(row: PlanRow) -> Format:
+    """8 bits and 4 in turn, experts' w2 of another width than their w1 and w3."""
+    if row.role == "expert":
+        narrow = bool((expert_of(row) + row.name.endswith("w2.weight")) % 2)
+    else:
+        narrow = row.name.endswith(("out_proj.weight", "w2.weight"))
+    return Format(4 if narrow else 8, ROW, True, "float32")
+
+
+def halves(row: PlanRow) -> Floats:
+    return Floats("float16")

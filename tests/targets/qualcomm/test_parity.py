@@ -1,0 +1,159 @@
+"""Models for QNN: as ONNX has them on a CPU, and, where QNN is, compiled and emulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lfmc.errors import GateError, InputError, UnsupportedError
+from lfmc.parity import Rung
+from lfmc.rungs import read_back
+from lfmc.targets.parameters import PARAMETERS
+from lfmc.targets.qualcomm import session
+from lfmc.targets.qualcomm.runtime import SOURCE
+from tests.factories import random_tokens
+from tests.targets.lowering import Choose, Lowered
+from tests.targets.matrix import assert_context_ends
+from tests.targets.qualcomm.programs import both, eight_bit, halves
+
+Make = Callable[..., Lowered]
+PROGRAMS = [("lfm2-conv-bias", both), ("lfm2_moe-scaled", both), ("lfm3-attention-bias", both)]
+needs_qnn = pytest.mark.skipif(
+    not session.has_qnn(), reason="QNN is not installed: make test-qualcomm"
+)
+
+
+def rungs(made: Lowered) -> tuple[Rung, ...]:
+    made.program.bind(made.weights.value)
+    return made.target.operator_parity(made.program, made.folder, made.artifact)
+
+
+@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+@pytest.mark.parametrize("activations", ["int16", "int8"])
+def test_as_onnx(lowered: Make, name: str, choose: Choose, activations: str) -> None:
+    """Every operator to one step of its own inputs, and all of them together."""
+    made = lowered(name, choose, "qualcomm", stage="edge", activations=activations, chunk="16")
+    operators, together = rungs(made)
+    assert operators.passed, operators
+    assert together.passed, together
+    assert {"linear_nbits.product#", "attention.scores", "conv_#"} <= {
+        case.case for case in operators.cases
+    }
+
+
+def test_floats_as_onnx(lowered: Make) -> None:
+    """On a CPU, float16 constants are computed with in float32: nothing is rounded."""
+    made = lowered("lfm2-untied", halves, "qualcomm", stage="edge", activations="float16")
+    tokens = random_tokens(made.checkpoint.config, 1, 75)[0]
+    found = made.target.run(made.folder).step(tokens)
+    made.program.bind(made.weights.value)
+    from lfmc.stepping import TorchStepper
+
+    plain = TorchStepper(made.program.module, made.checkpoint.config, made.request.context)
+    expected = plain.step(tokens)
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+@needs_qnn
+@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+@pytest.mark.parametrize("soc", ["sm8750", "sm8650"])
+def test_by_qnn(lowered: Make, name: str, choose: Choose, soc: str) -> None:
+    made = lowered(name, choose, "qualcomm", soc=soc, chunk="16")
+    (operators,) = rungs(made)
+    assert operators.passed, operators
+    assert set(made.artifact.beside) == {"decode.onnx", "prefill.onnx"}
+
+
+@needs_qnn
+@pytest.mark.parametrize("name", ["lfm2-untied", "lfm2_moe", "lfm3"])
+def test_floats_by_qnn(lowered: Make, name: str) -> None:
+    made = lowered(name, halves, "qualcomm", activations="float16", chunk="16")
+    (together,) = rungs(made)
+    assert together.passed, together
+
+
+@needs_qnn
+def test_qnn_starts_over(lowered: Make) -> None:
+    made = lowered("lfm3-attention-bias", both, "qualcomm", chunk="16")
+    tokens = random_tokens(made.checkpoint.config, 1, 40)[0]
+    stepper = made.target.run(made.folder)
+    first = stepper.step(tokens)
+    stepper.step(tokens[:9])
+    stepper.reset()
+    assert torch.equal(torch.cat([stepper.step(tokens[:16]), stepper.step(tokens[16:])]), first)
+
+
+@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+def test_constants_on_disk_are_the_plan(lowered: Make, name: str, choose: Choose) -> None:
+    made = lowered(name, choose, "qualcomm", stage="edge", activations="int16", chunk="16")
+    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    assert set(errors) == {row.name for row in made.plan.rows if row.format.startswith("int")}
+    stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
+    assert stored == sum(row.nbytes for row in made.plan.rows)
+
+
+@pytest.mark.parametrize("part", ["scales", "codes"])
+def test_a_wrong_weight_is_found(lowered: Make, part: str) -> None:
+    """One matrix in torch: its scales 2 % off, or its rows moved by one."""
+    made = lowered("lfm3-attention-bias", both, "qualcomm", stage="edge", chunk="16")
+    made.program.bind(made.weights.value)
+    name = next(name for name in made.program.weights if name.endswith(f"out_proj.{part}"))
+    held = made.program.module.get_buffer(name)
+    right = held.clone()
+    try:
+        held.copy_(held * 1.02 if part == "scales" else held.roll(1, 0))
+        operators, _ = made.target.operator_parity(made.program, made.folder, made.artifact)
+        assert not operators.passed
+        worst = max(operators.cases, key=lambda case: case.difference)
+        assert worst.case.startswith("linear_nbits")
+    finally:
+        held.copy_(right)
+
+
+def test_a_changed_file_is_found(lowered: Make, tmp_path: object) -> None:
+    made = lowered("lfm3-attention-bias", both, "qualcomm", stage="edge", chunk="16")
+    path = made.folder / PARAMETERS
+    data = path.read_bytes()
+    changed = bytearray(data)
+    changed[len(data) // 2] ^= 0x10
+    try:
+        path.write_bytes(changed)
+        with pytest.raises(GateError, match="on disk are not the plan's"):
+            read_back(made.weights, made.target, made.folder, made.artifact)
+    finally:
+        path.write_bytes(data)
+
+
+def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
+    made = lowered("lfm2-untied", halves, "qualcomm", stage="edge", activations="float16")
+    made.program.bind(made.weights.value)
+    assert_context_ends(made)
+
+
+def test_what_is_missing_is_told(
+    lowered: Make, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = lowered("lfm3-attention-bias", both, "qualcomm", stage="edge", chunk="16")
+    path = made.folder / SOURCE.format("decode")
+    data = path.read_bytes()
+    path.unlink()
+    try:
+        with pytest.raises(InputError, match="there is no model"):
+            made.target.run(made.folder)
+    finally:
+        path.write_bytes(data)
+    monkeypatch.setattr(session, "has_qnn", lambda: False)
+    asked = made.request.options | {"stage": "context"}
+    from lfmc.targets.base import Request
+
+    with pytest.raises(UnsupportedError, match="onnxruntime-qnn"):
+        made.target.check(made.checkpoint.config, Request(96, asked))
+
+
+def test_floats_and_n_bit_weights_do_not_mix(
+    lowered: Make, any_checkpoint: Callable[[str], object]
+) -> None:
+    with pytest.raises(UnsupportedError, match="float16 weights only"):
+        lowered("lfm2-untied", eight_bit, "qualcomm", stage="edge", activations="float16")
