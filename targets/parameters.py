@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -80,6 +80,10 @@ class Parameters:
     _data: mmap.mmap
     _start: int
 
+    @property
+    def names(self) -> Collection[str]:
+        return self._header.keys()
+
     def place(self, name: str) -> tuple[int, int]:
         """Where a tensor lies in the file, and its size, in bytes."""
         begin, end = self._header[name]["data_offsets"]
@@ -105,7 +109,7 @@ def open_parameters(folder: Path, name: str = PARAMETERS) -> Parameters:
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + size])
         facts = json.loads(header.pop("__metadata__")[KEY])
-        end = max(entry["data_offsets"][1] for entry in header.values())
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("the parameters can't be read", where=path, got=error) from error
     if 8 + size + end != len(data):

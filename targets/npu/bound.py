@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lfmc.calib_free.pack import unpack_bits
 from lfmc.program import Program
+from lfmc.targets.npu.host import Embed
 
 LINEARS = ("aten.linear", "lfm.linear_nbits")
 
@@ -22,6 +23,10 @@ class Bound:
     def __call__(self, sources: tuple[str, ...]) -> Tensor:
         (name,) = sources
         return self._values[name]
+
+    def embed(self, name: str) -> Embed:
+        """Looks tokens up in a table."""
+        return lambda ids: self((name,)).T[ids]
 
     @cached_property
     def _values(self) -> dict[str, Tensor]:

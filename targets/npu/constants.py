@@ -5,7 +5,9 @@
     scales  float32 [N]
     floats  float16
 
-The embedding is the host's: codes uint8 `[V, bytes]` a row, as plans have them, scales `[V, 1]`.
+The embedding is the host's. Where a head shares its table it takes columns of that; else, and for
+hosts that have only compiled graphs, rows: codes uint8 `[V, bytes]`, as plans have them, and scales
+`[V, 1]`.
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ class NpuConstants(Constants):
             return self._floats(name, format, self.shape_of(sources))
         columns, rows = self.shape_of(sources)
         count = columns * rows * format.bits
-        if count % 8:
-            raise UnsupportedError("a matrix does not fill whole bytes", where=name)
+        if rows * format.bits % 8:
+            raise UnsupportedError("rows of a matrix do not fill whole bytes", where=name)
 
         def codes() -> Tensor:
             signed = self.weights.packed(sources).signed_codes()[:, :columns].T
@@ -79,42 +81,59 @@ class NpuConstants(Constants):
             add(f"{name}#scales", "float32", (rows,), "scales", sources, "rows", scales),
         )
 
-    def embedding(self, name: str) -> list[Parameter]:
-        """What the host needs to embed tokens."""
+    def table(self, name: str) -> list[Parameter]:
+        """Rows of the embedding, by themselves."""
         format = self.weights.format(name)
         rows, columns = self.shape(name)
         if isinstance(format, Floats):
-            return [self._floats(name, format, (rows, columns), HOST)]
+            make = lambda: self.weights.floats((name,))  # noqa: E731
+            return [Parameter(HOST + name, format.dtype, (rows, columns), make)]
         width = -(-columns * format.bits // 8)
-        own, add, full = (name,), self.add, HOST + name
-        codes = lambda: self.weights.packed(own).packed_codes()  # noqa: E731
-        scales = lambda: self.weights.packed(own).scales  # noqa: E731
+        codes = lambda: self.weights.packed((name,)).packed_codes()  # noqa: E731
+        scales = lambda: self.weights.packed((name,)).scales  # noqa: E731
         return [
-            add(f"{full}#codes", "uint8", (rows, width), "codes", own, "rows", codes, 1),
-            add(f"{full}#scales", "float32", (rows, 1), "scales", own, "rows", scales, 1),
+            Parameter(f"{HOST}{name}#codes", "uint8", (rows, width), codes),
+            Parameter(f"{HOST}{name}#scales", "float32", (rows, 1), scales),
         ]
 
-    def _floats(
-        self, name: str, format: Floats, shape: tuple[int, ...], before: str = ""
-    ) -> Parameter:
+    def keep_table(self, name: str) -> list[Parameter]:
+        """The same as tensors of the plan, where no graph holds them."""
+        made = self.table(name)
+        for own in made:
+            part = own.name.rpartition("#")[2] if own.name.count("#") > 1 else "values"
+            self.stored.append(StoredTensor(own.name, part, (name,), "rows", own.nbytes))
+        return made
+
+    def _floats(self, name: str, format: Floats, shape: tuple[int, ...]) -> Parameter:
         def make() -> Tensor:
             value = self.weights.floats((name,))
             if not bool(value.isfinite().all()):
                 raise UnsupportedError("a weight is too large for float16", where=name)
-            return value if before or value.ndim != 2 else value.T.contiguous()
+            return value.T.contiguous() if value.ndim == 2 else value
 
-        full = before + name
-        copy = int(before == HOST)
-        return self.add(full, format.dtype, shape, "values", (name,), "rows", make, copy)
+        return self.add(name, format.dtype, shape, "values", (name,), "rows", make)
 
 
-def embed(held: Parameters, name: str, bits: int, columns: int, ids: Tensor) -> Tensor:
-    """Float32 `[T, H]` of tokens; of `bits` 0 the table is float."""
+def embed(held: Parameters, name: str, bits: int, ids: Tensor) -> Tensor:
+    """Float32 `[T, H]` of tokens, from rows or from the head's columns; of `bits` 0 they are
+    floats."""
+    names = held.names
     if not bits:
-        return held.tensor(HOST + name)[ids].float()
-    codes = held.tensor(f"{HOST}{name}#codes")[ids]
-    scales = held.tensor(f"{HOST}{name}#scales")[ids]
-    return (unpack_bits(codes, bits, columns).float() - (1 << (bits - 1))) * scales
+        if HOST + name in names:
+            return held.tensor(HOST + name)[ids].float()
+        return held.tensor(name)[:, ids].T.float()
+    middle = 1 << (bits - 1)
+    if f"{HOST}{name}#codes" in names:
+        packed, scales = (held.tensor(f"{HOST}{name}#{part}")[ids] for part in ("codes", "scales"))
+        columns = packed.shape[1] * 8 // bits
+        return (unpack_bits(packed, bits, columns).float() - middle) * scales
+    full = next(own for own in names if own.startswith(f"{name}#{bits}:"))
+    columns, rows = map(int, full.split(":")[1:])
+    each = 8 // bits
+    lanes = held.tensor(full).view(columns, rows // each)[:, ids // each].int()
+    codes = (lanes >> (bits * (ids % each))) & ((1 << bits) - 1)
+    signed = (codes ^ middle) - middle
+    return (signed.float() * held.tensor(f"{name}#scales")[ids]).T
 
 
 def read(held: Parameters, stored: StoredTensor) -> Tensor:

@@ -23,7 +23,7 @@ from lfmc.targets.npu.operator import marked
 from lfmc.targets.npu.steps import Step, observe
 from lfmc.targets.parameters import PARAMETERS, open_parameters, write
 from lfmc.targets.qualcomm.qdq import model_of, save
-from lfmc.targets.qualcomm.runtime import COMPILED, HOST_FILE, SOURCE, graph_name
+from lfmc.targets.qualcomm.runtime import COMPILED, HOST_FILE, SOURCE, TABLE_FILE, graph_name
 from lfmc.targets.qualcomm.session import open_session
 from lfmc.targets.qualcomm.socs import SOCS
 from lfmc.weights import PlannedWeights
@@ -81,14 +81,17 @@ class Lowering:
         constants, names = self.constants, list(self.interface.outputs)
         graphs = {count: self.graph(count) for count in self.lengths}
         models = {count: model_of(graph, constants, names) for count, graph in graphs.items()}
-        host = constants.embedding(self.embedding)
+        tied = any(self.embedding in sources for sources in graphs[1].constants)
+        table = constants.table(self.embedding) if tied else constants.keep_table(self.embedding)
         facts = self._facts(options)
         steps = {name: [own.scale, own.zero, own.bits] for name, own in self.steps.items()}
         held = {**facts, "steps": steps, "kept": list(graphs[1].kept)}
-        write(folder / HOST_FILE, host, held)
-        rest = [own for own in constants.parameters.values() if own not in host]
-        write(folder / PARAMETERS, rest, {})
-        sources, sizes = [PARAMETERS, HOST_FILE], {}
+        write(folder / HOST_FILE, [] if tied else table, held)
+        write(folder / PARAMETERS, list(constants.parameters.values()), {})
+        sources, compiled = [PARAMETERS, HOST_FILE], []
+        if options["stage"] == "context" and tied:
+            write(folder / TABLE_FILE, table, {})
+            compiled.append(TABLE_FILE)
         for count, model in models.items():
             source = folder / SOURCE.format(graph_name(count))
             save(model, open_parameters(folder), source)
@@ -97,9 +100,9 @@ class Lowering:
                 made = folder / COMPILED.format(graph_name(count))
                 soc = SOCS[options["soc"]]
                 open_session(source, soc, halves=not self.bits, context=made)
-                sizes[made.name] = made.stat().st_size
-        facts["compiled_nbytes"] = sizes
-        return Made(tuple(sources), tuple(sizes), tuple(constants.stored), facts)
+                compiled.append(made.name)
+        facts["compiled_nbytes"] = {name: (folder / name).stat().st_size for name in compiled}
+        return Made(tuple(sources), tuple(compiled), tuple(constants.stored), facts)
 
     def _facts(self, options: Mapping[str, str]) -> dict[str, Any]:
         format = self.weights.format(self.embedding)
@@ -109,7 +112,6 @@ class Lowering:
             "interface": asdict(self.interface),
             "embedding": self.embedding,
             "embedding_bits": format.bits if isinstance(format, Format) else 0,
-            "hidden_size": self.interface.hidden_size,
         }
 
     def _observed(self) -> dict[str, Step]:

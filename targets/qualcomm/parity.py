@@ -21,7 +21,7 @@ from lfmc.targets.npu.reference import Rounded
 from lfmc.targets.npu.steps import Step, rounding, torch_stepper
 from lfmc.targets.parameters import PARAMETERS, open_parameters
 from lfmc.targets.qualcomm.qdq import kept_name, probed
-from lfmc.targets.qualcomm.runtime import HOST_FILE, SOURCE, embedding, graph_name, steps_of
+from lfmc.targets.qualcomm.runtime import HOST_FILE, SOURCE, graph_name, steps_of
 from lfmc.targets.qualcomm.session import open_session, run
 from lfmc.targets.qualcomm.socs import SOCS
 
@@ -38,8 +38,8 @@ def reference(program: Program, folder: Path) -> Rounded:
     """The program's graphs with the steps of the artifact in `folder`."""
     held = open_parameters(folder, HOST_FILE)
     steps, interface = steps_of(held), Interface.from_dict(held.facts["interface"])
-    keep = rounding(steps) if steps else _half
-    return Rounded(program, interface, Bound(program), embedding(held), keep)
+    keep, bound = rounding(steps) if steps else _half, Bound(program)
+    return Rounded(program, interface, bound, bound.embed(held.facts["embedding"]), keep)
 
 
 def _half(value: Tensor, name: str) -> Tensor:
@@ -76,7 +76,8 @@ def _call(
     count = min(BEFORE, interface.context - length)
     ids = torch.randint(interface.vocab_size, (count + length,), generator=generator)
     bound, lengths = Bound(program), facts["lengths"]
-    host = torch_stepper(program, interface, lengths, bound, embedding(held), rounding(steps))
+    embed = bound.embed(facts["embedding"])
+    host = torch_stepper(program, interface, lengths, bound, embed, rounding(steps))
     host.step(ids[:count])
     inputs = host.inputs(ids[count:], length)
     compiled = facts["stage"] == "context"

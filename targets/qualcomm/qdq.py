@@ -77,11 +77,12 @@ def save(model: ir.Model, held: Parameters, path: Path) -> None:
 
 
 PLACE = "lfmc.parameter"
+KEPT = "kept."
 
 
 def kept_name(index: int) -> str:
     """Of a value that the graph keeps, in a model."""
-    return f"kept.{index}"
+    return f"{KEPT}{index}"
 
 
 def _name_kept(graph: ir.Graph, count: int) -> None:
@@ -149,11 +150,20 @@ def _initializer(
 
 
 def _strip(graph: ir.Graph) -> None:
-    """Drop what the exporter tells of Python: three quarters of a model's size."""
-    for node in graph:
+    """Drop what the exporter tells of Python, long names, and what follows from the rest: most of
+    a model's size."""
+    for index, node in enumerate(graph):
         node.metadata_props.clear()
+        node.name = f"n{index}"
         for value in node.outputs:
             value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.shape = value.type = None  # ONNX Runtime works them out
+            if not value.is_graph_output() and not str(value.name).startswith(KEPT):
+                value.name = f"v{index}.{value.index()}"
+    constants = [own for own in graph.initializers.values() if PLACE not in own.metadata_props]
+    for index, value in enumerate(constants):
+        value.name = f"c{index}"
 
 
 def _complete(graph: ir.Graph) -> None:

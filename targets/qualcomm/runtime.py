@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from lfmc.errors import InputError
 from lfmc.targets.npu.constants import embed
-from lfmc.targets.npu.host import HostStepper
+from lfmc.targets.npu.host import Embed, HostStepper
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.steps import Step
-from lfmc.targets.parameters import Parameters, open_parameters
+from lfmc.targets.parameters import PARAMETERS, Parameters, open_parameters
 from lfmc.targets.qualcomm.session import open_session, run
 from lfmc.targets.qualcomm.socs import SOCS
 
 HOST_FILE = "host.safetensors"  # what the host needs besides the graphs
+TABLE_FILE = "embedding.safetensors"  # the table, for a host of compiled graphs
 SOURCE = "{}.qdq.onnx"  # what a graph is compiled from
 COMPILED = "{}.onnx"
 DECODE, PREFILL = "decode", "prefill"
@@ -45,14 +45,17 @@ def stepper(folder: Path) -> HostStepper:
         return run(sessions[count], inputs)
 
     interface = Interface.from_dict(facts["interface"])
-    return HostStepper(interface, facts["lengths"], execute, embedding(held))
+    return HostStepper(interface, facts["lengths"], execute, embedding(folder))
 
 
-def embedding(held: Parameters) -> Any:
-    """Float32 `[T, H]` of tokens, from the host's table."""
-    facts = held.facts
-    name, bits, columns = facts["embedding"], facts["embedding_bits"], facts["hidden_size"]
-    return lambda ids: embed(held, name, bits, columns, ids)
+def embedding(folder: Path) -> Embed:
+    """Float32 `[T, H]` of tokens, from the table of its own where there is one, else the head's."""
+    held = open_parameters(folder, HOST_FILE)
+    facts, table = held.facts, held
+    if not held.names:
+        alone = (folder / TABLE_FILE).is_file()
+        table = open_parameters(folder, TABLE_FILE if alone else PARAMETERS)
+    return lambda ids: embed(table, facts["embedding"], facts["embedding_bits"], ids)
 
 
 def steps_of(held: Parameters) -> dict[str, Step]:

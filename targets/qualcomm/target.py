@@ -55,7 +55,6 @@ class QualcommTarget:
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
             graph_nbytes=_graph_nbytes(config),
-            embedding_copies=2 if config.tied_embedding else 1,
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:
@@ -125,9 +124,12 @@ class QualcommTarget:
     ) -> tuple[Rung, ...]:
         """Every operator on the artifact's own inputs, in steps of its result; and all of them
         together where they round as torch does, or nearly."""
+        from lfmc.targets.parameters import open_parameters
         from lfmc.targets.qualcomm.parity import operators_rung, reference
+        from lfmc.targets.qualcomm.runtime import HOST_FILE
 
-        facts, rounds = artifact.facts, reference(program, folder)
+        facts = open_parameters(folder, HOST_FILE).facts
+        rounds = reference(program, folder)
         halves, compiled = facts["activations"] == "float16", facts["stage"] == "context"
         own = () if halves else (operators_rung(program, folder),)
         if compiled and not halves:
@@ -143,10 +145,10 @@ def _executed_by(options: Mapping[str, str]) -> str:
 
 
 # Bytes of both graphs, and of what the host is told. Measured, with a margin.
-GRAPH = 120_000
-GRAPH_PER_LAYER = 70_000
-GRAPH_PER_SANDWICH = 25_000  # more, with a norm behind each block, and a gate of the heads
-GRAPH_PER_EXPERT = 18_000
+GRAPH = 60_000
+GRAPH_PER_LAYER = 45_000
+GRAPH_PER_SANDWICH = 15_000  # more, with a norm behind each block, and a gate of the heads
+GRAPH_PER_EXPERT = 11_000
 
 
 def _graph_nbytes(config: DecoderConfig) -> int:

@@ -11,6 +11,10 @@ def eight_bit(row: PlanRow) -> Format:
     return Format(8, ROW, True, "float32")
 
 
+def four_bit_rows(row: PlanRow) -> Format:
+    return Format(4, ROW, True, "float32")
+
+
 def both(row: PlanRow) -> Format:
     """8 bits and 4 in turn, experts' w2 of another width than their w1 and w3."""
     if row.role == "expert":
