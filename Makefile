@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SITE := build/lint/site
 
-.PHONY: demo test test-arm lint bench clean
+.PHONY: demo test test-arm test-qualcomm lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lfmc export --target onnx --bits auto --output out/demo --force
@@ -18,6 +18,12 @@ test: $(VENV)/.installed
 # Needs g++-aarch64-linux-gnu, qemu-user and nlohmann-json3-dev, and a network for the Arm wheels.
 test-arm: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m arm --arm
+
+# Needs QNN: make test-qualcomm QNN=accept installs it, under Qualcomm's licence (docs/qualcomm.md).
+test-qualcomm: $(VENV)/.installed
+	test "$(QNN)" != accept || $(BIN)/pip install -q -c constraints.txt -e '.[qnn]'
+	$(BIN)/python -c 'import onnxruntime_qnn'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup tests/targets/npu tests/targets/qualcomm
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

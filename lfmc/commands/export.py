@@ -34,6 +34,7 @@ from lfmc.commands.options import (
     help="NAME=VALUE, an option of the target (`lfmc doctor` lists them). Repeatable.",
 )
 @click.option("--device", help="What the artifact is for, where a target has several: -O device=.")
+@click.option("--soc", help="The chip that it is for, where a target has several: -O soc=.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--check",
@@ -63,6 +64,7 @@ def command(
     context: int | None,
     target_options: tuple[tuple[str, str], ...],
     device: str | None,
+    soc: str | None,
     output: Path | None,
     check: str,
     max_kl: float | None,
@@ -79,6 +81,7 @@ def command(
     lfmc export ./LFM2-1.2B --bits-per-weight 4.5 --output lfm2-onnx
     lfmc export ./LFM2-2.6B --max-size 1.4GB --max-kl 0.05 -O layout=genai
     lfmc export ./LFM2-350M --target tvm --device cpu:avx2
+    lfmc export ./LFM2-350M --target qualcomm --soc sm8750
     """
     from lfmc.api import budget, default_output
     from lfmc.calib_free.fit import Effort
@@ -96,7 +99,7 @@ def command(
         budget=budget(bits_per_weight, max_size),
         plan=plan_file,
         context=context,
-        target_options=dict(target_options) | ({} if device is None else {"device": device}),
+        target_options={**dict(target_options), **_given(device=device, soc=soc)},
         check=check,
         max_kl=max_kl,
         min_top1=min_top1,
@@ -132,3 +135,8 @@ def command(
     for trouble in bundle.manifest.get("known_troubles", ()):
         click.echo(f"note: {trouble['what']} ({trouble['link']})")
     click.echo(f"bundle: {bundle.path}")
+
+
+def _given(**options: str | None) -> dict[str, str]:
+    """Options of a target that have flags of their own, where they were given."""
+    return {name: value for name, value in options.items() if value is not None}
