@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -26,3 +29,18 @@ def quiet(*loggers: str) -> Iterator[None]:
         finally:
             for logger, level in zip(found, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def no_output() -> Iterator[None]:
+    """Nothing on standard output, where results go, of C libraries, which print there unasked."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

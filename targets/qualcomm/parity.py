@@ -56,7 +56,6 @@ def operators_rung(program: Program, folder: Path) -> Rung:
     found: dict[str, float] = defaultdict(float)
     for length in facts["lengths"]:
         made, inputs = _call(program, folder, length)
-        # What the call makes, by the artifact: values that are outputs have their names.
         teacher = _Teacher(steps, facts["kept"], made, found)
         own = interface.of_tokens(length)
         with torch.no_grad():
@@ -87,7 +86,10 @@ def _call(
         path = Path(place) / source.name
         ir.save(probed(source, len(facts["kept"])), path)
         session = open_session(path, SOCS[facts["soc"]] if compiled else None)
-        return run(session, inputs), inputs
+        made = run(session, inputs)
+    # The last value that a graph keeps is an output, and has its name.
+    made.setdefault(kept_name(len(facts["kept"]) - 1), made["logits"])
+    return made, inputs
 
 
 class _Teacher:
@@ -106,10 +108,7 @@ class _Teacher:
     def keep(self, value: Tensor, name: str) -> Tensor:
         index, self._index = self._index, self._index + 1
         assert self._names[index] == name
-        theirs = self._made.get(kept_name(index))
-        step = self._steps[name]
-        if theirs is None:  # an output of the model, which has its name
-            theirs = self._made["logits"]
+        theirs, step = self._made[kept_name(index)], self._steps[name]
         apart = float((step.codes(value) - step.codes(theirs)).abs().max())
         kind = _kind(name)
         table = ALLOWED_OF_VALUES if kind in PRODUCTS_OF_VALUES else ALLOWED

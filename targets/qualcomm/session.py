@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import InputError, UnsupportedError, first_line
+from lfmc.quiet import no_output
 from lfmc.targets.base import require
 from lfmc.targets.qualcomm.socs import Soc
 
@@ -37,7 +38,7 @@ def open_session(
     operator. `halves` computes in float16; `context` is where the compiled model is written."""
     runtime = require("onnxruntime", EXTRA)
     options = runtime.SessionOptions()
-    options.log_severity_level = 4  # QNN's libraries print what they like, anyway
+    options.log_severity_level = 4
     if soc is None:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -55,7 +56,8 @@ def open_session(
     }
     options.add_provider_for_devices(_devices()[:1], asked)
     try:
-        return runtime.InferenceSession(path, options)
+        with no_output():
+            return runtime.InferenceSession(path, options)
     except Exception as error:  # of ONNX Runtime's own kinds, which share no other base
         raise UnsupportedError(
             f"QNN can't compile the model for {soc.name}", where=path, got=first_line(error)

@@ -74,7 +74,11 @@ class QualcommTarget:
         return {} if has_qnn() else {"stage=context": ["onnxruntime-qnn (read its licence)"]}
 
     def why_not_here(self, request: Request) -> str | None:
-        return None
+        from lfmc.targets.qualcomm.session import has_qnn
+
+        if request.options["stage"] == "edge" or has_qnn():
+            return None
+        return "QNN, which emulates the chip, is not installed: onnxruntime-qnn"
 
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
         return TraceSpec(context=request.context, batch=1, length=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from lfmc.errors import GateError, InputError, UnsupportedError
 from lfmc.parity import Rung
 from lfmc.rungs import read_back
+from lfmc.stepping import TorchStepper
+from lfmc.targets.base import Request
 from lfmc.targets.parameters import PARAMETERS
 from lfmc.targets.qualcomm import session
 from lfmc.targets.qualcomm.runtime import SOURCE, embedding
@@ -60,8 +64,6 @@ def test_floats_as_onnx(lowered: Make) -> None:
     tokens = random_tokens(made.checkpoint.config, 1, 75)[0]
     found = made.target.run(made.folder).step(tokens)
     made.program.bind(made.weights.value)
-    from lfmc.stepping import TorchStepper
-
     plain = TorchStepper(made.program.module, made.checkpoint.config, made.request.context)
     expected = plain.step(tokens)
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
@@ -83,6 +85,19 @@ def test_floats_by_qnn(lowered: Make, name: str) -> None:
     made = lowered(name, halves, "qualcomm", activations="float16", chunk="16")
     (together,) = rungs(made)
     assert together.passed, together
+
+
+@needs_qnn
+def test_qnn_prints_nothing(lowered: Make) -> None:
+    """Standard output is for results, `--json` among them."""
+    made = lowered("lfm3-attention-bias", both, "qualcomm", chunk="16")
+    code = f"""
+from pathlib import Path
+from lfmc.targets.base import get_target
+print(get_target("qualcomm").run(Path({str(made.folder)!r})).step([1, 2, 3]).shape[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "3\n"
 
 
 @needs_qnn
@@ -156,11 +171,13 @@ def test_what_is_missing_is_told(
     finally:
         path.write_bytes(data)
     monkeypatch.setattr(session, "has_qnn", lambda: False)
-    asked = made.request.options | {"stage": "context"}
-    from lfmc.targets.base import Request
-
+    asked = {**made.request.options, "stage": "context"}
     with pytest.raises(UnsupportedError, match="onnxruntime-qnn"):
         made.target.check(made.checkpoint.config, Request(96, asked))
+    reason = made.target.why_not_here(Request(96, asked))
+    assert reason is not None
+    assert "onnxruntime-qnn" in reason
+    assert made.target.why_not_here(made.request) is None
 
 
 def test_floats_and_n_bit_weights_do_not_mix(
