@@ -22,7 +22,7 @@ from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.operator import marked
 from lfmc.targets.npu.steps import Step, observe
 from lfmc.targets.parameters import PARAMETERS, open_parameters, write
-from lfmc.targets.qualcomm.qdq import model_of, save
+from lfmc.targets.qualcomm.qdq import TAKEN, model_of, operators, save
 from lfmc.targets.qualcomm.runtime import COMPILED, HOST_FILE, SOURCE, TABLE_FILE, graph_name
 from lfmc.targets.qualcomm.session import open_session
 from lfmc.targets.qualcomm.socs import SOCS
@@ -101,6 +101,9 @@ class Lowering:
                 soc = SOCS[options["soc"]]
                 open_session(source, soc, halves=not self.bits, context=made)
                 compiled.append(made.name)
+        found = operators(models.values())
+        facts["operators"] = found
+        facts["not_known_to_qnn"] = sorted(set(found) - TAKEN)
         facts["compiled_nbytes"] = {name: (folder / name).stat().st_size for name in compiled}
         return Made(tuple(sources), tuple(compiled), tuple(constants.stored), facts)
 

@@ -6,6 +6,8 @@ what only moves values (a transpose, a slice) gets the step of what it moves, as
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,41 @@ FLOATS = {
 }
 MOVING = ("Reshape", "Transpose", "Slice", "Split", "Concat", "Unsqueeze", "Squeeze", "Gather")
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
+
+
+# Operators that QNN was seen to compile, all of a graph on the NPU (docs/qualcomm.md).
+TAKEN = frozenset(
+    {
+        "Add",
+        "Cast",
+        "Concat",
+        "Conv",
+        "DequantizeLinear",
+        "Div",
+        "Gather",
+        "GreaterOrEqual",
+        "MatMul",
+        "Mul",
+        "QuantizeLinear",
+        "RMSNormalization",
+        "ReduceSum",
+        "Reshape",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Sub",
+        "TopK",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    }
+)
+
+
+def operators(models: Iterable[ir.Model]) -> dict[str, int]:
+    """How often models have each operator."""
+    return dict(Counter(node.op_type for model in models for node in model.graph).most_common())
 
 
 def model_of(graph: Graph, constants: NpuConstants, outputs: list[str]) -> ir.Model:

@@ -39,6 +39,8 @@ def rungs(made: Lowered) -> tuple[Rung, ...]:
 def test_as_onnx(lowered: Make, name: str, choose: Choose, activations: str) -> None:
     """Every operator to one step of its own inputs, and all of them together."""
     made = lowered(name, choose, "qualcomm", stage="edge", activations=activations, chunk="16")
+    assert made.artifact.facts["operators"]["MatMul"] > 20
+    assert made.artifact.facts["not_known_to_qnn"] == []
     operators, together = rungs(made)
     assert operators.passed, operators
     assert together.passed, together
