@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError, UnsupportedError
 from lfmc.parity import Rung
 from lfmc.rungs import read_back
@@ -17,8 +19,9 @@ from lfmc.targets.base import Request
 from lfmc.targets.parameters import PARAMETERS
 from lfmc.targets.qualcomm import session
 from lfmc.targets.qualcomm.runtime import SOURCE, embedding
+from tests.conftest import TRAINED
 from tests.factories import random_tokens
-from tests.targets.lowering import Choose, Lowered
+from tests.targets.lowering import Choose, Lowered, lower
 from tests.targets.matrix import assert_context_ends
 from tests.targets.qualcomm.programs import both, eight_bit, four_bit_rows, halves
 
@@ -90,6 +93,16 @@ def test_floats_by_qnn(lowered: Make, name: str) -> None:
 
 
 @needs_qnn
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_checkpoints(
+    any_checkpoint: Callable[[str], Checkpoint], tmp_path: Path, name: str
+) -> None:
+    made = lower(any_checkpoint(name), both, tmp_path, name="qualcomm", options={"chunk": "16"})
+    (operators,) = rungs(made)
+    assert operators.passed, operators
+
+
+@needs_qnn
 def test_qnn_prints_nothing(lowered: Make) -> None:
     """Standard output is for results, `--json` among them."""
     made = lowered("lfm3-attention-bias", both, "qualcomm", chunk="16")
@@ -140,7 +153,7 @@ def test_a_wrong_weight_is_found(lowered: Make, part: str) -> None:
         held.copy_(right)
 
 
-def test_a_changed_file_is_found(lowered: Make, tmp_path: object) -> None:
+def test_a_changed_file_is_found(lowered: Make, tmp_path: Path) -> None:
     made = lowered("lfm3-attention-bias", both, "qualcomm", stage="edge", chunk="16")
     path = made.folder / PARAMETERS
     data = path.read_bytes()
@@ -161,7 +174,7 @@ def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
 
 
 def test_what_is_missing_is_told(
-    lowered: Make, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    lowered: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = lowered("lfm3-attention-bias", both, "qualcomm", stage="edge", chunk="16")
     path = made.folder / SOURCE.format("decode")
