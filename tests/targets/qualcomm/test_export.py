@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 import lfmc
 from lfmc.bundle import Bundle
 from lfmc.checkpoint import open_checkpoint
+from lfmc.generate import continue_tokens
 from lfmc.progress import Silent
 from lfmc.reverify import reverify
 from tests.targets.matrix import export_demo
@@ -44,6 +47,18 @@ def test_it_is_verified_again_from_its_files(bundle: Bundle) -> None:
     assert [rung["number"] for rung in found["parity"]] == [1, 2, 3, 3, 3]
     assert found["quality"]["kl"] < 0.1
     assert lfmc.load(bundle.path).step([1, 2, 3]).shape == (3, 8192)
+
+
+def test_the_example_says_what_lfmc_says(bundle: Bundle) -> None:
+    example = Path(__file__).parents[3] / "examples" / "qualcomm" / "generate.py"
+    prompt, count = "Once upon a time", 12
+    command = [sys.executable, str(example), str(bundle.path), prompt, str(count)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tokenizer = open_checkpoint().tokenizer()
+    ids = [bundle.manifest["tokens"]["bos"], *tokenizer.encode(prompt).ids]
+    stop = bundle.manifest["tokens"]["stop"]
+    own = list(continue_tokens(lfmc.load(bundle.path), ids, count, stop))
+    assert said == tokenizer.decode(own) + "\n"
 
 
 def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
