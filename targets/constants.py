@@ -86,13 +86,12 @@ class Constants:
         sources: Sources,
         order: Arrangement,
         make: Callable[[], Tensor],
-        copy: int = 0,
     ) -> Parameter:
         if name not in self.parameters:
             assert dtype in DTYPES
             own = Parameter(name, dtype, shape, make)
             self.parameters[name] = own
-            self.stored.append(StoredTensor(name, part, sources, order, own.nbytes, copy))
+            self.stored.append(StoredTensor(name, part, sources, order, own.nbytes))
         return self.parameters[name]
 
 

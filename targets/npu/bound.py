@@ -5,13 +5,15 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lfmc.calib_free.pack import unpack_bits
 from lfmc.program import Program
 from lfmc.targets.npu.host import Embed
 
 LINEARS = ("aten.linear", "lfm.linear_nbits")
+# Where an operator's codes, scales and zero points are among its operands.
+OPERANDS = {"lfm.linear_nbits": 1, "lfm.embedding_nbits": 1, "lfm.dequantize": 0}
 
 
 class Bound:
@@ -35,7 +37,7 @@ class Bound:
         for name, weight in self._program.weights.items():
             if weight.part not in ("values", "codes"):
                 continue
-            whole = self._dequantized(name) if weight.part == "codes" else self._buffer(name)
+            whole = self._dequantized[name] if weight.part == "codes" else self._buffer(name)
             sizes = rows.get(weight.sources, [len(whole)])
             for source, value in zip(weight.sources, whole.split(sizes), strict=True):
                 found[source] = value.T.contiguous() if value.ndim == 2 else value
@@ -44,26 +46,16 @@ class Bound:
     def _buffer(self, name: str) -> Tensor:
         return self._program.module.get_buffer(name)
 
-    def _dequantized(self, codes: str) -> Tensor:
-        """Of a symmetric format with one scale a row."""
-        scales = self._buffer(f"{codes.removesuffix('.codes')}.scales")
-        packed, columns = self._buffer(codes), self._columns[codes]
-        bits = 8 * packed.shape[1] // columns
-        return (unpack_bits(packed, bits, columns).float() - (1 << (bits - 1))) * scales
-
     @cached_property
-    def _columns(self) -> dict[str, int]:
-        """Columns of matrices, by the names of their codes."""
-        found: dict[str, int] = {}
-        for name, place in (
-            ("lfm.linear_nbits", 1),
-            ("lfm.embedding_nbits", 1),
-            ("lfm.dequantize", 0),
-        ):
+    def _dequantized(self) -> dict[str, Tensor]:
+        """Matrices by the names of their codes, of whatever operators take them."""
+        found: dict[str, Tensor] = {}
+        for name, first in OPERANDS.items():
             for node in self._program.nodes(name):
-                codes: Any = node.args[place]
-                columns: Any = node.args[-1]
-                found[str(codes.target)] = columns
+                operands: Any = node.args[first : first + 3]
+                parts = [None if own is None else self._buffer(own.target) for own in operands]
+                numbers: Any = node.args[-3:]  # bits, group, columns
+                found[operands[0].target] = torch.ops.lfm.dequantize(*parts, *numbers)
         return found
 
     def _rows(self) -> dict[tuple[str, ...], list[int]]:

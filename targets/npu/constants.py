@@ -47,12 +47,6 @@ class NpuConstants(Constants):
         shape = tuple(self.weights.checkpoint.tensors[name].shape)
         return shape[::-1] if len(shape) == 2 else shape
 
-    def value(self, sources: tuple[str, ...]) -> Tensor:
-        """What a constant stands for, float32, as a graph takes it."""
-        (name,) = sources
-        value = self.weights.dequantized(name)
-        return value.T.contiguous() if value.ndim == 2 else value
-
     def constant(self, sources: tuple[str, ...]) -> Matrix | Parameter:
         """A constant of the graph in the file."""
         (name,) = sources

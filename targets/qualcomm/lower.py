@@ -16,8 +16,9 @@ from lfmc.calib_free.texts import write_texts
 from lfmc.errors import UnsupportedError
 from lfmc.program import Program
 from lfmc.targets.base import StoredTensor
+from lfmc.targets.npu.bound import Bound
 from lfmc.targets.npu.constants import NpuConstants
-from lfmc.targets.npu.graph import Graph, Sources, traced
+from lfmc.targets.npu.graph import Graph, traced
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.operator import marked
 from lfmc.targets.npu.steps import Step, observe
@@ -49,7 +50,7 @@ class Made:
 
 
 class Lowering:
-    """`steps` are of every value, by name; none where values stay floats."""
+    """Of a bound program. `steps` are of every value, by name; none where values stay floats."""
 
     def __init__(
         self, program: Program, weights: PlannedWeights, context: int, chunk: int, bits: int
@@ -80,7 +81,11 @@ class Lowering:
         """Constants, models, and, where that is asked for, models compiled for a chip."""
         constants, names = self.constants, list(self.interface.outputs)
         graphs = {count: self.graph(count) for count in self.lengths}
-        models = {count: model_of(graph, constants, names) for count, graph in graphs.items()}
+        rounded = bool(self.bits)
+        models = {
+            count: model_of(graph, constants, names, rounded=rounded)
+            for count, graph in graphs.items()
+        }
         tied = any(self.embedding in sources for sources in graphs[1].constants)
         table = constants.table(self.embedding) if tied else constants.keep_table(self.embedding)
         facts = self._facts(options)
@@ -126,23 +131,9 @@ class Lowering:
             generator = torch.Generator().manual_seed(SEED)
             vocab_size = self.program.config.vocab_size
             texts = torch.cat([texts, torch.randint(vocab_size, texts.shape, generator=generator)])
-        table = self.weights.dequantized(self.embedding)
-        values, seen = Values(self.constants), self.interface.of_tokens(length)
-        ranges = observe(self.program, seen, values, lambda ids: table[ids], texts)
+        bound, seen = Bound(self.program), self.interface.of_tokens(length)
+        ranges = observe(self.program, seen, bound, bound.embed(self.embedding), texts)
         return ranges.steps(self.bits)
-
-
-class Values:
-    """What constants stand for, each worked out once."""
-
-    def __init__(self, constants: NpuConstants) -> None:
-        self._constants = constants
-        self._known: dict[Sources, Tensor] = {}
-
-    def __call__(self, sources: Sources) -> Tensor:
-        if sources not in self._known:
-            self._known[sources] = self._constants.value(sources)
-        return self._known[sources]
 
 
 def _embedding(program: Program) -> str:

@@ -54,18 +54,19 @@ def operators_rung(program: Program, folder: Path) -> Rung:
     steps, facts = steps_of(held), held.facts
     interface = Interface.from_dict(facts["interface"])
     found: dict[str, float] = defaultdict(float)
+    bound = Bound(program)
     for length in facts["lengths"]:
-        made, inputs = _call(program, folder, length)
+        made, inputs = _call(program, bound, folder, length)
         teacher = _Teacher(steps, facts["kept"], made, found)
         own = interface.of_tokens(length)
         with torch.no_grad():
-            Forms(program, own, Bound(program), teacher.keep, by_taps=True).run(inputs)
+            Forms(program, own, bound, teacher.keep, by_taps=True).run(inputs)
     cases = tuple(CaseResult(kind, worst, 1.0) for kind, worst in sorted(found.items()))
     return Rung(3, TITLE, 1.0, cases)
 
 
 def _call(
-    program: Program, folder: Path, length: int
+    program: Program, bound: Bound, folder: Path, length: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the artifact's graph of a length keeps amid a conversation, and its inputs."""
     held = open_parameters(folder, HOST_FILE)
@@ -74,8 +75,7 @@ def _call(
     generator = torch.Generator().manual_seed(0)
     count = min(BEFORE, interface.context - length)
     ids = torch.randint(interface.vocab_size, (count + length,), generator=generator)
-    bound, lengths = Bound(program), facts["lengths"]
-    embed = bound.embed(facts["embedding"])
+    lengths, embed = facts["lengths"], bound.embed(facts["embedding"])
     host = torch_stepper(program, interface, lengths, bound, embed, rounding(steps))
     host.step(ids[:count])
     inputs = host.inputs(ids[count:], length)

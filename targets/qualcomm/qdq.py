@@ -69,8 +69,10 @@ def operators(models: Iterable[ir.Model]) -> dict[str, int]:
     return dict(Counter(node.op_type for model in models for node in model.graph).most_common())
 
 
-def model_of(graph: Graph, constants: NpuConstants, outputs: list[str]) -> ir.Model:
-    """The model, constants left as inputs of the names that `with_constants` looks for."""
+def model_of(
+    graph: Graph, constants: NpuConstants, outputs: list[str], *, rounded: bool
+) -> ir.Model:
+    """The model, whose constants `save` places; `rounded` where the graph rounds what it keeps."""
     inputs = [*graph.interface.inputs, *map(_name, graph.constants)]
     with quiet("torch.onnx", "onnxscript"):
         program = torch.onnx.export(
@@ -84,7 +86,7 @@ def model_of(graph: Graph, constants: NpuConstants, outputs: list[str]) -> ir.Mo
         )
     assert program is not None
     model: ir.Model = program.model
-    _name_kept(model.graph, len(graph.kept))
+    _name_kept(model.graph, len(graph.kept) if rounded else 0)
     for sources in graph.constants:
         _place(model, _name(sources), constants.constant(sources))
     _complete(model.graph)
@@ -124,7 +126,7 @@ def kept_name(index: int) -> str:
 
 def _name_kept(graph: ir.Graph, count: int) -> None:
     found = [node.outputs[0] for node in graph if node.op_type == DQ]
-    if found and len(found) != count:
+    if len(found) != count:
         raise ValueError(f"{count} values are rounded, and the model rounds {len(found)}")
     for index, value in enumerate(found):
         if not value.is_graph_output():

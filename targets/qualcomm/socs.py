@@ -11,13 +11,12 @@ class Soc:
     """`model` is QNN's number of a chip, `arch` the version of its Hexagon."""
 
     name: str
-    title: str
     model: int
     arch: int
 
 
 _ALL = (
-    Soc("sm8750", "Snapdragon 8 Elite", 69, 79),
-    Soc("sm8650", "Snapdragon 8 Gen 3", 57, 75),
+    Soc("sm8750", 69, 79),  # Snapdragon 8 Elite
+    Soc("sm8650", 57, 75),  # Snapdragon 8 Gen 3
 )
 SOCS: Mapping[str, Soc] = {soc.name: soc for soc in _ALL}
