@@ -172,12 +172,17 @@ def find_handler(handlers: Mapping[str, Handler], node: fx.Node, target: str) ->
     """A lowering's function for the operator of a node; `UnsupportedError` where it has none."""
     name = operator_name(node)
     if name not in handlers:
-        raise UnsupportedError(
-            f"the {target} target has no form for operator '{name}'",
-            where=node.name,
-            todo="a pass that should have fused it did not match; please report the model",
-        )
+        raise missing_form(node, target)
     return handlers[name]
+
+
+def missing_form(node: fx.Node, target: str) -> UnsupportedError:
+    """What to raise for an operator that a target does not know."""
+    return UnsupportedError(
+        f"the {target} target has no form for operator '{operator_name(node)}'",
+        where=node.name,
+        todo="a pass that should have fused it did not match; please report the model",
+    )
 
 
 def get_target(name: str) -> Target:

@@ -106,7 +106,7 @@ class Model:
         """Angles of positions, and which slots and tokens each token sees."""
         positions = np.arange(start, start + size, dtype=np.float32)
         tables = {}
-        for kind, steps in self.shape["steps"].items():
+        for kind, steps in self.shape["rotary"].items():
             angles = positions[:, None] * np.array(steps, np.float32)
             tables |= {f"cos_{kind}": np.cos(angles), f"sin_{kind}": np.sin(angles)}
         slots = np.arange(self.shape["context"])

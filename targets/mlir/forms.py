@@ -25,13 +25,7 @@ from lfmc.targets.mlir.arithmetic import Dialect
 from lfmc.targets.mlir.constants import Matrix, MlirConstants
 from lfmc.targets.mlir.layout import EIGHTHS
 from lfmc.targets.mlir.named import Given, Handler, Named
-
-
-@dataclass(frozen=True)
-class Held:
-    """A constant of the program that no operator has asked for yet."""
-
-    sources: tuple[str, ...]
+from lfmc.targets.plain import PASSED, Held, call_plain
 
 
 @dataclass(frozen=True)
@@ -82,18 +76,10 @@ class Forms:
         name = operator_name(node)
         if name in HANDLERS:
             args: Any = fx.map_arg(arguments(node), known.__getitem__)
-            if self.named is None or name in UNNAMED:
+            if self.named is None or name in PASSED:
                 return HANDLERS[name](self, *args)
             return self.named.call(name.removeprefix("lfm."), self._handler(name), self.given, args)
-        if name.startswith("lfm."):
-            raise ValueError(f"there is no form for {name}")
-
-        def value(argument: fx.Node) -> Any:
-            found = known[argument]
-            return self.floats(found) if isinstance(found, Held) else found
-
-        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return call_plain(node, known, self.floats, "MLIR")
 
     def _handler(self, name: str) -> Handler:
         """The form of an operator, of what gives it parameters."""
@@ -365,20 +351,10 @@ def _experts(forms: Forms, x: Tensor, place: Tensor, names: tuple[str, ...]) -> 
     )
 
 
-def _dequantize(forms: Forms, codes: Held, *rest: Any) -> Held:
-    return codes
-
-
-def _getitem(forms: Forms, values: Any, index: int) -> Any:
-    return values[index]
-
-
-UNNAMED = ("getitem", "lfm.dequantize")  # no operators of a module
 HANDLERS: Mapping[str, Callable[..., Any]] = {
-    "getitem": _getitem,
+    **PASSED,
     "lfm.add_rms_norm": _add_rms_norm,
     "lfm.attention": _attention,
-    "lfm.dequantize": _dequantize,
     "lfm.embedding_nbits": _embedding,
     "lfm.gated_short_conv": _gated_short_conv,
     "lfm.linear_nbits": _linear,

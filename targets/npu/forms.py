@@ -15,22 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from lfmc.errors import UnsupportedError
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
 from lfmc.targets.npu.interface import Interface, mask_name, state_name
+from lfmc.targets.plain import PASSED, Held, call_plain
 
 Given = Callable[[tuple[str, ...]], Tensor]
 Keep = Callable[[Tensor, str], Tensor]
 SIGMOID = "sigmoid"  # ends the name of what is between 0 and 1
 MOVING = ("aten.view", "aten.reshape", "aten.transpose", "aten.permute", "aten.unsqueeze")
-
-
-@dataclass(frozen=True)
-class Held:
-    """A constant of the program, by the checkpoint's tensors that it is made of."""
-
-    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -113,15 +106,7 @@ class Forms:
         args = fx.map_arg(arguments(node), known.__getitem__)
         if name in HANDLERS:
             return HANDLERS[name](self, *args)
-        if name.startswith("lfm."):
-            raise UnsupportedError(f"accelerators have no form for operator '{name}'")
-
-        def value(argument: fx.Node) -> Any:
-            found = known[argument]
-            return self.small(found) if isinstance(found, Held) else found
-
-        given, kwargs = fx.map_arg((node.args, node.kwargs), value)
-        made = node.target(*given, **kwargs)  # type: ignore[operator]
+        made = call_plain(node, known, self.small, "accelerators'")
         floats = isinstance(made, Tensor) and made.is_floating_point()
         part = SIGMOID if name == "aten.sigmoid" else ""
         return self.keep(made, part) if floats and name not in MOVING else made
@@ -267,7 +252,8 @@ def _moe(
     normalize: bool,
     scale: float,
 ) -> Tensor:
-    """Every expert of every token, times its share, which is zero of those not chosen."""
+    """Every expert of every token, times its share, which is zero of those not chosen. Where values
+    are rounded, experts that tie with the last of those chosen are chosen, too."""
     least = torch.topk(choice, top_k, -1).values[:, -1:]
     own = forms.keep(torch.where(choice >= least, scores, torch.zeros_like(scores)), "own")
     if normalize:
@@ -290,22 +276,13 @@ def _moe(
     return sum_of_all
 
 
-def _dequantize(forms: Forms, codes: Held, *rest: Any) -> Held:
-    return codes
-
-
-def _getitem(forms: Forms, values: Any, index: int) -> Any:
-    return values[index]
-
-
 HANDLERS: Mapping[str, Callable[..., Any]] = {
+    **PASSED,
     "aten.embedding": _embedding,
     "aten.linear": _linear,
     "aten.split_with_sizes": _split,
-    "getitem": _getitem,
     "lfm.add_rms_norm": _add_rms_norm,
     "lfm.attention": _attention,
-    "lfm.dequantize": _dequantize,
     "lfm.embedding_nbits": _embedding,
     "lfm.gated_short_conv": _gated_short_conv,
     "lfm.linear_nbits": _linear_nbits,

@@ -31,21 +31,21 @@ MASKED = -64.0  # on scores: e^-64 of what is seen
 @dataclass(frozen=True)
 class Interface:
     """Inputs and outputs of the graph for calls of `tokens`, with `context` slots of caches.
-    `steps` are the rotary steps of each kind of attention layer."""
+    `rotary` has the steps of each kind of attention layer."""
 
     hidden_size: int
     vocab_size: int
     head_dim: int
-    steps: Mapping[str, Sequence[float]]
+    rotary: Mapping[str, Sequence[float]]
     states: tuple[StateSpec, ...]
     context: int
     tokens: int
 
     @classmethod
     def of(cls, config: DecoderConfig, context: int, tokens: int) -> Interface:
-        steps = {kind: inverse_frequencies(config, kind).tolist() for kind in config.rope}
+        rotary = {kind: inverse_frequencies(config, kind).tolist() for kind in config.rope}
         sizes = config.hidden_size, config.vocab_size, config.head_dim
-        return cls(*sizes, steps, state_specs(config, 1, context), context, tokens)
+        return cls(*sizes, rotary, state_specs(config, 1, context), context, tokens)
 
     @classmethod
     def from_dict(cls, held: Mapping[str, Any]) -> Interface:
@@ -68,7 +68,7 @@ class Interface:
         count = self.tokens
         angles, mask = (count, self.head_dim // 2), (count, self.context + count)
         shapes: dict[str, tuple[int, ...]] = {"hidden": (1, count, self.hidden_size)}
-        for kind in self.steps:
+        for kind in self.rotary:
             shapes |= {f"cos_{kind}": angles, f"sin_{kind}": angles}
         shapes |= {mask_name(window): mask for window in self.windows}
         return shapes | {state_name(s): self.state_shape(s, self.context) for s in self.states}
@@ -96,7 +96,7 @@ class Interface:
         """Angles and masks for tokens from position `start` on, float32."""
         positions = torch.arange(start, start + self.tokens)
         found: dict[str, Tensor] = {}
-        for kind, steps in self.steps.items():
+        for kind, steps in self.rotary.items():
             angles = positions[:, None].float() * torch.tensor(steps)
             found |= {f"cos_{kind}": angles.cos(), f"sin_{kind}": angles.sin()}
         # Slots that were written, then the tokens of this call.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import lfmc
 from lfmc.bundle import Bundle
 from lfmc.calib_free.allocate import Budget
 from lfmc.checkpoint import open_checkpoint
 from lfmc.errors import InputError
 from lfmc.exporter import Options, export
+from lfmc.generate import continue_tokens
 from lfmc.parity import cases, compare
 from lfmc.progress import Silent
 from lfmc.stepping import Stepper, TorchStepper
@@ -65,3 +69,16 @@ def export_demo(name: str, output: Path, bits_per_weight: float, **options: str)
     assert all(rung.passed for rung in report.verification.rungs)
     assert report.nbytes <= (report.plan.limit_nbytes or 0)
     return made
+
+
+def assert_example_agrees(bundle: Bundle) -> None:
+    """A target's `generate.py`, which has nothing of lfmc, continues a text as lfmc does."""
+    example = Path(__file__).parents[2] / "examples" / bundle.target / "generate.py"
+    prompt, count = "Once upon a time", 12
+    command = [sys.executable, str(example), str(bundle.path), prompt, str(count)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tokenizer = open_checkpoint().tokenizer()
+    ids = [bundle.manifest["tokens"]["bos"], *tokenizer.encode(prompt).ids]
+    stop = bundle.manifest["tokens"]["stop"]
+    own = list(continue_tokens(lfmc.load(bundle.path), ids, count, stop))
+    assert said == tokenizer.decode(own) + "\n"

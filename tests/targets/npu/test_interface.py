@@ -28,7 +28,7 @@ def test_angles_are_the_models(
     interface: Interface, any_checkpoint: Callable[[str], Checkpoint]
 ) -> None:
     config, tables = any_checkpoint("lfm3").config, interface.tables(11)
-    for kind in interface.steps:
+    for kind in interface.rotary:
         cos, sin = rotation(torch.arange(11, 15), inverse_frequencies(config, kind))
         half = config.head_dim // 2
         assert torch.equal(tables[f"cos_{kind}"], cos[:, :half])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +9,9 @@ import pytest
 import lfmc
 from lfmc.bundle import Bundle
 from lfmc.checkpoint import open_checkpoint
-from lfmc.generate import continue_tokens
 from lfmc.progress import Silent
 from lfmc.reverify import reverify
-from tests.targets.matrix import export_demo
+from tests.targets.matrix import assert_example_agrees, export_demo
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +47,7 @@ def test_it_is_verified_again_from_its_files(bundle: Bundle) -> None:
 
 
 def test_the_example_says_what_lfmc_says(bundle: Bundle) -> None:
-    example = Path(__file__).parents[3] / "examples" / "qualcomm" / "generate.py"
-    prompt, count = "Once upon a time", 12
-    command = [sys.executable, str(example), str(bundle.path), prompt, str(count)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    tokenizer = open_checkpoint().tokenizer()
-    ids = [bundle.manifest["tokens"]["bos"], *tokenizer.encode(prompt).ids]
-    stop = bundle.manifest["tokens"]["stop"]
-    own = list(continue_tokens(lfmc.load(bundle.path), ids, count, stop))
-    assert said == tokenizer.decode(own) + "\n"
+    assert_example_agrees(bundle)
 
 
 def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
