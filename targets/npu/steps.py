@@ -33,11 +33,12 @@ class Step:
 
 
 def step_of(low: float, high: float, bits: int) -> Step:
-    """The step of a range, widened so that 0 is a code."""
+    """The step of a range, widened so that 0 is a code; never finer than a normal float32."""
     low, high, last = min(low, 0.0), max(high, 0.0), (1 << bits) - 1
     if low == high:
         return Step(1.0, 0, bits)
-    scale = float(torch.tensor((high - low) / last, dtype=torch.float32))
+    width = max((high - low) / last, torch.finfo(torch.float32).tiny)
+    scale = float(torch.tensor(width, dtype=torch.float32))
     return Step(scale, min(last, max(0, round(-low / scale))), bits)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lfmc.calib_free.pack import pack_bits
@@ -13,6 +13,8 @@ FLOATS = st.floats(-1e4, 1e4, width=32)
 
 
 @given(FLOATS, FLOATS, st.sampled_from([8, 16]))
+@example(0.0, 4.9e-43, 16)  # a step of it is no float32
+@example(0.0, 3.1e-39, 16)  # a step of it has few digits
 @settings(max_examples=100, deadline=None)
 def test_a_range_is_covered_and_zero_is_exact(one: float, other: float, bits: int) -> None:
     low, high = sorted((one, other))
