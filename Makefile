@@ -20,10 +20,14 @@ test-arm: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m arm --arm
 
 # Needs QNN: make test-qualcomm QNN=accept installs it, under Qualcomm's licence (docs/qualcomm.md).
+# ExecuTorch has another version of the same libraries, in the SDK that QNN_SDK_ROOT names: apart.
+DELEGATE := tests/targets/qualcomm/test_executorch.py
 test-qualcomm: $(VENV)/.installed
 	test "$(QNN)" != accept || $(BIN)/pip install -q -c constraints.txt -e '.[qnn]'
 	$(BIN)/python -c 'import onnxruntime_qnn'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup tests/targets/npu tests/targets/qualcomm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup tests/targets/npu tests/targets/qualcomm \
+	  --ignore $(DELEGATE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(DELEGATE)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

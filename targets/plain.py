@@ -15,9 +15,10 @@ from lfmc.targets.base import missing_form
 @dataclass(frozen=True)
 class Held:
     """A constant of the program that no operator has asked for yet, by the checkpoint's tensors
-    that it is made of."""
+    that it is made of; `part` is `values`, or which of an n-bit matrix it is."""
 
     sources: tuple[str, ...]
+    part: str = "values"
 
 
 def call_plain(

@@ -121,13 +121,38 @@ def embed(held: Parameters, name: str, bits: int, ids: Tensor) -> Tensor:
         packed, scales = (held.tensor(f"{HOST}{name}#{part}")[ids] for part in ("codes", "scales"))
         columns = packed.shape[1] * 8 // bits
         return (unpack_bits(packed, bits, columns).float() - middle) * scales
-    full = next(own for own in names if own.startswith(f"{name}#{bits}:"))
-    columns, rows = map(int, full.split(":")[1:])
+    full = _codes_name(held, name)
+    _, columns, rows = _sizes(full)
     each = 8 // bits
     lanes = held.tensor(full).view(columns, rows // each)[:, ids // each].int()
     codes = (lanes >> (bits * (ids % each))) & ((1 << bits) - 1)
     signed = (codes ^ middle) - middle
     return (signed.float() * held.tensor(f"{name}#scales")[ids]).T
+
+
+def matrix_bits(held: Parameters, name: str) -> int:
+    """How wide a tensor's codes are in a file; 0 where it is of floats."""
+    return 0 if name in held.names else _sizes(_codes_name(held, name))[0]
+
+
+def read_matrix(held: Parameters, name: str) -> tuple[Tensor, Tensor]:
+    """Signed codes int8 `[N, K]` and scales `[N]`."""
+    full = _codes_name(held, name)
+    bits, columns, rows = _sizes(full)
+    codes = unpack_bits(held.tensor(full)[None], bits, columns * rows)[0].int()
+    middle = 1 << (bits - 1)
+    signed = ((codes ^ middle) - middle).to(torch.int8)
+    return signed.view(columns, rows).T.contiguous(), held.tensor(f"{name}#scales")
+
+
+def _codes_name(held: Parameters, name: str) -> str:
+    return next(own for own in held.names if own.startswith(f"{name}#") and ":" in own)
+
+
+def _sizes(name: str) -> tuple[int, int, int]:
+    """Bits, columns and rows, of a matrix whose codes have that name."""
+    bits, columns, rows = map(int, name.rpartition("#")[2].split(":"))
+    return bits, columns, rows
 
 
 def read(held: Parameters, stored: StoredTensor) -> Tensor:
@@ -137,7 +162,7 @@ def read(held: Parameters, stored: StoredTensor) -> Tensor:
         return value.clone() if name.startswith(HOST) or value.ndim != 2 else value.T.contiguous()
     if stored.part == "scales":
         return value[:, None].clone()
-    bits, columns, rows = map(int, name.rpartition("#")[2].split(":"))
+    bits, columns, rows = _sizes(name)
     codes = unpack_bits(value[None], bits, columns * rows)[0]
     middle = 1 << (bits - 1)
     return pack_bits((codes ^ middle).view(columns, rows).T.contiguous(), bits)

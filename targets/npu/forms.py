@@ -23,7 +23,13 @@ from lfmc.targets.plain import PASSED, Held, call_plain
 Given = Callable[[tuple[str, ...]], Tensor]
 Keep = Callable[[Tensor, str], Tensor]
 SIGMOID = "sigmoid"  # ends the name of what is between 0 and 1
+MATRIX = "#matrix"  # ends the name of a matrix of floats
 MOVING = ("aten.view", "aten.reshape", "aten.transpose", "aten.permute", "aten.unsqueeze")
+
+
+def multiplies(name: str) -> bool:
+    """Whether values of that name are the second side of a product: a cache, or a matrix."""
+    return name.endswith(MATRIX) or name.startswith(("key_", "value_"))
 
 
 @dataclass(frozen=True)
@@ -88,18 +94,31 @@ class Forms:
         return self._keep(value, state.name)
 
     def product(self, x: Tensor, weight: Held, part: str = "") -> Tensor:
-        """`x` `[..., K]` times a matrix, which is given as `[K, N]`."""
-        return self.keep(x @ self.given(weight.sources), part)
+        """`x` `[..., K]` times a matrix, which is given as `[K, N]`; one of floats is rounded like
+        a value."""
+        return self.keep(self.multiplied(x, self.matrix(weight)), part)
+
+    def multiplied(self, x: Tensor, matrix: Tensor) -> Tensor:
+        return x @ matrix
+
+    def matrix(self, weight: Held) -> Tensor:
+        (name,) = weight.sources
+        value = self.given(weight.sources)
+        return self._keep(value, name + MATRIX) if weight.part == "values" else value
 
     def small(self, held: Held) -> Tensor:
         """A constant that takes part in arithmetic of values, and is rounded like one."""
         return self._keep(self.given(held.sources), "+".join(held.sources))
 
+    def number(self, value: float) -> float | Tensor:
+        """A number that takes part in arithmetic of values."""
+        return value
+
     def _held(self, node: fx.Node) -> Held | Rope:
         weight = self.program.weights[str(node.target)]
         if weight.part == "constant":
             return Rope(str(node.target).removeprefix("rope."))
-        return Held(weight.sources)
+        return Held(weight.sources, weight.part)
 
     def _call(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
         name, self._name = operator_name(node), node.name
@@ -124,7 +143,8 @@ def _linear(
     parts = []
     for index, (matrix, own) in enumerate(zip(weight.sources, biases, strict=True)):
         part = f"{index}" if len(biases) > 1 else ""
-        y = forms.product(x, Held((matrix,)), f"product{part}" if own or part else "")
+        alone = Held((matrix,), weight.part)
+        y = forms.product(x, alone, f"product{part}" if own or part else "")
         parts.append(y if own is None else forms.keep(y + forms.small(Held((own,))), part))
     return parts[0] if len(parts) == 1 else parts
 
@@ -218,7 +238,7 @@ def _attention(
     rows = queries.reshape(heads, -1, dim)  # those that share a key are rows
     scores = forms.keep(rows @ torch.cat([keys.value, new_keys], 2), "scores")
     scores = scores.view(heads, -1, count, context + count)
-    scores = forms.keep(scores * dim**-0.5, "scaled")
+    scores = forms.keep(scores * forms.number(dim**-0.5), "scaled")
     scores = forms.keep(scores + forms.inputs[mask_name(window)], "masked")
     shares = forms.keep(torch.softmax(scores, -1), "shares").view(heads, -1, context + count)
     mixed = forms.keep(shares @ torch.cat([values.value, new_values], 1)).view(-1, count, dim)
@@ -255,12 +275,12 @@ def _moe(
     """Every expert of every token, times its share, which is zero of those not chosen. Where values
     are rounded, experts that tie with the last of those chosen are chosen, too."""
     least = torch.topk(choice, top_k, -1).values[:, -1:]
-    own = forms.keep(torch.where(choice >= least, scores, torch.zeros_like(scores)), "own")
+    own = forms.keep(torch.where(choice >= least, scores, forms.number(0.0)), "own")
     if normalize:
-        total = forms.keep(own.sum(-1, keepdim=True) + 1e-6, "total")
+        total = forms.keep(own.sum(-1, keepdim=True) + forms.number(1e-6), "total")
         own = forms.keep(own / total, "shares")
     if scale != 1.0:
-        own = forms.keep(own * scale, "scaled")
+        own = forms.keep(own * forms.number(scale), "scaled")
     parts = zip(own.chunk(len(w1), -1), w1, w3, w2, strict=True)
     sum_of_all: Tensor | None = None
     for index, (share, one, three, two) in enumerate(parts):

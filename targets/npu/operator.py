@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 
 import torch
 from torch import Tensor
@@ -12,13 +13,13 @@ from lfmc.targets.npu.steps import Step
 
 
 @torch.library.custom_op("lfm_npu::round", mutates_args=())
-def round_to(x: Tensor, scale: float, zero: int, bits: int) -> Tensor:
+def round_to(x: Tensor, scale: float, zero: int, bits: int, signed: bool) -> Tensor:
     """`x` to the nearest step (`lfmc.targets.npu.steps.Step`)."""
-    return Step(scale, zero, bits).rounded(x)
+    return Step(scale, zero, bits, signed).rounded(x)
 
 
 @round_to.register_fake
-def _(x: Tensor, scale: float, zero: int, bits: int) -> Tensor:
+def _(x: Tensor, scale: float, zero: int, bits: int, signed: bool) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -26,8 +27,7 @@ def marked(steps: Mapping[str, Step]) -> Keep:
     """Leaves a rounding in the graph wherever a value is kept."""
 
     def keep(value: Tensor, name: str) -> Tensor:
-        step = steps[name]
-        made: Tensor = round_to(value, step.scale, step.zero, step.bits)
+        made: Tensor = round_to(value, *astuple(steps[name]))
         return made
 
     return keep

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from lfmc.program import Program
-from lfmc.targets.npu.forms import SIGMOID, Forms, Given, Keep
+from lfmc.targets.npu.forms import SIGMOID, Forms, Given, Keep, multiplies
 from lfmc.targets.npu.host import Embed, HostStepper
 from lfmc.targets.npu.interface import Interface
 
 
 @dataclass(frozen=True)
 class Step:
-    """A value is `(code - zero) * scale`, codes from 0 to `2^bits - 1`."""
+    """A value is `(code - zero) * scale`, codes from 0 to `2^bits - 1`; `signed` tells that they
+    are held with a sign and no zero point: less `zero`, which is in their middle."""
 
     scale: float
     zero: int
     bits: int
+    signed: bool = False
 
     def codes(self, value: Tensor) -> Tensor:
         """Float32 codes, half to even, cut off at both ends."""
@@ -42,6 +44,13 @@ def step_of(low: float, high: float, bits: int) -> Step:
     return Step(scale, min(last, max(0, round(-low / scale))), bits)
 
 
+def balanced_step(low: float, high: float, bits: int) -> Step:
+    """The same with signed codes."""
+    middle = 1 << (bits - 1)
+    ends = step_of(0.0, max(-low, high) * ((1 << bits) - 1) / (middle - 1), bits)
+    return Step(ends.scale, middle, bits, signed=True)
+
+
 class Ranges:
     """Sees values go by, and remembers how far they reach."""
 
@@ -54,11 +63,15 @@ class Ranges:
         self.found[name] = (min(low, seen[0]), max(high, seen[1]))
         return value
 
-    def steps(self, bits: int) -> dict[str, Step]:
-        return {
-            name: Step(1 / (1 << bits), 0, bits) if name.endswith(SIGMOID) else step_of(*ends, bits)
-            for name, ends in self.found.items()
-        }
+    def steps(self, bits: int, *, balanced: bool = False) -> dict[str, Step]:
+        """Steps of values by name; `balanced` where what values are multiplied by has signs."""
+
+        def step(name: str, low: float, high: float) -> Step:
+            if name.endswith(SIGMOID):
+                return Step(1 / (1 << bits), 0, bits)
+            return (balanced_step if balanced and multiplies(name) else step_of)(low, high, bits)
+
+        return {name: step(name, *ends) for name, ends in self.found.items()}
 
 
 def observe(

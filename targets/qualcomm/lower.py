@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from lfmc.targets.npu.constants import NpuConstants
 from lfmc.targets.npu.graph import Graph, traced
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.operator import marked
+from lfmc.targets.npu.pairs import paired
 from lfmc.targets.npu.steps import Step, observe
 from lfmc.targets.parameters import PARAMETERS, open_parameters, write
+from lfmc.targets.qualcomm.delegate import CODING, compile_graph
 from lfmc.targets.qualcomm.qdq import TAKEN, model_of, operators, save
 from lfmc.targets.qualcomm.runtime import COMPILED, HOST_FILE, SOURCE, TABLE_FILE, graph_name
 from lfmc.targets.qualcomm.session import open_session
@@ -89,7 +91,7 @@ class Lowering:
         tied = any(self.embedding in sources for sources in graphs[1].constants)
         table = constants.table(self.embedding) if tied else constants.keep_table(self.embedding)
         facts = self._facts(options)
-        steps = {name: [own.scale, own.zero, own.bits] for name, own in self.steps.items()}
+        steps = {name: astuple(own) for name, own in self.steps.items()}
         held = {**facts, "steps": steps, "kept": list(graphs[1].kept)}
         write(folder / HOST_FILE, [] if tied else table, held)
         write(folder / PARAMETERS, list(constants.parameters.values()), {})
@@ -102,20 +104,29 @@ class Lowering:
             save(model, open_parameters(folder), source)
             sources.append(source.name)
             if options["stage"] == "context":
-                made = folder / COMPILED.format(graph_name(count))
-                soc = SOCS[options["soc"]]
-                open_session(source, soc, halves=not self.bits, context=made)
-                compiled.append(made.name)
+                compiled.append(self._compile(source, count, options).name)
         found = operators(models.values())
         facts["operators"] = found
         facts["not_known_to_qnn"] = sorted(set(found) - TAKEN)
         facts["compiled_nbytes"] = {name: (folder / name).stat().st_size for name in compiled}
         return Made(tuple(sources), tuple(compiled), tuple(constants.stored), facts)
 
+    def _compile(self, source: Path, tokens: int, options: Mapping[str, str]) -> Path:
+        """Compile the graph for calls of so many tokens; its constants lie beside `source`."""
+        soc, runtime = SOCS[options["soc"]], options["runtime"]
+        made = source.with_name(COMPILED[runtime].format(graph_name(tokens)))
+        if runtime == "onnxruntime":
+            open_session(source, soc, halves=not self.bits, context=made)
+        else:
+            held, interface = open_parameters(source.parent), self.interface.of_tokens(tokens)
+            pairs = paired(self.program, interface, self.steps, held, CODING)
+            compile_graph(pairs, soc, made, halves=not self.bits)
+        return made
+
     def _facts(self, options: Mapping[str, str]) -> dict[str, Any]:
         format = self.weights.format(self.embedding)
         return {
-            **{name: options[name] for name in ("soc", "stage", "activations")},
+            **{name: options[name] for name in ("soc", "runtime", "stage", "activations")},
             "lengths": self.lengths,
             "interface": asdict(self.interface),
             "embedding": self.embedding,
@@ -133,7 +144,8 @@ class Lowering:
             texts = torch.cat([texts, torch.randint(vocab_size, texts.shape, generator=generator)])
         bound, seen = Bound(self.program), self.interface.of_tokens(length)
         ranges = observe(self.program, seen, bound, bound.embed(self.embedding), texts)
-        return ranges.steps(self.bits)
+        # QNN multiplies 16-bit values by signed ones as they are, by others in 8 bits.
+        return ranges.steps(self.bits, balanced=self.bits == 16)
 
 
 def _embedding(program: Program) -> str:

@@ -17,22 +17,22 @@ from lfmc.program import Program
 from lfmc.targets.npu.bound import Bound
 from lfmc.targets.npu.forms import Forms
 from lfmc.targets.npu.interface import Interface
+from lfmc.targets.npu.pairs import paired
 from lfmc.targets.npu.reference import Rounded
 from lfmc.targets.npu.steps import Step, rounding, torch_stepper
 from lfmc.targets.parameters import PARAMETERS, open_parameters
+from lfmc.targets.qualcomm.delegate import CODING, compile_graph, open_pte
 from lfmc.targets.qualcomm.qdq import kept_name, probed
-from lfmc.targets.qualcomm.runtime import HOST_FILE, SOURCE, graph_name, steps_of
+from lfmc.targets.qualcomm.runtime import COMPILED, HOST_FILE, SOURCE, graph_name, steps_of
 from lfmc.targets.qualcomm.session import open_session, run
 from lfmc.targets.qualcomm.socs import SOCS
 
 TITLE = "every operator = torch, on the artifact's own inputs, over what is allowed"
-# Steps of a result that an operator may be off by. On a CPU, one. QNN rounds in places of its own,
-# and takes one side of a product of values in 8 bits: of 65536 and of 256 steps, twice what was
-# measured of 16-bit values (docs/qualcomm.md).
+# Steps of a result that an operator may be off by. On a CPU, one. QNN rounds in places of its own:
+# of 65536 steps twice what was measured (docs/qualcomm.md), of 256 two.
 EDGE = 1.0
 ALLOWED = {16: 128.0, 8: 2.0}
-ALLOWED_OF_VALUES = {16: 1024.0, 8: 4.0}
-PRODUCTS_OF_VALUES = ("attention.scores", "attention")
+CONSTANTS = "constants"
 BEFORE = 21  # tokens of a conversation that an operator's inputs come from
 
 
@@ -82,6 +82,8 @@ def _call(
     host.step(ids[:count])
     inputs = host.inputs(ids[count:], length)
     compiled = facts["stage"] == "context"
+    if compiled and facts["runtime"] == "executorch":
+        return _call_pte(program, folder, interface.of_tokens(length), inputs), inputs
     source = folder / SOURCE.format(graph_name(length))
     with tempfile.TemporaryDirectory() as place:
         shutil.copy(folder / PARAMETERS, place)  # ONNX Runtime takes no link
@@ -92,6 +94,21 @@ def _call(
     # The last value that a graph keeps is an output, and has its name.
     made.setdefault(kept_name(len(facts["kept"]) - 1), made["logits"])
     return made, inputs
+
+
+def _call_pte(
+    program: Program, folder: Path, interface: Interface, inputs: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The same of what ExecuTorch compiles, but for constants, which no delegate gives."""
+    facts = open_parameters(folder, HOST_FILE).facts
+    steps = steps_of(open_parameters(folder, HOST_FILE))
+    pairs = paired(program, interface, steps, open_parameters(folder), CODING, probed=True)
+    places = [kept_name(i) for i, name in enumerate(facts["kept"]) if _kind(name) != CONSTANTS]
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / COMPILED["executorch"].format("probed")
+        compile_graph(pairs, SOCS[facts["soc"]], path, halves=False)
+        names = [*interface.outputs, *places]
+        return open_pte(path, list(interface.inputs), names)(inputs)
 
 
 class _Teacher:
@@ -113,20 +130,19 @@ class _Teacher:
     def keep(self, value: Tensor, name: str) -> Tensor:
         index, self._index = self._index, self._index + 1
         assert self._names[index] == name
-        theirs, step = self._made[kept_name(index)], self._steps[name]
+        step = self._steps[name]
+        if _kind(name) == CONSTANTS and kept_name(index) not in self._made:
+            return step.rounded(value)
+        theirs = self._made[kept_name(index)]
         apart = float((step.codes(value) - step.codes(theirs)).abs().max())
         kind = _kind(name)
-        self._found[kind] = max(self._found[kind], apart / self._allowed(kind, step))
+        allowed = EDGE if self._edge else ALLOWED[step.bits]
+        self._found[kind] = max(self._found[kind], apart / allowed)
         return theirs
-
-    def _allowed(self, kind: str, step: Step) -> float:
-        if self._edge:
-            return EDGE
-        return (ALLOWED_OF_VALUES if kind in PRODUCTS_OF_VALUES else ALLOWED)[step.bits]
 
 
 def _kind(name: str) -> str:
     """A value's name without what numbers it."""
-    if ".weight" in name or ".bias" in name or "expert_bias" in name:
-        return "constants"
+    if re.search(r"(weight|bias)(#matrix)?$", name):
+        return CONSTANTS
     return re.sub(r"\d+", "#", re.sub(r"_default(_\d+)?", "", name))

@@ -24,6 +24,7 @@ from lfmc.targets.parameters import PARAMETERS, Parameter, Parameters
 
 OPSET = 23
 CODES = {8: ir.DataType.UINT8, 16: ir.DataType.UINT16}  # of values, by bits
+SIGNED = {8: ir.DataType.INT8, 16: ir.DataType.INT16}
 WEIGHTS = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 FLOATS = {
     "float32": ir.DataType.FLOAT,
@@ -137,11 +138,12 @@ def _name(sources: tuple[str, ...]) -> str:
     return "+".join(sources)
 
 
-def _round(x: Any, scale: float, zero: int, bits: int) -> Any:
+def _round(x: Any, scale: float, zero: int, bits: int, signed: bool) -> Any:
     """What a rounding is in ONNX."""
     op: Any = opset23  # its types are of ONNX's values
     step = op.Constant(value_float=scale)
-    middle = op.Cast(op.Constant(value_int=zero), to=int(CODES[bits]))
+    dtype = SIGNED[bits] if signed else CODES[bits]
+    middle = op.Cast(op.Constant(value_int=0 if signed else zero), to=int(dtype))
     return op.DequantizeLinear(op.QuantizeLinear(x, step, middle), step, middle)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from lfmc.weights import PlannedWeights
 
 # QNN rounds sums of products to float16, too, which torch does not.
 LIMIT_OF_HALVES = 4.0
+RUNTIMES = ("onnxruntime", "executorch")
 ACTIVATIONS = {"int16": 16, "int8": 8, "float16": 0}
 
 
@@ -38,6 +40,7 @@ class QualcommTarget:
     options: ClassVar[tuple[TargetOption, ...]] = (
         TargetOption("soc", tuple(SOCS), "the chip"),
         TargetOption("activations", tuple(ACTIVATIONS), "what values between operators are"),
+        TargetOption("runtime", RUNTIMES, "what compiles for the chip, and runs there"),
         TargetOption(
             "stage", ("context", "edge"), "compiled for the chip, or ONNX that a device compiles"
         ),
@@ -58,27 +61,34 @@ class QualcommTarget:
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:
-        from lfmc.targets.qualcomm.session import has_qnn
-
         for package in self.packages:
             require(package, self.extra)
-        if request.options["stage"] == "context" and not has_qnn():
+        options = request.options
+        if options["runtime"] == "executorch":
+            require("executorch", "executorch")
+            if options["stage"] == "edge":
+                raise UnsupportedError(
+                    "ExecuTorch asks QNN of every operator, and has nothing to ship without it",
+                    todo="-O runtime=onnxruntime -O stage=edge",
+                )
+        missing = _missing(options)
+        if missing:
             raise UnsupportedError(
-                "compiling for a chip needs QNN, in the package 'onnxruntime-qnn'",
-                todo="read its licence, then pip install onnxruntime-qnn; or -O stage=edge",
+                f"compiling for a chip needs QNN: {missing}", todo="see lfmc doctor"
             )
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
-        from lfmc.targets.qualcomm.session import has_qnn
+        from lfmc.targets.qualcomm.delegate import WORKS, advice, sdk_version
 
-        return {} if has_qnn() else {"stage=context": ["onnxruntime-qnn (read its licence)"]}
+        found = {name: _missing({"stage": "context", "runtime": name}) for name in RUNTIMES}
+        if not found["executorch"] and find_spec("executorch"):
+            known = sdk_version().startswith(WORKS)
+            found["executorch"] = None if known else f"an SDK that was seen to work: {advice()}"
+        return {f"runtime={name}": [lacks] for name, lacks in found.items() if lacks}
 
     def why_not_here(self, request: Request) -> str | None:
-        from lfmc.targets.qualcomm.session import has_qnn
-
-        if request.options["stage"] == "edge" or has_qnn():
-            return None
-        return "QNN, which emulates the chip, is not installed: onnxruntime-qnn"
+        missing = _missing(request.options)
+        return f"QNN, which emulates the chip, is not here: {missing}" if missing else None
 
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
         return TraceSpec(context=request.context, batch=1, length=None)
@@ -140,6 +150,19 @@ class QualcommTarget:
             return own
         limit = LIMIT_OF_HALVES if compiled else LIMIT
         return (*own, noise_rung(program, rounds, self.run(folder), limit))
+
+
+def _missing(options: Mapping[str, str]) -> str | None:
+    """What compiling and emulation lack on this machine."""
+    from lfmc.targets.qualcomm.delegate import LIBRARIES, SDK_ROOT, sdk_root
+    from lfmc.targets.qualcomm.session import has_qnn
+
+    if options["stage"] == "edge":
+        return None
+    if options["runtime"] == "executorch":
+        asked = f"Qualcomm's SDK, with {LIBRARIES}, in the folder that {SDK_ROOT} names"
+        return None if sdk_root() else asked
+    return None if has_qnn() else "the package onnxruntime-qnn (read its licence)"
 
 
 def _executed_by(options: Mapping[str, str]) -> str:

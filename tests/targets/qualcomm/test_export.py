@@ -50,10 +50,14 @@ def test_the_example_says_what_lfmc_says(bundle: Bundle) -> None:
     assert_example_agrees(bundle)
 
 
-def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from lfmc.targets.base import get_target
     from lfmc.targets.qualcomm import session
+    from lfmc.targets.qualcomm.delegate import SDK_ROOT
 
     monkeypatch.setattr(session, "has_qnn", lambda: False)
+    monkeypatch.delenv(SDK_ROOT, raising=False)
     tools = get_target("qualcomm").missing_tools()
-    assert tools == {"stage=context": ["onnxruntime-qnn (read its licence)"]}
+    assert list(tools) == ["runtime=onnxruntime", "runtime=executorch"]
+    assert "onnxruntime-qnn" in tools["runtime=onnxruntime"][0]
+    assert SDK_ROOT in tools["runtime=executorch"][0]
