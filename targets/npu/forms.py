@@ -27,6 +27,19 @@ MATRIX = "#matrix"  # ends the name of a matrix of floats
 MOVING = ("aten.view", "aten.reshape", "aten.transpose", "aten.permute", "aten.unsqueeze")
 
 
+@dataclass(frozen=True)
+class Style:
+    """`by_taps` writes filters as products and sums, for where convolutions have no 16 bits;
+    `by_parts` writes norms, softmax and top-k as what they are made of, for where they have no
+    operators of their own."""
+
+    by_taps: bool = False
+    by_parts: bool = False
+
+
+PLAIN, BY_TAPS = Style(), Style(by_taps=True)
+
+
 def multiplies(name: str) -> bool:
     """Whether values of that name are the second side of a product: a cache, or a matrix."""
     return name.endswith(MATRIX) or name.startswith(("key_", "value_"))
@@ -57,18 +70,16 @@ class Forms:
         interface: Interface,
         given: Given,
         keep: Keep,
-        *,
-        by_taps: bool = False,
+        style: Style = PLAIN,
     ) -> None:
-        """`by_taps` writes filters as products and sums, for where convolutions have no 16 bits."""
-        self.program, self.interface = program, interface
-        self.given, self._keep, self.by_taps = given, keep, by_taps
+        self.program, self.interface, self.style = program, interface, style
+        self.given, self._keep = given, keep
         self.inputs: Mapping[str, Tensor] = {}
         self._name = ""
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name, of inputs by name."""
-        self.inputs = {name: self._keep(value, name) for name, value in inputs.items()}
+        self.inputs = {name: self.taken(value, name) for name, value in inputs.items()}
         graph = self.program.graph
         tokens, positions, *states = (n for n in graph.nodes if n.op == "placeholder")
         names = map(state_name, self.interface.states)
@@ -84,6 +95,10 @@ class Forms:
         logits, *news = arguments(graph.output_node())[0]
         outputs = (known[logits], *(known[node] for node in news))
         return dict(zip(self.interface.outputs, outputs, strict=True))
+
+    def taken(self, value: Tensor, name: str) -> Tensor:
+        """An input, rounded as the target does."""
+        return self._keep(value, name)
 
     def keep(self, value: Tensor, part: str = "") -> Tensor:
         """A value that the operator at hand computes, rounded as the target does."""
@@ -159,19 +174,22 @@ def _split(forms: Forms, merged: list[Tensor], *sizes: Any) -> list[Tensor]:
     return merged
 
 
-def _rms_norm(forms: Forms, x: Tensor, weight: Held, eps: float) -> Tensor:
-    return forms.keep(_normalized(forms, x, weight, eps))
-
-
-def _normalized(forms: Forms, x: Tensor, weight: Held, eps: float) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], forms.small(weight), eps)
+def _rms_norm(forms: Forms, x: Tensor, weight: Held, eps: float, part: str = "") -> Tensor:
+    if not forms.style.by_parts:
+        return forms.keep(F.rms_norm(x, x.shape[-1:], forms.small(weight), eps), part)
+    square = forms.keep(x * x, f"{part}square")
+    total = forms.keep(square.sum(-1, keepdim=True), f"{part}squares")
+    mean = forms.keep(total * forms.number(1 / x.shape[-1]), f"{part}mean")
+    mean = forms.keep(mean + forms.number(eps), f"{part}above_zero")
+    root = forms.keep(torch.rsqrt(mean), f"{part}root")
+    return forms.keep(forms.keep(x * root, f"{part}normal") * forms.small(weight), part)
 
 
 def _add_rms_norm(
     forms: Forms, x: Tensor, residual: Tensor, weight: Held, eps: float
 ) -> tuple[Tensor, Tensor]:
     total = forms.keep(residual + x, "sum")
-    return forms.keep(_normalized(forms, total, weight, eps)), total
+    return _rms_norm(forms, total, weight, eps), total
 
 
 def _silu(forms: Forms, x: Tensor, part: str) -> Tensor:
@@ -197,7 +215,7 @@ def _gated_short_conv(
 
 def _filtered(forms: Forms, seen: Tensor, taps: Tensor) -> Tensor:
     """`seen` `[1, H, taps - 1 + T]` through a filter for each channel: `[1, H, T]`."""
-    if not forms.by_taps:
+    if not forms.style.by_taps:
         return forms.keep(F.conv1d(seen, taps, groups=taps.shape[0]), "conv")
     count, total = forms.interface.tokens, None
     for index in range(taps.shape[2]):
@@ -228,7 +246,7 @@ def _attention(
 
     def turned(x: Tensor, norm: Held, part: str, keep: Callable[[Tensor], Tensor]) -> Tensor:
         # In two dims: QNN's norm of three is wrong from 16 tokens on, without a word.
-        rows = forms.keep(_normalized(forms, x.view(-1, dim), norm, eps), f"{part}norm")
+        rows = _rms_norm(forms, x.view(-1, dim), norm, eps, f"{part}norm")
         rows = rows.view(count, -1, dim).transpose(0, 1)
         return _rotate(forms, rows, rope, part, keep)  # (heads, T, D)
 
@@ -236,13 +254,23 @@ def _attention(
     new_values = forms.added(v, values).view(count, heads, dim).transpose(0, 1)
     queries = turned(q, q_norm, "q_", lambda x: forms.keep(x, "q_turned"))
     rows = queries.reshape(heads, -1, dim)  # those that share a key are rows
-    scores = forms.keep(rows @ torch.cat([keys.value, new_keys], 2), "scores")
+    scores = forms.keep(torch.bmm(rows, torch.cat([keys.value, new_keys], 2)), "scores")
     scores = scores.view(heads, -1, count, context + count)
     scores = forms.keep(scores * forms.number(dim**-0.5), "scaled")
     scores = forms.keep(scores + forms.inputs[mask_name(window)], "masked")
-    shares = forms.keep(torch.softmax(scores, -1), "shares").view(heads, -1, context + count)
-    mixed = forms.keep(shares @ torch.cat([values.value, new_values], 1)).view(-1, count, dim)
+    shares = _softmax(forms, scores).view(heads, -1, context + count)
+    mixed = forms.keep(torch.bmm(shares, torch.cat([values.value, new_values], 1)))
+    mixed = mixed.view(-1, count, dim)
     return mixed.transpose(0, 1).unsqueeze(0), new_keys, new_values
+
+
+def _softmax(forms: Forms, scores: Tensor) -> Tensor:
+    if not forms.style.by_parts:
+        return forms.keep(torch.softmax(scores, -1), "shares")
+    below = forms.keep(scores - scores.amax(-1, keepdim=True), "below")
+    powers = forms.keep(torch.exp(below), "powers")
+    total = forms.keep(powers.sum(-1, keepdim=True), "total")
+    return forms.keep(powers * forms.keep(torch.reciprocal(total), "inverse"), "shares")
 
 
 def _rotate(
@@ -260,6 +288,16 @@ def _rotate(
     return torch.cat([low, high], -1)
 
 
+def _last_chosen(forms: Forms, choice: Tensor, top_k: int) -> Tensor:
+    """The least of the `top_k` largest; by parts, of so many that differ."""
+    if not forms.style.by_parts:
+        return torch.topk(choice, top_k, -1).values[:, -1:]
+    lowest = choice.amin(-1, keepdim=True)
+    for _ in range(top_k - 1):
+        choice = torch.where(choice >= choice.amax(-1, keepdim=True), lowest, choice)
+    return choice.amax(-1, keepdim=True)
+
+
 def _moe(
     forms: Forms,
     x: Tensor,
@@ -274,10 +312,11 @@ def _moe(
 ) -> Tensor:
     """Every expert of every token, times its share, which is zero of those not chosen. Where values
     are rounded, experts that tie with the last of those chosen are chosen, too."""
-    least = torch.topk(choice, top_k, -1).values[:, -1:]
+    least = _last_chosen(forms, choice, top_k)
     own = forms.keep(torch.where(choice >= least, scores, forms.number(0.0)), "own")
     if normalize:
-        total = forms.keep(own.sum(-1, keepdim=True) + forms.number(1e-6), "total")
+        total = forms.keep(own.sum(-1, keepdim=True), "sum")
+        total = forms.keep(total + forms.number(1e-6), "total")
         own = forms.keep(own / total, "shares")
     if scale != 1.0:
         own = forms.keep(own * forms.number(scale), "scaled")

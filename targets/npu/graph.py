@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram, export
 
 from lfmc.program import Program
-from lfmc.targets.npu.forms import Forms, Keep
+from lfmc.targets.npu.forms import Forms, Keep, Style
 from lfmc.targets.npu.interface import Interface
 
 Sources = tuple[str, ...]
@@ -38,9 +38,7 @@ class _Plain(nn.Module):
         return self._run(*values)
 
 
-def traced(
-    program: Program, interface: Interface, shape: Shape, keep: Keep, *, by_taps: bool
-) -> Graph:
+def traced(program: Program, interface: Interface, shape: Shape, keep: Keep, style: Style) -> Graph:
     """Trace without values: `shape` is of the constants of some tensors, matrices as `[K, N]`."""
     asked: dict[Sources, Tensor] = {}
 
@@ -49,7 +47,7 @@ def traced(
 
     with FakeTensorMode(), torch.no_grad():
         given = {name: torch.zeros(own) for name, own in interface.inputs.items()}
-        Forms(program, interface, note, lambda value, name: value, by_taps=by_taps).run(given)
+        Forms(program, interface, note, lambda value, name: value, style).run(given)
         constants = dict(asked)
 
         kept: list[str] = []
@@ -62,7 +60,7 @@ def traced(
             kept.clear()
             inputs = dict(zip(given, values, strict=False))
             held = dict(zip(constants, values[len(given) :], strict=True))
-            forms = Forms(program, interface, held.__getitem__, noted, by_taps=by_taps)
+            forms = Forms(program, interface, held.__getitem__, noted, style)
             return tuple(forms.run(inputs).values())
 
         exported = export(_Plain(run), (*given.values(), *constants.values()), strict=False)

@@ -19,9 +19,9 @@ from torch.export import export
 
 from lfmc.program import Program
 from lfmc.targets.npu.constants import matrix_bits, read_matrix
-from lfmc.targets.npu.forms import MATRIX, Forms, Keep
+from lfmc.targets.npu.forms import MATRIX, Forms, Keep, Style
 from lfmc.targets.npu.interface import Interface
-from lfmc.targets.npu.steps import Step, step_of
+from lfmc.targets.npu.steps import Step, balanced_step
 from lfmc.targets.parameters import Parameters
 from lfmc.targets.plain import Held
 
@@ -30,7 +30,7 @@ QUANTIZE, DEQUANTIZE = _OPS.quantize_per_tensor.default, _OPS.dequantize_per_ten
 DEQUANTIZE_ROWS = _OPS.dequantize_per_channel.default
 MOVING = {
     *("view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand"),
-    *("slice", "select", "chunk", "split", "cat", "topk"),
+    *("slice", "select", "chunk", "split", "cat", "topk", "amax", "amin", "where"),
 }
 
 
@@ -119,13 +119,22 @@ class PairedForms(Forms):
         steps: Mapping[str, Step],
         coding: Coding,
         keep: Keep,
+        style: Style,
+        *,
+        coded: bool,
     ) -> None:
         self.constants, self.steps, self.coding = constants, steps, coding
+        self.coded, self._told = coded, keep
 
         def paired(value: Tensor, name: str) -> Tensor:
             return keep(coding.pair(value, steps[name]) if steps else value, name)
 
-        super().__init__(program, interface, constants.given, paired, by_taps=bool(steps))
+        super().__init__(program, interface, constants.given, paired, style)
+
+    def taken(self, value: Tensor, name: str) -> Tensor:
+        if not self.coded:
+            return super().taken(value, name)
+        return self._told(DEQUANTIZE(value, *self.coding.arguments(self.steps[name])), name)
 
     def multiplied(self, x: Tensor, matrix: Tensor) -> Tensor:
         return F.linear(x, matrix)
@@ -146,7 +155,7 @@ class PairedForms(Forms):
         if not self.steps:
             return value
         bits = next(iter(self.steps.values())).bits
-        return self.constants.rounded(value, step_of(0.0, value or 1.0, bits), self.coding)
+        return self.constants.rounded(value, balanced_step(0.0, value or 1.0, bits), self.coding)
 
 
 class _Paired(nn.Module):
@@ -174,10 +183,13 @@ def paired(
     steps: Mapping[str, Step],
     held: Parameters,
     coding: Coding,
+    style: Style,
     *,
     probed: bool = False,
+    coded: bool = False,
 ) -> Pairs:
-    """The graph for calls of `interface`, with the constants of a file."""
+    """The graph for calls of `interface`, with the constants of a file. `coded` inputs and outputs
+    are codes."""
     constants = Constants(held)
     kept: list[tuple[str, Tensor]] = []
 
@@ -187,16 +199,21 @@ def paired(
 
     def run(*values: Tensor) -> tuple[Tensor, ...]:
         kept.clear()
-        forms = PairedForms(program, interface, constants, steps, coding, keep)
+        forms = PairedForms(program, interface, constants, steps, coding, keep, style, coded=coded)
         made = forms.run(dict(zip(interface.inputs, values, strict=True)))
         return (*made.values(), *(value for _, value in kept if probed))
 
-    example = tuple(map(torch.zeros, interface.inputs.values()))
+    example = tuple(
+        torch.zeros(shape, dtype=coding.dtypes[steps[name].bits] if coded else torch.float32)
+        for name, shape in interface.inputs.items()
+    )
     with torch.no_grad():
         run(*example)  # makes the parameters
         exported = export(_Paired(constants, run), example, strict=False)
     module = exported.module()
     _complete(module.graph)
+    if coded:
+        _give_codes(module.graph)
     module.recompile()
     return Pairs(module, example, tuple(name for name, _ in kept if probed))
 
@@ -210,9 +227,9 @@ def _complete(graph: fx.Graph) -> None:
         if node.target == DEQUANTIZE:
             steps[node] = node.args[1:]
             continue
-        source: Any = node.args[0] if node.args else None
-        source = source[0] if isinstance(source, list | tuple) else source
         name = getattr(node.target, "_opname", getattr(node.target, "__name__", ""))
+        source: Any = node.args[-1 if name == "where" else 0]
+        source = source[0] if isinstance(source, list | tuple) else source
         if source not in steps or name not in (*MOVING, "getitem"):
             continue
         steps[node] = steps[source]
@@ -220,6 +237,14 @@ def _complete(graph: fx.Graph) -> None:
         value = node.meta["val"]
         if isinstance(value, Tensor) and value.is_floating_point() and not quantized:
             steps[_with_pair(graph, node, steps[node])] = steps[node]
+
+
+def _give_codes(graph: fx.Graph) -> None:
+    """Outputs as they are before they are dequantized."""
+    output = graph.output_node()
+    values: Any = output.args[0]
+    output.args = (tuple(value.args[0] for value in values),)
+    graph.eliminate_dead_code()
 
 
 def _with_pair(graph: fx.Graph, node: fx.Node, arguments: Sequence[Any]) -> fx.Node:

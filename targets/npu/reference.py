@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lfmc.program import Program
-from lfmc.targets.npu.forms import Forms, Given, Keep
+from lfmc.targets.npu.forms import Forms, Given, Keep, Style
 from lfmc.targets.npu.host import Embed
 from lfmc.targets.npu.interface import Interface, state_name
 
@@ -16,11 +16,17 @@ class Rounded(nn.Module):
     and every value kept by `keep`."""
 
     def __init__(
-        self, program: Program, interface: Interface, given: Given, embed: Embed, keep: Keep
+        self,
+        program: Program,
+        interface: Interface,
+        given: Given,
+        embed: Embed,
+        keep: Keep,
+        style: Style,
     ) -> None:
         super().__init__()
         self._program, self._interface = program, interface
-        self._given, self._embed, self._keep = given, embed, keep
+        self._given, self._embed, self._keep, self._style = given, embed, keep, style
 
     def forward(self, tokens: Tensor, positions: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         interface = self._interface.of_tokens(len(positions))
@@ -28,7 +34,7 @@ class Rounded(nn.Module):
         for spec, state in zip(interface.states, states, strict=True):
             flat = state if spec.kind == "conv" else state[0]
             inputs[state_name(spec)] = flat.transpose(1, 2) if spec.kind == "key" else flat
-        made = Forms(self._program, interface, self._given, self._keep, by_taps=True).run(inputs)
+        made = Forms(self._program, interface, self._given, self._keep, self._style).run(inputs)
         after = []
         for spec, state in zip(interface.states, states, strict=True):
             new = made[f"{state_name(spec)}_new"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lfmc.program import Program
-from lfmc.targets.npu.forms import SIGMOID, Forms, Given, Keep, multiplies
+from lfmc.targets.npu.forms import SIGMOID, Forms, Given, Keep, Style
 from lfmc.targets.npu.host import Embed, HostStepper
 from lfmc.targets.npu.interface import Interface
 
@@ -51,6 +51,10 @@ def balanced_step(low: float, high: float, bits: int) -> Step:
     return Step(ends.scale, middle, bits, signed=True)
 
 
+def none(name: str) -> bool:
+    return False
+
+
 class Ranges:
     """Sees values go by, and remembers how far they reach."""
 
@@ -63,23 +67,31 @@ class Ranges:
         self.found[name] = (min(low, seen[0]), max(high, seen[1]))
         return value
 
-    def steps(self, bits: int, *, balanced: bool = False) -> dict[str, Step]:
-        """Steps of values by name; `balanced` where what values are multiplied by has signs."""
+    def steps(self, bits: int, balanced: Callable[[str], bool] = none) -> dict[str, Step]:
+        """Steps of values by name; `balanced` tells which of them have signed codes."""
 
         def step(name: str, low: float, high: float) -> Step:
+            if balanced(name):
+                return balanced_step(low, high, bits)
             if name.endswith(SIGMOID):
                 return Step(1 / (1 << bits), 0, bits)
-            return (balanced_step if balanced and multiplies(name) else step_of)(low, high, bits)
+            return step_of(low, high, bits)
 
         return {name: step(name, *ends) for name, ends in self.found.items()}
 
 
 def observe(
-    program: Program, interface: Interface, given: Given, embed: Embed, texts: Iterable[Tensor]
+    program: Program,
+    interface: Interface,
+    given: Given,
+    embed: Embed,
+    texts: Iterable[Tensor],
+    style: Style,
 ) -> Ranges:
     """Ranges of all values while texts, int64 `[T]` each, go through in calls of `interface`."""
     ranges = Ranges()
-    stepper = torch_stepper(program, interface, [interface.tokens], given, embed, ranges.keep)
+    lengths = [interface.tokens]
+    stepper = torch_stepper(program, interface, lengths, given, embed, ranges.keep, style)
     for text in texts:
         stepper.reset()
         stepper.step(text)
@@ -93,13 +105,14 @@ def torch_stepper(
     given: Given,
     embed: Embed,
     keep: Keep,
+    style: Style,
 ) -> HostStepper:
     """The host's calls, with the graphs in torch."""
 
     def execute(count: int, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         with torch.no_grad():
             own = interface.of_tokens(count)
-            return Forms(program, own, given, keep, by_taps=True).run(inputs)
+            return Forms(program, own, given, keep, style).run(inputs)
 
     return HostStepper(interface, lengths, execute, embed)
 

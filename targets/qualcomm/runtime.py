@@ -10,26 +10,17 @@ from typing import Any
 from torch import Tensor
 
 from lfmc.errors import InputError
-from lfmc.targets.npu.constants import embed
-from lfmc.targets.npu.host import Embed, HostStepper
+from lfmc.targets.npu.bundle import HOST_FILE, embedding, graph_name
+from lfmc.targets.npu.host import HostStepper
 from lfmc.targets.npu.interface import Interface
-from lfmc.targets.npu.steps import Step
-from lfmc.targets.parameters import PARAMETERS, Parameters, open_parameters
+from lfmc.targets.parameters import open_parameters
 from lfmc.targets.qualcomm.delegate import open_pte
 from lfmc.targets.qualcomm.session import open_session, run
 from lfmc.targets.qualcomm.socs import SOCS
 
-HOST_FILE = "host.safetensors"  # what the host needs besides the graphs
-TABLE_FILE = "embedding.safetensors"  # the table, for a host of compiled graphs
 SOURCE = "{}.qdq.onnx"  # what a graph is compiled from
 COMPILED = {"onnxruntime": "{}.onnx", "executorch": "{}.pte"}  # by runtime
-DECODE, PREFILL = "decode", "prefill"
-
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-
-
-def graph_name(tokens: int) -> str:
-    return DECODE if tokens == 1 else PREFILL
 
 
 def stepper(folder: Path) -> HostStepper:
@@ -55,18 +46,3 @@ def _open(folder: Path, facts: Mapping[str, Any], interface: Interface) -> Run:
         return open_pte(path, list(interface.inputs), list(interface.outputs))
     soc, halves = SOCS[facts["soc"]] if compiled else None, facts["activations"] == "float16"
     return partial(run, open_session(path, soc, halves=halves))
-
-
-def embedding(folder: Path) -> Embed:
-    """Float32 `[T, H]` of tokens, from the table of its own where there is one, else the head's."""
-    held = open_parameters(folder, HOST_FILE)
-    facts, table = held.facts, held
-    if not held.names:
-        alone = (folder / TABLE_FILE).is_file()
-        table = open_parameters(folder, TABLE_FILE if alone else PARAMETERS)
-    return lambda ids: embed(table, facts["embedding"], facts["embedding_bits"], ids)
-
-
-def steps_of(held: Parameters) -> dict[str, Step]:
-    """What values are rounded to, by name."""
-    return {name: Step(*own) for name, own in held.facts["steps"].items()}

@@ -111,9 +111,9 @@ class QualcommTarget:
         return Artifact(made.sources, made.stored, facts=facts, beside=made.compiled)
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
+        from lfmc.targets.npu.bundle import HOST_FILE
         from lfmc.targets.npu.constants import read
         from lfmc.targets.parameters import PARAMETERS, open_parameters
-        from lfmc.targets.qualcomm.runtime import HOST_FILE
 
         file = HOST_FILE if stored.name.startswith(HOST) else PARAMETERS
         return read(open_parameters(folder, file), stored)
@@ -126,7 +126,7 @@ class QualcommTarget:
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
     ) -> torch.nn.Module:
-        from lfmc.targets.qualcomm.parity import reference
+        from lfmc.targets.npu.parity import reference
 
         return reference(program, folder)
 
@@ -138,14 +138,15 @@ class QualcommTarget:
     ) -> tuple[Rung, ...]:
         """Every operator on the artifact's own inputs, in steps of its result; and all of them
         together where they round as torch does, or nearly."""
+        from lfmc.targets.npu.bundle import HOST_FILE
+        from lfmc.targets.npu.parity import reference
         from lfmc.targets.parameters import open_parameters
-        from lfmc.targets.qualcomm.parity import operators_rung, reference
-        from lfmc.targets.qualcomm.runtime import HOST_FILE
+        from lfmc.targets.qualcomm.parity import rung
 
         facts = open_parameters(folder, HOST_FILE).facts
         rounds = reference(program, folder)
         halves, compiled = facts["activations"] == "float16", facts["stage"] == "context"
-        own = () if halves else (operators_rung(program, folder),)
+        own = () if halves else (rung(program, folder),)
         if compiled and not halves:
             return own
         limit = LIMIT_OF_HALVES if compiled else LIMIT

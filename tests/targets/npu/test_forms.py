@@ -15,7 +15,7 @@ from lfmc.progress import Silent
 from lfmc.stepping import TorchStepper
 from lfmc.targets.base import Request, get_target
 from lfmc.targets.npu.bound import Bound
-from lfmc.targets.npu.forms import Forms
+from lfmc.targets.npu.forms import BY_TAPS, PLAIN, Forms, Style
 from lfmc.targets.npu.graph import traced
 from lfmc.targets.npu.host import HostStepper
 from lfmc.targets.npu.interface import Interface
@@ -34,8 +34,8 @@ def keep(value: Tensor, name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
-@pytest.mark.parametrize("by_taps", [False, True])
-def test_matrix(any_checkpoint: Callable[[str], Checkpoint], kind: str, by_taps: bool) -> None:
+@pytest.mark.parametrize("style", [PLAIN, BY_TAPS, Style(by_parts=True)])
+def test_matrix(any_checkpoint: Callable[[str], Checkpoint], kind: str, style: Style) -> None:
     """Every way to feed tokens: chunks that are filled up, single tokens, a reset, a window."""
     checkpoint = any_checkpoint(kind)
     config, target = checkpoint.config, get_target("qualcomm")
@@ -50,7 +50,7 @@ def test_matrix(any_checkpoint: Callable[[str], Checkpoint], kind: str, by_taps:
         own = interface.of_tokens(count)
         assert {name: tuple(value.shape) for name, value in inputs.items()} == own.inputs
         with torch.no_grad():
-            made = Forms(program, own, given, keep, by_taps=by_taps).run(inputs)
+            made = Forms(program, own, given, keep, style).run(inputs)
         assert {name: tuple(value.shape) for name, value in made.items()} == own.outputs
         return made
 
@@ -61,7 +61,7 @@ def test_matrix(any_checkpoint: Callable[[str], Checkpoint], kind: str, by_taps:
     assert rung.passed, rung
 
     # What parity holds artifacts against has a program's states, and the same graphs.
-    alike = Rounded(program, interface, given, lambda ids: table[ids], keep)
+    alike = Rounded(program, interface, given, lambda ids: table[ids], keep, style)
     reference = TorchStepper(alike, config, CONTEXT)
     rung = compare(3, "reference", reference, plain, matrix, config.vocab_size, tolerance=1e-5)
     assert rung.passed, rung
@@ -80,7 +80,7 @@ def test_names_are_the_same_for_every_length(any_checkpoint: Callable[[str], Che
         return found[::-1] if len(found) == 2 else found
 
     graphs = [
-        traced(program, interface.of_tokens(count), shape, keep, by_taps=True) for count in (1, 16)
+        traced(program, interface.of_tokens(count), shape, keep, BY_TAPS) for count in (1, 16)
     ]
     assert graphs[0].kept == graphs[1].kept
     assert graphs[0].constants == graphs[1].constants

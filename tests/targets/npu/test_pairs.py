@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from lfmc.targets.npu.bound import Bound
+from lfmc.targets.npu.bundle import HOST_FILE, steps_of
 from lfmc.targets.npu.constants import read_matrix
-from lfmc.targets.npu.forms import MATRIX, Forms
+from lfmc.targets.npu.forms import BY_TAPS, MATRIX, Forms
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.pairs import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE, Coding, Pairs, paired
 from lfmc.targets.npu.steps import Step, rounding
 from lfmc.targets.parameters import open_parameters
-from lfmc.targets.qualcomm.runtime import HOST_FILE, steps_of
 from tests.targets.lowering import Choose, Lowered
 from tests.targets.qualcomm.programs import both
 
@@ -30,7 +30,7 @@ def lowered_graph(made: Lowered, coding: Coding) -> tuple[Pairs, Interface, dict
     facts = open_parameters(made.folder, HOST_FILE)
     steps, interface = steps_of(facts), Interface.from_dict(facts.facts["interface"])
     own, held = interface.of_tokens(4), open_parameters(made.folder)
-    return paired(made.program, own, steps, held, coding, probed=True), own, steps
+    return paired(made.program, own, steps, held, coding, BY_TAPS, probed=True), own, steps
 
 
 @pytest.mark.parametrize("coding", CODINGS.values(), ids=CODINGS)
@@ -62,7 +62,7 @@ def test_they_round_as_torch_does(lowered: Make, name: str, choose: Choose, codi
             return theirs
 
     bound = Bound(made.program)
-    forms = Taught(made.program, interface, bound, lambda v, n: forms.keep_next(v, n), by_taps=True)
+    forms = Taught(made.program, interface, bound, lambda v, n: forms.keep_next(v, n), BY_TAPS)
     forms.run(inputs)
     assert next(values, None) is None
 

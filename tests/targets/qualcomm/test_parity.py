@@ -16,9 +16,10 @@ from lfmc.parity import Rung
 from lfmc.rungs import read_back
 from lfmc.stepping import TorchStepper
 from lfmc.targets.base import Request
+from lfmc.targets.npu.bundle import embedding
 from lfmc.targets.parameters import PARAMETERS
 from lfmc.targets.qualcomm import session
-from lfmc.targets.qualcomm.runtime import SOURCE, embedding
+from lfmc.targets.qualcomm.runtime import SOURCE
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, lower

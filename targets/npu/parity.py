@@ -1,0 +1,102 @@
+"""What an artifact is held against: the graphs in torch, every value rounded as they round it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lfmc.parity import CaseResult, Rung
+from lfmc.program import Program
+from lfmc.targets.npu.bound import Bound
+from lfmc.targets.npu.bundle import HOST_FILE, steps_of, style_of
+from lfmc.targets.npu.forms import Forms
+from lfmc.targets.npu.interface import Interface
+from lfmc.targets.npu.reference import Rounded
+from lfmc.targets.npu.steps import Step, rounding, torch_stepper
+from lfmc.targets.parameters import open_parameters
+
+TITLE = "every operator = torch, on the artifact's own inputs, over what is allowed"
+CONSTANTS = "constants"
+BEFORE = 21  # tokens of a conversation that an operator's inputs come from
+
+# Of an interface and inputs by name: the values that the artifact's graph keeps, by their places
+# among all that it keeps. Constants may be missing.
+Probe = Callable[[Interface, Mapping[str, Tensor]], Mapping[int, Tensor]]
+
+
+def reference(program: Program, folder: Path) -> Rounded:
+    """The program's graphs with the steps of the artifact in `folder`."""
+    held = open_parameters(folder, HOST_FILE)
+    steps, interface = steps_of(held), Interface.from_dict(held.facts["interface"])
+    keep, bound = rounding(steps) if steps else _half, Bound(program)
+    embed = bound.embed(held.facts["embedding"])
+    return Rounded(program, interface, bound, embed, keep, style_of(held))
+
+
+def _half(value: Tensor, name: str) -> Tensor:
+    """What float16 makes of a value."""
+    return value.half().float()
+
+
+def operators_rung(
+    program: Program, folder: Path, probe: Probe, allowed: Callable[[Step], float]
+) -> Rung:
+    """Each operator's result in torch, of inputs as the artifact has them, against the artifact's:
+    the largest difference of a kind of operator in steps, over what is allowed."""
+    held = open_parameters(folder, HOST_FILE)
+    steps, facts, style = steps_of(held), held.facts, style_of(held)
+    interface = Interface.from_dict(facts["interface"])
+    found: dict[str, float] = defaultdict(float)
+    bound = Bound(program)
+    embed, lengths = bound.embed(facts["embedding"]), facts["lengths"]
+    for length in lengths:
+        generator = torch.Generator().manual_seed(0)
+        count = min(BEFORE, interface.context - length)
+        ids = torch.randint(interface.vocab_size, (count + length,), generator=generator)
+        keep = rounding(steps)
+        host = torch_stepper(program, interface, lengths, bound, embed, keep, style)
+        host.step(ids[:count])
+        inputs, own = host.inputs(ids[count:], length), interface.of_tokens(length)
+        teacher = _Teacher(steps, facts["kept"], probe(own, inputs), found, allowed)
+        with torch.no_grad():
+            Forms(program, own, bound, teacher.keep, style).run(inputs)
+    cases = tuple(CaseResult(kind, worst, 1.0) for kind, worst in sorted(found.items()))
+    return Rung(3, TITLE, 1.0, cases)
+
+
+class _Teacher:
+    """Compares what is kept with the artifact's, and goes on with that."""
+
+    def __init__(
+        self,
+        steps: Mapping[str, Step],
+        names: Sequence[str],
+        made: Mapping[int, Tensor],
+        found: dict[str, float],
+        allowed: Callable[[Step], float],
+    ) -> None:
+        self._steps, self._names, self._made, self._found = steps, names, made, found
+        self._allowed, self._index = allowed, 0
+
+    def keep(self, value: Tensor, name: str) -> Tensor:
+        index, self._index = self._index, self._index + 1
+        assert self._names[index] == name
+        step, kind = self._steps[name], kind_of(name)
+        if kind == CONSTANTS and index not in self._made:
+            return step.rounded(value)
+        theirs = self._made[index].reshape(value.shape)
+        apart = float((step.codes(value) - step.codes(theirs)).abs().max()) / self._allowed(step)
+        self._found[kind] = max(self._found[kind], apart)
+        return theirs
+
+
+def kind_of(name: str) -> str:
+    """A value's name without what numbers it."""
+    if re.search(r"(weight|bias)(#matrix)?$", name):
+        return CONSTANTS
+    return re.sub(r"\d+", "#", re.sub(r"_default(_\d+)?", "", name))
