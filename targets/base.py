@@ -23,6 +23,7 @@ from lfmc.weights import PlannedWeights
 
 TARGETS: Mapping[str, str] = {
     "coreml": "lfmc.targets.coreml.target:CoremlTarget",
+    "ethos-u": "lfmc.targets.ethos_u.target:EthosUTarget",
     "executorch": "lfmc.targets.executorch.target:ExecutorchTarget",
     "mlir": "lfmc.targets.mlir.target:MlirTarget",
     "onnx": "lfmc.targets.onnx.target:OnnxTarget",

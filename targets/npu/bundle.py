@@ -1,4 +1,4 @@
-"""What an accelerator's bundle has beside its graphs: constants, the host's facts, the embedding."""
+"""What a bundle has beside its graphs: constants, the facts of a host, the embedding."""
 
 from __future__ import annotations
 

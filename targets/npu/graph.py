@@ -38,18 +38,26 @@ class _Plain(nn.Module):
         return self._run(*values)
 
 
-def traced(program: Program, interface: Interface, shape: Shape, keep: Keep, style: Style) -> Graph:
-    """Trace without values: `shape` is of the constants of some tensors, matrices as `[K, N]`."""
+def constants_of(
+    program: Program, interface: Interface, shape: Shape, style: Style
+) -> dict[Sources, Tensor]:
+    """What a graph asks for: `shape` is of the constants of some tensors, matrices as `[K, N]`.
+    Without values, under a mode of fake tensors."""
     asked: dict[Sources, Tensor] = {}
 
     def note(sources: Sources) -> Tensor:
         return asked.setdefault(sources, torch.zeros(shape(sources)))
 
+    given = {name: torch.zeros(own) for name, own in interface.inputs.items()}
+    Forms(program, interface, note, lambda value, name: value, style).run(given)
+    return asked
+
+
+def traced(program: Program, interface: Interface, shape: Shape, keep: Keep, style: Style) -> Graph:
+    """Trace without values."""
     with FakeTensorMode(), torch.no_grad():
         given = {name: torch.zeros(own) for name, own in interface.inputs.items()}
-        Forms(program, interface, note, lambda value, name: value, style).run(given)
-        constants = dict(asked)
-
+        constants = constants_of(program, interface, shape, style)
         kept: list[str] = []
 
         def noted(value: Tensor, name: str) -> Tensor:

@@ -21,7 +21,7 @@ from lfmc.targets.npu.forms import Style
 from lfmc.targets.npu.graph import Sources
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.steps import Step, observe
-from lfmc.targets.parameters import PARAMETERS, write
+from lfmc.targets.parameters import PARAMETERS, Parameter, write
 from lfmc.weights import PlannedWeights
 
 # Texts that the model writes, on which ranges of values are seen, and their tokens. With 16 bits
@@ -50,25 +50,29 @@ class NpuLowering:
         self.lengths = sorted({1, chunk})
         self.embedding = _embedding(program)
         self.steps: dict[str, Step] = self._observed(balanced) if bits else {}
+        self._table: list[Parameter] = []
 
     def write_constants(
-        self, folder: Path, sources: tuple[Sources, ...], facts: Mapping[str, Any], *, alone: bool
+        self, folder: Path, sources: tuple[Sources, ...], *, alone: bool
     ) -> list[str]:
-        """Write the constants of graphs and what a host needs, with the embedding for a host that
-        has compiled graphs `alone`; names of files that no budget counts."""
-        constants = self.constants
+        """Write the constants of graphs, and the embedding where a host has compiled graphs `alone`
+        and these hold it; names of files that no budget counts."""
+        constants, tied = self.constants, (self.embedding,) in sources
         for own in sources:
             constants.constant(own)
-        tied = (self.embedding,) in sources
-        table = constants.table(self.embedding) if tied else constants.keep_table(self.embedding)
-        steps = {name: astuple(own) for name, own in self.steps.items()}
-        held = {**self.facts(), **facts, "steps": steps, "style": asdict(self.style)}
-        write(folder / HOST_FILE, [] if tied else table, held)
         write(folder / PARAMETERS, list(constants.parameters.values()), {})
+        if not tied:
+            self._table = constants.keep_table(self.embedding)
         if not (tied and alone):
             return []
-        write(folder / TABLE_FILE, table, {})
+        write(folder / TABLE_FILE, constants.table(self.embedding), {})
         return [TABLE_FILE]
+
+    def write_host(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write what a host needs besides: facts, and the embedding where no graph holds it."""
+        steps = {name: astuple(own) for name, own in self.steps.items()}
+        held = {**self.facts(), **facts, "steps": steps, "style": asdict(self.style)}
+        write(folder / HOST_FILE, self._table, held)
 
     def facts(self) -> dict[str, Any]:
         """What both a host and a manifest are told."""

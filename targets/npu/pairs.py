@@ -48,9 +48,18 @@ class Coding:
         low = -count // 2 if self.signed else 0
         return step.scale, step.zero + low, low, low + count - 1, self.dtypes[step.bits]
 
+    def step(self, scale: float, zero: int, low: int, high: int, dtype: torch.dtype) -> Step:
+        """The inverse of `arguments`."""
+        return Step(scale, zero - low, (high - low).bit_length())
+
     def codes(self, value: Tensor, step: Step) -> Tensor:
         _, _, low, _, dtype = self.arguments(step)
         return (step.codes(value) + low).to(dtype)
+
+    def values(self, codes: Tensor, step: Step) -> Tensor:
+        """Float32 numbers of codes."""
+        scale, zero, *_ = self.arguments(step)
+        return (codes.float() - zero) * torch.tensor(scale, dtype=torch.float32)
 
     def pair(self, value: Tensor, step: Step) -> Tensor:
         arguments = self.arguments(step)
@@ -170,11 +179,13 @@ class _Paired(nn.Module):
 @dataclass(frozen=True)
 class Pairs:
     """`module` takes an interface's inputs, like `example`, and gives its outputs; then, where they
-    were asked for, the values that it keeps, named `kept`."""
+    were asked for, the values that it keeps. `kept` are the names of those, constants left out.
+    Outputs that are codes have `steps`."""
 
     module: fx.GraphModule
     example: tuple[Tensor, ...]
     kept: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
 
 
 def paired(
@@ -212,10 +223,9 @@ def paired(
         exported = export(_Paired(constants, run), example, strict=False)
     module = exported.module()
     _complete(module.graph)
-    if coded:
-        _give_codes(module.graph)
+    own = _give_codes(module.graph, coding) if coded else ()
     module.recompile()
-    return Pairs(module, example, tuple(name for name, _ in kept if probed))
+    return Pairs(module, example, tuple(name for name, _ in kept), own)
 
 
 def _complete(graph: fx.Graph) -> None:
@@ -239,12 +249,13 @@ def _complete(graph: fx.Graph) -> None:
             steps[_with_pair(graph, node, steps[node])] = steps[node]
 
 
-def _give_codes(graph: fx.Graph) -> None:
-    """Outputs as they are before they are dequantized."""
+def _give_codes(graph: fx.Graph, coding: Coding) -> tuple[Step, ...]:
+    """Give outputs as they are before they are dequantized; their steps."""
     output = graph.output_node()
     values: Any = output.args[0]
     output.args = (tuple(value.args[0] for value in values),)
     graph.eliminate_dead_code()
+    return tuple(coding.step(*value.args[1:]) for value in values)
 
 
 def _with_pair(graph: fx.Graph, node: fx.Node, arguments: Sequence[Any]) -> fx.Node:

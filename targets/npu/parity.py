@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lfmc.errors import GateError
 from lfmc.parity import CaseResult, Rung
 from lfmc.program import Program
 from lfmc.targets.npu.bound import Bound
@@ -24,9 +25,10 @@ TITLE = "every operator = torch, on the artifact's own inputs, over what is allo
 CONSTANTS = "constants"
 BEFORE = 21  # tokens of a conversation that an operator's inputs come from
 
-# Of an interface and inputs by name: the values that the artifact's graph keeps, by their places
-# among all that it keeps. Constants may be missing.
-Probe = Callable[[Interface, Mapping[str, Tensor]], Mapping[int, Tensor]]
+# Of an interface and inputs by name: names and values of what the artifact's graph keeps, in order.
+# Constants and inputs may be missing.
+Kept = Iterable[tuple[str, Tensor]]
+Probe = Callable[[Interface, Mapping[str, Tensor]], Kept]
 
 
 def reference(program: Program, folder: Path) -> Rounded:
@@ -62,9 +64,10 @@ def operators_rung(
         host = torch_stepper(program, interface, lengths, bound, embed, keep, style)
         host.step(ids[:count])
         inputs, own = host.inputs(ids[count:], length), interface.of_tokens(length)
-        teacher = _Teacher(steps, facts["kept"], probe(own, inputs), found, allowed)
+        teacher = _Teacher(steps, probe(own, inputs), set(own.inputs), found, allowed)
         with torch.no_grad():
             Forms(program, own, bound, teacher.keep, style).run(inputs)
+        teacher.ended()
     cases = tuple(CaseResult(kind, worst, 1.0) for kind, worst in sorted(found.items()))
     return Rung(3, TITLE, 1.0, cases)
 
@@ -75,24 +78,30 @@ class _Teacher:
     def __init__(
         self,
         steps: Mapping[str, Step],
-        names: Sequence[str],
-        made: Mapping[int, Tensor],
+        kept: Kept,
+        inputs: Set[str],
         found: dict[str, float],
         allowed: Callable[[Step], float],
     ) -> None:
-        self._steps, self._names, self._made, self._found = steps, names, made, found
-        self._allowed, self._index = allowed, 0
+        self._steps, self._inputs, self._found, self._allowed = steps, inputs, found, allowed
+        self._kept = iter(kept)
+        self._next = next(self._kept, None)
 
     def keep(self, value: Tensor, name: str) -> Tensor:
-        index, self._index = self._index, self._index + 1
-        assert self._names[index] == name
         step, kind = self._steps[name], kind_of(name)
-        if kind == CONSTANTS and index not in self._made:
+        if self._next is None or self._next[0] != name:
+            if kind != CONSTANTS and name not in self._inputs:
+                raise GateError("the artifact's graph does not keep a value", where=name)
             return step.rounded(value)
-        theirs = self._made[index].reshape(value.shape)
+        theirs = self._next[1].reshape(value.shape)
+        self._next = next(self._kept, None)
         apart = float((step.codes(value) - step.codes(theirs)).abs().max()) / self._allowed(step)
         self._found[kind] = max(self._found[kind], apart)
         return theirs
+
+    def ended(self) -> None:
+        if self._next is not None:
+            raise GateError("the artifact's graph keeps what torch does not", where=self._next[0])
 
 
 def kind_of(name: str) -> str:

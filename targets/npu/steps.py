@@ -55,6 +55,10 @@ def none(name: str) -> bool:
     return False
 
 
+def every(name: str) -> bool:
+    return True
+
+
 class Ranges:
     """Sees values go by, and remembers how far they reach."""
 

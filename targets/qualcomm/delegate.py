@@ -19,7 +19,7 @@ from lfmc.targets.qualcomm.socs import Soc
 SDK_ROOT = "QNN_SDK_ROOT"
 LIBRARIES = "lib/x86_64-linux-clang"
 LOADED = ("libQnnSystem.so", "libQnnHtp.so")
-# Versions of QNN that ExecuTorch 1.5.1 was tried with, ten times each (tests/benchmarks/qnn_sdk.py).
+# Versions of QNN that ExecuTorch 1.5.1 was tried with: tests/benchmarks/qnn_sdk.py, ten rounds.
 WORKS, FAILS = ("2.49",), ("2.47", "2.48", "2.50", "2.51")
 # ExecuTorch's QNN takes 16-bit codes as int32, and signed ones by their zero point.
 CODING = Coding({8: torch.uint8, 16: torch.int32}, signed=False)

@@ -69,8 +69,8 @@ class Lowering(NpuLowering):
             for count, graph in graphs.items()
         }
         asked = {name: options[name] for name in ("soc", "runtime", "stage", "activations")}
-        held = {**asked, "kept": list(graphs[1].kept)}
-        compiled = self.write_constants(folder, graphs[1].constants, held, alone=context)
+        compiled = self.write_constants(folder, graphs[1].constants, alone=context)
+        self.write_host(folder, {**asked, "kept": list(graphs[1].kept)})
         sources = [PARAMETERS, HOST_FILE]
         for count, model in models.items():
             source = folder / SOURCE.format(graph_name(count))

@@ -15,7 +15,7 @@ from lfmc.program import Program
 from lfmc.targets.npu.bundle import HOST_FILE, graph_name, steps_of, style_of
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.pairs import paired
-from lfmc.targets.npu.parity import CONSTANTS, kind_of, operators_rung
+from lfmc.targets.npu.parity import Kept, operators_rung
 from lfmc.targets.npu.steps import Step
 from lfmc.targets.parameters import PARAMETERS, open_parameters
 from lfmc.targets.qualcomm.delegate import CODING, compile_graph, open_pte
@@ -35,7 +35,7 @@ def rung(program: Program, folder: Path) -> Rung:
     facts = open_parameters(folder, HOST_FILE).facts
     compiled = facts["stage"] == "context"
 
-    def probe(interface: Interface, inputs: Mapping[str, Tensor]) -> Mapping[int, Tensor]:
+    def probe(interface: Interface, inputs: Mapping[str, Tensor]) -> Kept:
         if compiled and facts["runtime"] == "executorch":
             return _by_executorch(program, folder, interface, inputs)
         return _by_onnxruntime(folder, interface, inputs)
@@ -46,34 +46,29 @@ def rung(program: Program, folder: Path) -> Rung:
     return operators_rung(program, folder, probe, allowed)
 
 
-def _by_onnxruntime(
-    folder: Path, interface: Interface, inputs: Mapping[str, Tensor]
-) -> dict[int, Tensor]:
+def _by_onnxruntime(folder: Path, interface: Interface, inputs: Mapping[str, Tensor]) -> Kept:
     facts = open_parameters(folder, HOST_FILE).facts
-    source, count = folder / SOURCE.format(graph_name(interface.tokens)), len(facts["kept"])
+    source, kept = folder / SOURCE.format(graph_name(interface.tokens)), facts["kept"]
     with tempfile.TemporaryDirectory() as place:
         shutil.copy(folder / PARAMETERS, place)  # ONNX Runtime takes no link
         path = Path(place) / source.name
-        ir.save(probed(source, count), path)
+        ir.save(probed(source, len(kept)), path)
         soc = SOCS[facts["soc"]] if facts["stage"] == "context" else None
         made = run(open_session(path, soc), inputs)
-    names = {index: kept_name(index) for index in range(count)}
-    found = {index: made[name] for index, name in names.items() if name in made}
-    return {count - 1: made["logits"], **found}  # the last is an output, and has its name
+    made.setdefault(kept_name(len(kept) - 1), made["logits"])  # an output, which has its name
+    return [(name, made[kept_name(index)]) for index, name in enumerate(kept)]
 
 
 def _by_executorch(
     program: Program, folder: Path, interface: Interface, inputs: Mapping[str, Tensor]
-) -> dict[int, Tensor]:
+) -> Kept:
     """The same but for constants, which no delegate gives."""
     held = open_parameters(folder, HOST_FILE)
-    steps, kept, soc = steps_of(held), held.facts["kept"], SOCS[held.facts["soc"]]
-    own = open_parameters(folder)
+    steps, soc, own = steps_of(held), SOCS[held.facts["soc"]], open_parameters(folder)
     pairs = paired(program, interface, steps, own, CODING, style_of(held), probed=True)
-    places = [index for index, name in enumerate(kept) if kind_of(name) != CONSTANTS]
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / COMPILED["executorch"].format("probed")
         compile_graph(pairs, soc, path, halves=False)
-        names = [*interface.outputs, *map(str, places)]
-        made = open_pte(path, list(interface.inputs), names)(inputs)
-    return {index: made[str(index)] for index in places}
+        places = list(map(str, range(len(pairs.kept))))
+        made = open_pte(path, list(interface.inputs), [*interface.outputs, *places])(inputs)
+    return [(name, made[place]) for name, place in zip(pairs.kept, places, strict=True)]

@@ -19,7 +19,8 @@ from lfmc.program import Program
 from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
 from lfmc.targets.noise import LIMIT, noise_rung
-from lfmc.targets.npu.constants import FORMATS, HOST
+from lfmc.targets.npu.constants import FORMATS
+from lfmc.targets.npu.target import graph_nbytes, read_tensor
 from lfmc.targets.qualcomm.socs import SOCS
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
@@ -57,7 +58,7 @@ class QualcommTarget:
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
-            graph_nbytes=_graph_nbytes(config),
+            graph_nbytes=graph_nbytes(config),
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:
@@ -111,12 +112,7 @@ class QualcommTarget:
         return Artifact(made.sources, made.stored, facts=facts, beside=made.compiled)
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
-        from lfmc.targets.npu.bundle import HOST_FILE
-        from lfmc.targets.npu.constants import read
-        from lfmc.targets.parameters import PARAMETERS, open_parameters
-
-        file = HOST_FILE if stored.name.startswith(HOST) else PARAMETERS
-        return read(open_parameters(folder, file), stored)
+        return read_tensor(folder, stored)
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.qualcomm.runtime import stepper
@@ -170,16 +166,3 @@ def _executed_by(options: Mapping[str, str]) -> str:
     if options["stage"] == "edge":
         return "ONNX Runtime on a CPU, operator by operator"
     return "QNN's emulation of HTP on this machine: not a device"
-
-
-# Bytes of both graphs, and of what the host is told. Measured, with a margin.
-GRAPH = 60_000
-GRAPH_PER_LAYER = 45_000
-GRAPH_PER_SANDWICH = 15_000  # more, with a norm behind each block, and a gate of the heads
-GRAPH_PER_EXPERT = 11_000
-
-
-def _graph_nbytes(config: DecoderConfig) -> int:
-    per_layer = GRAPH_PER_LAYER + (GRAPH_PER_SANDWICH if config.sandwich_norm else 0)
-    experts = GRAPH_PER_EXPERT * config.num_experts_in_all
-    return GRAPH + per_layer * config.num_layers + experts

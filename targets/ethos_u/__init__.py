@@ -1,0 +1,1 @@
+"""The Ethos-U target: Arm's NPUs for microcontrollers."""

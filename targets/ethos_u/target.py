@@ -1,0 +1,127 @@
+"""The Ethos-U target: capabilities and verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import Capabilities
+from lfmc.errors import UnsupportedError
+from lfmc.model import DecoderConfig
+from lfmc.parity import Rung
+from lfmc.program import Program
+from lfmc.stepping import Stepper
+from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.ethos_u.accelerators import ACCELERATORS
+from lfmc.targets.npu.constants import FORMATS
+from lfmc.targets.npu.target import graph_nbytes, read_tensor
+from lfmc.trace import TraceSpec
+from lfmc.weights import PlannedWeights
+
+EXECUTED_BY = "TOSA's reference model, of the graphs that Vela compiled: not a device"
+ACTIVATIONS = {"int8": 8, "int16": 16}
+EIGHT_BITS = tuple(own for own in FORMATS if own.bits == 8)
+
+
+@dataclass(frozen=True)
+class EthosUTarget:
+    """Arm's Ethos-U NPUs: static graphs of integers as TOSA, compiled by Vela into a `.pte`."""
+
+    name: ClassVar[str] = "ethos-u"
+    extra: ClassVar[str] = "ethos-u"
+    packages: ClassVar[tuple[str, ...]] = ("executorch", "ethosu", "tosa_reference_model")
+    options: ClassVar[tuple[TargetOption, ...]] = (
+        TargetOption("accelerator", tuple(ACCELERATORS), "the NPU"),
+        TargetOption("activations", tuple(ACTIVATIONS), "what values between operators are"),
+        TargetOption("chunk", ("16", "8", "32", "64"), "tokens of a long call"),
+    )
+    lowering_bytes: ClassVar[float] = 30.0
+    exact: ClassVar[bool] = False
+
+    def capabilities(self, config: DecoderConfig) -> Capabilities:
+        return Capabilities(
+            linear=EIGHT_BITS,
+            embedding=EIGHT_BITS,
+            expert=EIGHT_BITS if config.moe else (),
+            floats=("float32", "bfloat16", "float16"),
+            merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
+            expert_unit="matrix",
+            graph_nbytes=graph_nbytes(config),
+        )
+
+    def check(self, config: DecoderConfig, request: Request) -> None:
+        accelerator = ACCELERATORS[request.options["accelerator"]]
+        if request.options["activations"] == "int16" and not accelerator.wide:
+            raise UnsupportedError(
+                f"{accelerator.name} multiplies no 16-bit values by each other, as attention does",
+                todo="-O activations=int8, or an ethos-u85",
+            )
+        for package in self.packages:
+            require(package, self.extra)
+
+    def missing_tools(self) -> Mapping[str, Sequence[str]]:
+        if all(map(find_spec, self.packages)):
+            return {}
+        reason = (
+            "an environment of its own: Vela wants ml_dtypes 0.5.1, and onnx a newer one. "
+            "lfmc export --target ethos-u --isolated makes one and runs there"
+        )
+        return {"every option": [reason]}
+
+    def why_not_here(self, request: Request) -> str | None:
+        return None
+
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
+        return TraceSpec(context=request.context, batch=1, length=None)
+
+    def lower(
+        self, program: Program, weights: PlannedWeights, request: Request, folder: Path
+    ) -> Artifact:
+        from lfmc.targets.ethos_u.lower import Lowering
+
+        activations = request.options["activations"]
+        chunk = min(int(request.options["chunk"]), request.context)
+        program.bind(weights.value)
+        lowering = Lowering(program, weights, request.context, chunk, ACTIVATIONS[activations])
+        made = lowering.write(folder, ACCELERATORS[request.options["accelerator"]], activations)
+        facts = {
+            **made.facts,
+            "executed_by": "TOSA's reference model on this machine, of what Vela",
+        }
+        facts["executed_by"] += " compiled: not a device"
+        return Artifact(made.sources, made.stored, facts=facts, beside=made.compiled)
+
+    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
+        return read_tensor(folder, stored)
+
+    def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        from lfmc.targets.ethos_u.runtime import stepper
+
+        return stepper(folder)
+
+    def reference(
+        self, program: Program, request: Request, folder: Path, *, exact: bool
+    ) -> torch.nn.Module:
+        from lfmc.targets.npu.parity import reference
+
+        return reference(program, folder)
+
+    def tolerance(self, program: Program, *, exact: bool) -> float | None:
+        return None
+
+    def operator_parity(
+        self, program: Program, folder: Path, artifact: Artifact
+    ) -> tuple[Rung, ...]:
+        """Every operator on the artifact's own inputs, in steps of its result; and all together."""
+        from lfmc.targets.ethos_u.parity import rung
+        from lfmc.targets.noise import LIMIT, noise_rung
+        from lfmc.targets.npu.parity import reference
+
+        together = noise_rung(program, reference(program, folder), self.run(folder), LIMIT)
+        return rung(program, folder), together
