@@ -84,7 +84,7 @@ def _lowered(pairs: Pairs, partitioner: Any, name: str) -> tuple[bytes, tuple[in
         edge = to_edge_transform_and_lower(exported, partitioner=[partitioner])
     except Exception as error:  # of passes, wrapped in plain ones
         raise UnsupportedError(
-            f"the graph can't be compiled for {name}", got=first_line(error)
+            f"the graph can't be compiled for {name}", got=first_line(_cause(error))
         ) from error
     graph = edge.exported_program().graph
     calls = [n for n in graph.nodes if n.op == "call_function"]
@@ -98,6 +98,11 @@ def _lowered(pairs: Pairs, partitioner: Any, name: str) -> tuple[bytes, tuple[in
     outputs: Any = graph.output_node().args[0]
     places = tuple(int(own.args[1]) if own in calls else -1 for own in outputs)
     return edge.to_executorch().buffer, places
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an error began with."""
+    return _cause(error.__cause__) if error.__cause__ else error
 
 
 def _report(folder: Path) -> dict[str, float]:

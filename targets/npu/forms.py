@@ -129,6 +129,10 @@ class Forms:
         """A number that takes part in arithmetic of values."""
         return value
 
+    def zero(self, part: str) -> float | Tensor:
+        """A zero with the step of a part of the operator at hand."""
+        return 0.0
+
     def _held(self, node: fx.Node) -> Held | Rope:
         weight = self.program.weights[str(node.target)]
         if weight.part == "constant":
@@ -313,7 +317,9 @@ def _moe(
     """Every expert of every token, times its share, which is zero of those not chosen. Where values
     are rounded, experts that tie with the last of those chosen are chosen, too."""
     least = _last_chosen(forms, choice, top_k)
-    own = forms.keep(torch.where(choice >= least, scores, forms.number(0.0)), "own")
+    if forms.style.by_parts:  # both sides of a choice have one step
+        scores = forms.keep(scores, "scores")
+    own = forms.keep(torch.where(choice >= least, scores, forms.zero("scores")), "own")
     if normalize:
         total = forms.keep(own.sum(-1, keepdim=True), "sum")
         total = forms.keep(total + forms.number(1e-6), "total")

@@ -102,7 +102,7 @@ class Constants(nn.Module):
             value = torch.full((1,), key) if isinstance(key, float) else self._read(key)
             return (coding.codes(value.float(), step),)
 
-        (codes,) = self._made((key, "rounded"), make)
+        (codes,) = self._made((key, step), make)
         made: Tensor = DEQUANTIZE(codes, *coding.arguments(step))
         return made
 
@@ -163,8 +163,17 @@ class PairedForms(Forms):
     def number(self, value: float) -> float | Tensor:
         if not self.steps:
             return value
-        bits = next(iter(self.steps.values())).bits
-        return self.constants.rounded(value, balanced_step(0.0, value or 1.0, bits), self.coding)
+        return self.constants.rounded(value, balanced_step(0.0, value, self._bits), self.coding)
+
+    @property
+    def _bits(self) -> int:
+        return next(iter(self.steps.values())).bits
+
+    def zero(self, part: str) -> float | Tensor:
+        if not self.steps:
+            return 0.0
+        own = self.steps.get(f"{self._name}.{part}", Step(2.0**-16, 0, self._bits))
+        return self.constants.rounded(0.0, own, self.coding)
 
 
 class _Paired(nn.Module):
