@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SITE := build/lint/site
 
-.PHONY: demo test test-arm test-qualcomm lint bench clean
+.PHONY: demo test test-arm test-qualcomm test-ethos-u lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lfmc export --target onnx --bits auto --output out/demo --force
@@ -28,6 +28,15 @@ test-qualcomm: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup tests/targets/npu tests/targets/qualcomm \
 	  --ignore $(DELEGATE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(DELEGATE)
+
+# Ethos-U's packages need an environment of their own (docs/ethos-u.md), and a network.
+test-ethos-u: .venv-ethos-u/.installed
+	OMP_NUM_THREADS=1 .venv-ethos-u/bin/python -m pytest tests/targets/ethos_u
+
+.venv-ethos-u/.installed: pyproject.toml
+	test -x .venv-ethos-u/bin/python || $(PYTHON) -m venv .venv-ethos-u
+	.venv-ethos-u/bin/pip install -q torch==2.13.0 transformers==5.23.0 pytest==9.2.0 hypothesis -e '.[ethos-u]'
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ from lfmc.commands.options import (
 )
 @click.option("--device", help="What the artifact is for, where a target has several: -O device=.")
 @click.option("--soc", help="The chip that it is for, where a target has several: -O soc=.")
+@click.option("--accelerator", help="The NPU that it is for: -O accelerator=.")
+@click.option(
+    "--isolated",
+    is_flag=True,
+    help="Run in an environment made for the target's packages, where they can't be in this one.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--check",
@@ -65,6 +72,8 @@ def command(
     target_options: tuple[tuple[str, str], ...],
     device: str | None,
     soc: str | None,
+    accelerator: str | None,
+    isolated: bool,
     output: Path | None,
     check: str,
     max_kl: float | None,
@@ -82,24 +91,31 @@ def command(
     lfmc export ./LFM2-2.6B --max-size 1.4GB --max-kl 0.05 -O layout=genai
     lfmc export ./LFM2-350M --target tvm --device cpu:avx2
     lfmc export ./LFM2-350M --target qualcomm --soc sm8750
+    lfmc export ./model --target ethos-u --accelerator ethos-u85-256 --isolated
     """
     from lfmc.api import budget, default_output
     from lfmc.calib_free.fit import Effort
     from lfmc.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, parity_table, plan_table, result_lines
     from lfmc.exporter import Options, export, plan_for, request
+    from lfmc.isolated import run_isolated
     from lfmc.progress import for_terminal
     from lfmc.targets.base import get_target
 
+    chosen = get_target(target)
+    if isolated:
+        sys.exit(run_isolated(chosen.extra, sys.argv[1:]))
     checkpoint = open_checkpoint(model)
     announce(checkpoint, model)
-    chosen = get_target(target)
     options = Options(
         bits=bits,
         budget=budget(bits_per_weight, max_size),
         plan=plan_file,
         context=context,
-        target_options={**dict(target_options), **_given(device=device, soc=soc)},
+        target_options={
+            **dict(target_options),
+            **_given(device=device, soc=soc, accelerator=accelerator),
+        },
         check=check,
         max_kl=max_kl,
         min_top1=min_top1,

@@ -23,6 +23,9 @@ from lfmc.targets.plain import PASSED, Held, call_plain
 Given = Callable[[tuple[str, ...]], Tensor]
 Keep = Callable[[Tensor, str], Tensor]
 SIGMOID = "sigmoid"  # ends the name of what is between 0 and 1
+SCALED, MASKED, BELOW = "scaled", "masked", "below"  # end the names of scores on their way
+ROOT, POWERS, INVERSE = "root", "powers", "inverse"  # end the names of functions of one value
+PARTS_BY_TABLE = (ROOT, POWERS, INVERSE)
 MATRIX = "#matrix"  # ends the name of a matrix of floats
 MOVING = ("aten.view", "aten.reshape", "aten.transpose", "aten.permute", "aten.unsqueeze")
 
@@ -185,7 +188,7 @@ def _rms_norm(forms: Forms, x: Tensor, weight: Held, eps: float, part: str = "")
     total = forms.keep(square.sum(-1, keepdim=True), f"{part}squares")
     mean = forms.keep(total * forms.number(1 / x.shape[-1]), f"{part}mean")
     mean = forms.keep(mean + forms.number(eps), f"{part}above_zero")
-    root = forms.keep(torch.rsqrt(mean), f"{part}root")
+    root = forms.keep(torch.rsqrt(mean), part + ROOT)
     return forms.keep(forms.keep(x * root, f"{part}normal") * forms.small(weight), part)
 
 
@@ -260,8 +263,8 @@ def _attention(
     rows = queries.reshape(heads, -1, dim)  # those that share a key are rows
     scores = forms.keep(torch.bmm(rows, torch.cat([keys.value, new_keys], 2)), "scores")
     scores = scores.view(heads, -1, count, context + count)
-    scores = forms.keep(scores * forms.number(dim**-0.5), "scaled")
-    scores = forms.keep(scores + forms.inputs[mask_name(window)], "masked")
+    scores = forms.keep(scores * forms.number(dim**-0.5), SCALED)
+    scores = forms.keep(scores + forms.inputs[mask_name(window)], MASKED)
     shares = _softmax(forms, scores).view(heads, -1, context + count)
     mixed = forms.keep(torch.bmm(shares, torch.cat([values.value, new_values], 1)))
     mixed = mixed.view(-1, count, dim)
@@ -271,10 +274,10 @@ def _attention(
 def _softmax(forms: Forms, scores: Tensor) -> Tensor:
     if not forms.style.by_parts:
         return forms.keep(torch.softmax(scores, -1), "shares")
-    below = forms.keep(scores - scores.amax(-1, keepdim=True), "below")
-    powers = forms.keep(torch.exp(below), "powers")
+    below = forms.keep(scores - scores.amax(-1, keepdim=True), BELOW)
+    powers = forms.keep(torch.exp(below), POWERS)
     total = forms.keep(powers.sum(-1, keepdim=True), "total")
-    return forms.keep(powers * forms.keep(torch.reciprocal(total), "inverse"), "shares")
+    return forms.keep(powers * forms.keep(torch.reciprocal(total), INVERSE), "shares")
 
 
 def _rotate(

@@ -46,7 +46,7 @@ def _half(value: Tensor, name: str) -> Tensor:
 
 
 def operators_rung(
-    program: Program, folder: Path, probe: Probe, allowed: Callable[[Step], float]
+    program: Program, folder: Path, probe: Probe, allowed: Callable[[str, Step], float]
 ) -> Rung:
     """Each operator's result in torch, of inputs as the artifact has them, against the artifact's:
     the largest difference of a kind of operator in steps, over what is allowed."""
@@ -81,7 +81,7 @@ class _Teacher:
         kept: Kept,
         inputs: Set[str],
         found: dict[str, float],
-        allowed: Callable[[Step], float],
+        allowed: Callable[[str, Step], float],
     ) -> None:
         self._steps, self._inputs, self._found, self._allowed = steps, inputs, found, allowed
         self._kept = iter(kept)
@@ -95,8 +95,8 @@ class _Teacher:
             return step.rounded(value)
         theirs = self._next[1].reshape(value.shape)
         self._next = next(self._kept, None)
-        apart = float((step.codes(value) - step.codes(theirs)).abs().max()) / self._allowed(step)
-        self._found[kind] = max(self._found[kind], apart)
+        apart = float((step.codes(value) - step.codes(theirs)).abs().max())
+        self._found[kind] = max(self._found[kind], apart / self._allowed(name, step))
         return theirs
 
     def ended(self) -> None:

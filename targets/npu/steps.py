@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lfmc.program import Program
-from lfmc.targets.npu.forms import SIGMOID, Forms, Given, Keep, Style
+from lfmc.targets.npu.forms import BELOW, MASKED, SCALED, SIGMOID, Forms, Given, Keep, Style
 from lfmc.targets.npu.host import Embed, HostStepper
 from lfmc.targets.npu.interface import Interface
+
+OUT_OF_SIGHT = 12.0  # below the largest score: e^-12 is less than half a step of 16 bits
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,14 @@ class Ranges:
                 return Step(1 / (1 << bits), 0, bits)
             return step_of(low, high, bits)
 
-        return {name: step(name, *ends) for name, ends in self.found.items()}
+        return {name: step(name, *self._ends(name)) for name in self.found}
+
+    def _ends(self, name: str) -> tuple[float, float]:
+        """How far a step has to reach: not to what is masked, whose share is zero anyway."""
+        if name.endswith(MASKED):
+            low, high = self.found[name.removesuffix(MASKED) + SCALED]
+            return low - OUT_OF_SIGHT, high
+        return (-OUT_OF_SIGHT, 0.0) if name.endswith(BELOW) else self.found[name]
 
 
 def observe(

@@ -40,7 +40,7 @@ def rung(program: Program, folder: Path) -> Rung:
             return _by_executorch(program, folder, interface, inputs)
         return _by_onnxruntime(folder, interface, inputs)
 
-    def allowed(step: Step) -> float:
+    def allowed(name: str, step: Step) -> float:
         return ALLOWED[step.bits] if compiled else EDGE
 
     return operators_rung(program, folder, probe, allowed)

@@ -1,0 +1,57 @@
+"""Running a command in an environment of its own, for a target whose packages clash with others."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from importlib.metadata import distribution
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from lfmc.cache import cache_folder
+from lfmc.errors import UnsupportedError
+
+FLAG, READY = "--isolated", ".installed"
+
+
+def run_isolated(extra: str, arguments: Sequence[str]) -> int:
+    """Run `lfmc` with the arguments, but for `--isolated`, where it has that extra; its exit
+    status. The environment lies beside the cache, and is made once for a version of lfmc."""
+    python = environment(extra)
+    rest = [own for own in arguments if own != FLAG]
+    return subprocess.run([str(python), "-m", "lfmc", *rest], check=False).returncode
+
+
+def environment(extra: str) -> Path:
+    """The Python of an environment that has lfmc and an extra of it."""
+    own = distribution("lfmc")
+    folder = cache_folder() / "environments" / f"{extra}-{own.version}"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if (folder / READY).is_file():
+        return python
+    wanted = requirement(extra, own.version, own.read_text("direct_url.json"))
+    print(f"making an environment for {wanted} in {folder}", file=sys.stderr)
+    venv.create(folder, clear=True, with_pip=True)
+    constrained = ["torch==" + distribution("torch").version.partition("+")[0]]
+    command = [str(python), "-m", "pip", "install", "-q", *constrained, *wanted]
+    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+        raise UnsupportedError(
+            "the environment can't be made", where=folder, got=f"pip install {' '.join(wanted)}"
+        )
+    (folder / READY).touch()
+    return python
+
+
+def requirement(extra: str, version: str, direct_url: str | None) -> list[str]:
+    """What pip installs this very lfmc by: its source where it came from one, else its version."""
+    if direct_url is None:
+        return [f"lfmc[{extra}]=={version}"]
+    told = json.loads(direct_url)
+    source = url2pathname(urlparse(told["url"]).path)
+    editable = told.get("dir_info", {}).get("editable", False)
+    return [*(["-e"] if editable else []), f"{source}[{extra}]"]

@@ -1,0 +1,42 @@
+"""What the target offers and refuses, where nothing of Arm's is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from lfmc.checkpoint import Checkpoint
+from lfmc.errors import UnsupportedError
+from lfmc.targets.base import Request, choose_options, get_target
+from lfmc.targets.ethos_u.accelerators import ACCELERATORS
+
+
+def test_16_bit_values_need_an_accelerator_that_multiplies_them(
+    any_checkpoint: Callable[[str], Checkpoint],
+) -> None:
+    target, config = get_target("ethos-u"), any_checkpoint("lfm2").config
+    for name, own in ACCELERATORS.items():
+        given = choose_options(target, {"accelerator": name, "activations": "int16"})
+        if not own.wide:
+            with pytest.raises(UnsupportedError, match="no 16-bit values"):
+                target.check(config, Request(64, given))
+
+
+def test_doctor_says_that_it_needs_an_environment_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, any_checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    from lfmc.targets.ethos_u import target as module
+
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    target, config = get_target("ethos-u"), any_checkpoint("lfm2").config
+    (reason,) = target.missing_tools()["every option"]
+    assert "--isolated" in reason
+    with pytest.raises(UnsupportedError, match="environment of its own") as told:
+        target.check(config, Request(64, choose_options(target, {})))
+    assert "--isolated" in str(told.value)
+
+
+def test_only_8_bit_weights_are_offered(any_checkpoint: Callable[[str], Checkpoint]) -> None:
+    offered = get_target("ethos-u").capabilities(any_checkpoint("lfm2_moe").config)
+    assert {own.bits for own in (*offered.linear, *offered.embedding, *offered.expert)} == {8}
