@@ -8,7 +8,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Sequence
-from importlib.metadata import distribution
+from importlib.metadata import distributions, version
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -29,15 +29,15 @@ def run_isolated(extra: str, arguments: Sequence[str]) -> int:
 
 def environment(extra: str) -> Path:
     """The Python of an environment that has lfmc and an extra of it."""
-    own = distribution("lfmc")
-    folder = cache_folder() / "environments" / f"{extra}-{own.version}"
+    folder = cache_folder() / "environments" / f"{extra}-{version('lfmc')}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if (folder / READY).is_file():
         return python
-    wanted = requirement(extra, own.version, own.read_text("direct_url.json"))
+    told = (own.read_text("direct_url.json") for own in distributions(name="lfmc"))
+    wanted = requirement(extra, version("lfmc"), next(filter(None, told), None))
     print(f"making an environment for {wanted} in {folder}", file=sys.stderr)
     venv.create(folder, clear=True, with_pip=True)
-    constrained = ["torch==" + distribution("torch").version.partition("+")[0]]
+    constrained = ["torch==" + version("torch").partition("+")[0]]
     command = [str(python), "-m", "pip", "install", "-q", *constrained, *wanted]
     if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
         raise UnsupportedError(

@@ -53,13 +53,14 @@ class Coding:
         return Step(scale, zero - low, (high - low).bit_length())
 
     def codes(self, value: Tensor, step: Step) -> Tensor:
-        _, _, low, _, dtype = self.arguments(step)
-        return (step.codes(value) + low).to(dtype)
+        low = -(1 << (step.bits - 1)) if self.signed else 0
+        return (step.codes(value) + low).to(self.dtypes[step.bits])
 
     def values(self, codes: Tensor, step: Step) -> Tensor:
         """Float32 numbers of codes."""
         scale, zero, *_ = self.arguments(step)
-        return (codes.float() - zero) * torch.tensor(scale, dtype=torch.float32)
+        middle: Tensor = codes.float() - zero
+        return middle * torch.tensor(scale, dtype=torch.float32)
 
     def pair(self, value: Tensor, step: Step) -> Tensor:
         arguments = self.arguments(step)
