@@ -20,12 +20,13 @@ from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.ethos_u.accelerators import ACCELERATORS
 from lfmc.targets.npu.constants import FORMATS
-from lfmc.targets.npu.target import graph_nbytes, read_tensor
+from lfmc.targets.npu.target import GraphSize, read_tensor
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
+HOST_FACTS = GraphSize(base=8_000, layer=6_000, sandwich=2_000, expert=800)
 EXECUTED_BY = "TOSA's reference model, of the graphs that Vela compiled: not a device"
-ACTIVATIONS = {"int8": 8, "int16": 16}
+ACTIVATIONS = {"int16": 16, "int8": 8}
 EIGHT_BITS = tuple(own for own in FORMATS if own.bits == 8)
 
 
@@ -60,7 +61,7 @@ class EthosUTarget:
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
-            graph_nbytes=graph_nbytes(config),
+            graph_nbytes=HOST_FACTS.of(config),
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:

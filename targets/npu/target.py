@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -10,17 +11,20 @@ from lfmc.model import DecoderConfig
 from lfmc.targets.base import StoredTensor
 from lfmc.targets.npu.constants import HOST
 
-# Bytes of both graphs, and of what the host is told. Measured, with a margin.
-GRAPH = 60_000
-GRAPH_PER_LAYER = 45_000
-GRAPH_PER_SANDWICH = 15_000  # more, with a norm behind each block, and a gate of the heads
-GRAPH_PER_EXPERT = 11_000
 
+@dataclass(frozen=True)
+class GraphSize:
+    """Bytes of graphs and of what the host is told, measured, with a margin: at all, a layer, more
+    with a norm behind each block and a gate of the heads, and an expert."""
 
-def graph_nbytes(config: DecoderConfig) -> int:
-    per_layer = GRAPH_PER_LAYER + (GRAPH_PER_SANDWICH if config.sandwich_norm else 0)
-    experts = GRAPH_PER_EXPERT * config.num_experts_in_all
-    return GRAPH + per_layer * config.num_layers + experts
+    base: int
+    layer: int
+    sandwich: int
+    expert: int
+
+    def of(self, config: DecoderConfig) -> int:
+        layer = self.layer + (self.sandwich if config.sandwich_norm else 0)
+        return self.base + layer * config.num_layers + self.expert * config.num_experts_in_all
 
 
 def read_tensor(folder: Path, stored: StoredTensor) -> Tensor:

@@ -20,13 +20,14 @@ from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
 from lfmc.targets.noise import LIMIT, noise_rung
 from lfmc.targets.npu.constants import FORMATS
-from lfmc.targets.npu.target import graph_nbytes, read_tensor
+from lfmc.targets.npu.target import GraphSize, read_tensor
 from lfmc.targets.qualcomm.socs import SOCS
 from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
 # QNN rounds sums of products to float16, too, which torch does not.
 LIMIT_OF_HALVES = 4.0
+GRAPHS = GraphSize(base=60_000, layer=45_000, sandwich=15_000, expert=11_000)
 RUNTIMES = ("onnxruntime", "executorch")
 ACTIVATIONS = {"int16": 16, "int8": 8, "float16": 0}
 
@@ -58,7 +59,7 @@ class QualcommTarget:
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
-            graph_nbytes=graph_nbytes(config),
+            graph_nbytes=GRAPHS.of(config),
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:
