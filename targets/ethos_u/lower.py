@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lfmc.program import Program
-from lfmc.targets.base import StoredTensor
 from lfmc.targets.ethos_u.accelerators import Accelerator
 from lfmc.targets.ethos_u.compile import CODING, Compiled, compile_graph
 from lfmc.targets.ethos_u.runtime import PTE, TOSA
 from lfmc.targets.npu.bundle import HOST_FILE, graph_name
 from lfmc.targets.npu.forms import Style
 from lfmc.targets.npu.graph import constants_of
-from lfmc.targets.npu.lowering import NpuLowering
+from lfmc.targets.npu.lowering import Made, NpuLowering
 from lfmc.targets.npu.pairs import Pairs, paired
 from lfmc.targets.npu.steps import every, none
 from lfmc.targets.parameters import PARAMETERS, open_parameters
 from lfmc.weights import PlannedWeights
 
 STYLE = Style(by_taps=True, by_parts=True)
-
-
-@dataclass(frozen=True)
-class Made:
-    """Names of files, what is stored in the first of them, and facts for the manifest."""
-
-    sources: tuple[str, ...]
-    compiled: tuple[str, ...]
-    stored: tuple[StoredTensor, ...]
-    facts: dict[str, Any]
 
 
 class Lowering(NpuLowering):

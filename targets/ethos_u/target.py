@@ -28,8 +28,6 @@ HOST_FACTS = GraphSize(base=8_000, layer=6_000, sandwich=2_000, expert=800)
 EXECUTED_BY = "TOSA's reference model, of the graphs that Vela compiled: not a device"
 ACTIVATIONS = {"int16": 16, "int8": 8}
 EIGHT_BITS = tuple(own for own in FORMATS if own.bits == 8)
-
-
 FLAG = "--isolated"
 CLASH = "its tools take ml_dtypes 0.5.1 alone, and onnx a newer one"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.calib_free.texts import write_texts
 from lfmc.errors import UnsupportedError
 from lfmc.program import Program
+from lfmc.targets.base import StoredTensor
 from lfmc.targets.npu.bound import Bound
 from lfmc.targets.npu.bundle import HOST_FILE, TABLE_FILE
 from lfmc.targets.npu.constants import NpuConstants
@@ -28,6 +29,16 @@ from lfmc.weights import PlannedWeights
 # there is room for what no text would hold, too: as many of tokens at random.
 TEXTS, LENGTH, SEED = 24, 96, 0
 ROOM = 16
+
+
+@dataclass(frozen=True)
+class Made:
+    """Names of files, what is stored in the first of them, and facts for the manifest."""
+
+    sources: tuple[str, ...]
+    compiled: tuple[str, ...]
+    stored: tuple[StoredTensor, ...]
+    facts: dict[str, Any]
 
 
 class NpuLowering:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from lfmc.program import Program
-from lfmc.targets.base import StoredTensor
 from lfmc.targets.npu.bundle import HOST_FILE, graph_name
 from lfmc.targets.npu.forms import BY_TAPS, PLAIN, multiplies
 from lfmc.targets.npu.graph import Graph, traced
-from lfmc.targets.npu.lowering import ROOM, NpuLowering
+from lfmc.targets.npu.lowering import ROOM, Made, NpuLowering
 from lfmc.targets.npu.operator import marked
 from lfmc.targets.npu.pairs import paired
 from lfmc.targets.npu.steps import none
@@ -29,16 +26,6 @@ from lfmc.weights import PlannedWeights
 
 def keep_floats(value: Tensor, name: str) -> Tensor:
     return value
-
-
-@dataclass(frozen=True)
-class Made:
-    """Names of files, what is stored in the first of them, and what a host has to know."""
-
-    sources: tuple[str, ...]
-    compiled: tuple[str, ...]
-    stored: tuple[StoredTensor, ...]
-    facts: dict[str, Any]
 
 
 class Lowering(NpuLowering):

@@ -1,0 +1,41 @@
+"""A whole export, and the bundle as a host finds it: make test-ethos-u."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from lfmc.bundle import Bundle
+from tests.targets.matrix import assert_example_agrees, export_demo
+
+pytestmark = pytest.mark.skipif(
+    find_spec("ethosu") is None, reason="Vela is not in this environment: make test-ethos-u"
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Of the bundled checkpoint, at most 9 bits a weight, for 128 tokens."""
+    folder = tmp_path_factory.mktemp("ethos-u")
+    return export_demo("ethos-u", folder / "bundle", 9.0, chunk="8")
+
+
+def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert manifest["artifact"] == ["params.safetensors", "host.safetensors"]
+    assert (manifest["accelerator"], manifest["activations"]) == ("ethos-u85-256", "int16")
+    assert manifest["executed_by"].startswith("TOSA's reference model")
+    assert manifest["lengths"] == [1, 8]
+    for name, size in manifest["compiled_nbytes"].items():
+        assert (bundle.path / name).stat().st_size == size
+    sizes = [(bundle.path / name).stat().st_size for name in manifest["artifact"]]
+    assert manifest["report"]["plan_nbytes"] == sum(sizes)
+
+
+def test_what_rounding_costs_is_small(bundle: Bundle) -> None:
+    assert bundle.manifest["report"]["quality"]["kl"] < 0.1
+
+
+def test_the_example_says_what_lfmc_says(bundle: Bundle) -> None:
+    assert_example_agrees(bundle)
