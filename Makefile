@@ -29,9 +29,10 @@ test-qualcomm: $(VENV)/.installed
 	  --ignore $(DELEGATE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(DELEGATE)
 
-# Ethos-U's packages need an environment of their own (docs/ethos-u.md), and a network.
+# Ethos-U's packages need an environment of their own (docs/ethos-u.md), and a network. Without capturing
+# logs, which torch would write at length.
 test-ethos-u: .venv-ethos-u/.installed
-	OMP_NUM_THREADS=1 .venv-ethos-u/bin/python -m pytest tests/targets/ethos_u
+	OMP_NUM_THREADS=1 .venv-ethos-u/bin/python -m pytest -p no:logging tests/targets/ethos_u
 
 .venv-ethos-u/.installed: pyproject.toml
 	test -x .venv-ethos-u/bin/python || $(PYTHON) -m venv .venv-ethos-u
