@@ -320,9 +320,11 @@ def _moe(
     """Every expert of every token, times its share, which is zero of those not chosen. Where values
     are rounded, experts that tie with the last of those chosen are chosen, too."""
     least = _last_chosen(forms, choice, top_k)
-    if forms.style.by_parts:  # both sides of a choice have one step
-        scores = forms.keep(scores, "scores")
-    own = forms.keep(torch.where(choice >= least, scores, forms.zero("scores")), "own")
+    own_part = "own"
+    if forms.style.by_parts:  # both sides of a choice, and what it gives, have one step
+        own_part = "scores"
+        scores = forms.keep(scores, own_part)
+    own = forms.keep(torch.where(choice >= least, scores, forms.zero(own_part)), own_part)
     if normalize:
         total = forms.keep(own.sum(-1, keepdim=True), "sum")
         total = forms.keep(total + forms.number(1e-6), "total")
