@@ -21,7 +21,7 @@ FLAG, READY = "--isolated", ".installed"
 
 def run_isolated(extra: str, arguments: Sequence[str]) -> int:
     """Run `lfmc` with the arguments, but for `--isolated`, where it has that extra; its exit
-    status. The environment lies beside the cache, and is made once for a version of lfmc."""
+    status. The environment lies in the cache's folder, and is made once for a version of lfmc."""
     python = environment(extra)
     rest = [own for own in arguments if own != FLAG]
     return subprocess.run([str(python), "-m", "lfmc", *rest], check=False).returncode

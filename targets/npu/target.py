@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lfmc.model import DecoderConfig
-from lfmc.targets.base import StoredTensor
+from lfmc.program import Program
+from lfmc.targets.base import Request, StoredTensor
 from lfmc.targets.npu.constants import HOST
+from lfmc.trace import TraceSpec
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,28 @@ class GraphSize:
         return self.base + layer * config.num_layers + self.expert * config.num_experts_in_all
 
 
-def read_tensor(folder: Path, stored: StoredTensor) -> Tensor:
-    """A stored tensor as the plan has it."""
-    from lfmc.targets.npu.bundle import HOST_FILE
-    from lfmc.targets.npu.constants import read
-    from lfmc.targets.parameters import PARAMETERS, open_parameters
+class NpuTarget:
+    """The verbs that are the same for every accelerator."""
 
-    file = HOST_FILE if stored.name.startswith(HOST) else PARAMETERS
-    return read(open_parameters(folder, file), stored)
+    exact: ClassVar[bool] = False
+
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
+        return TraceSpec(context=request.context, batch=1, length=None)
+
+    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
+        from lfmc.targets.npu.bundle import HOST_FILE
+        from lfmc.targets.npu.constants import read
+        from lfmc.targets.parameters import PARAMETERS, open_parameters
+
+        file = HOST_FILE if stored.name.startswith(HOST) else PARAMETERS
+        return read(open_parameters(folder, file), stored)
+
+    def reference(
+        self, program: Program, request: Request, folder: Path, *, exact: bool
+    ) -> torch.nn.Module:
+        from lfmc.targets.npu.parity import reference
+
+        return reference(program, folder)
+
+    def tolerance(self, program: Program, *, exact: bool) -> float | None:
+        return None

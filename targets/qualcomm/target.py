@@ -8,21 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from lfmc.calib_free.formats import Capabilities, Format
 from lfmc.errors import UnsupportedError
 from lfmc.model import DecoderConfig
 from lfmc.parity import Rung
 from lfmc.program import Program
 from lfmc.stepping import Stepper
-from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.base import Artifact, Request, TargetOption, require
 from lfmc.targets.noise import LIMIT, noise_rung
 from lfmc.targets.npu.constants import FORMATS
-from lfmc.targets.npu.target import GraphSize, read_tensor
+from lfmc.targets.npu.target import GraphSize, NpuTarget
 from lfmc.targets.qualcomm.socs import SOCS
-from lfmc.trace import TraceSpec
 from lfmc.weights import PlannedWeights
 
 # QNN rounds sums of products to float16, too, which torch does not.
@@ -33,7 +29,7 @@ ACTIVATIONS = {"int16": 16, "int8": 8, "float16": 0}
 
 
 @dataclass(frozen=True)
-class QualcommTarget:
+class QualcommTarget(NpuTarget):
     """Hexagon NPUs by QNN: static graphs as ONNX with quantized values, compiled for a chip."""
 
     name: ClassVar[str] = "qualcomm"
@@ -49,7 +45,6 @@ class QualcommTarget:
         TargetOption("chunk", ("64", "16", "32", "128"), "tokens of a long call"),
     )
     lowering_bytes: ClassVar[float] = 10.0
-    exact: ClassVar[bool] = False
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:
         return Capabilities(
@@ -92,9 +87,6 @@ class QualcommTarget:
         missing = _missing(request.options)
         return f"QNN, which emulates the chip, is not here: {missing}" if missing else None
 
-    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
-        return TraceSpec(context=request.context, batch=1, length=None)
-
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
@@ -112,23 +104,10 @@ class QualcommTarget:
         facts = {**made.facts, "executed_by": _executed_by(request.options)}
         return Artifact(made.sources, made.stored, facts=facts, beside=made.compiled)
 
-    def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
-        return read_tensor(folder, stored)
-
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.qualcomm.runtime import stepper
 
         return stepper(folder)
-
-    def reference(
-        self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> torch.nn.Module:
-        from lfmc.targets.npu.parity import reference
-
-        return reference(program, folder)
-
-    def tolerance(self, program: Program, *, exact: bool) -> float | None:
-        return None
 
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact

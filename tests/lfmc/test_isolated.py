@@ -14,13 +14,13 @@ from lfmc.errors import UnsupportedError
 
 
 def test_this_very_lfmc_is_installed() -> None:
-    url = {"url": "file:///home/me/lfmc", "dir_info": {"editable": True}}
-    wheel = {"url": "file:///tmp/lfmc-0.1.0-py3-none-any.whl", "archive_info": {}}
+    url = {"url": "file:///source/lfmc", "dir_info": {"editable": True}}
+    wheel = {"url": "file:///wheels/lfmc-0.1.0-py3-none-any.whl", "archive_info": {}}
     of = isolated.requirement
     assert of("ethos-u", "0.1.0", None) == ["lfmc[ethos-u]==0.1.0"]
-    assert of("ethos-u", "0.1.0", json.dumps(url)) == ["-e", "/home/me/lfmc[ethos-u]"]
+    assert of("ethos-u", "0.1.0", json.dumps(url)) == ["-e", "/source/lfmc[ethos-u]"]
     assert of("ethos-u", "0.1.0", json.dumps(wheel)) == [
-        "/tmp/lfmc-0.1.0-py3-none-any.whl[ethos-u]"
+        "/wheels/lfmc-0.1.0-py3-none-any.whl[ethos-u]"
     ]
 
 

@@ -39,6 +39,17 @@ def assert_matrix(made: Lowered, stepper: Stepper) -> None:
     assert rung.passed, rung
 
 
+def assert_starts_over(made: Lowered, chunk: int) -> None:
+    """A reset forgets everything, and pieces of a text give what all of it gives."""
+    tokens = random_tokens(made.checkpoint.config, 1, 2 * chunk + 4)[0]
+    stepper = made.target.run(made.folder)
+    first = stepper.step(tokens)
+    stepper.step(tokens[: chunk // 2])
+    stepper.reset()
+    pieces = [stepper.step(tokens[:chunk]), stepper.step(tokens[chunk:])]
+    assert torch.equal(torch.cat(pieces), first)
+
+
 def assert_context_ends(made: Lowered) -> None:
     """The context is used to its end, what comes behind is refused, and so is a wrong token."""
     config, context = made.checkpoint.config, made.request.context

@@ -7,6 +7,9 @@ from importlib.util import find_spec
 import pytest
 
 from lfmc.bundle import Bundle
+from lfmc.checkpoint import open_checkpoint
+from lfmc.progress import Silent
+from lfmc.reverify import reverify
 from tests.targets.matrix import assert_example_agrees, export_demo
 
 pytestmark = pytest.mark.skipif(
@@ -31,6 +34,12 @@ def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:
         assert (bundle.path / name).stat().st_size == size
     sizes = [(bundle.path / name).stat().st_size for name in manifest["artifact"]]
     assert manifest["report"]["plan_nbytes"] == sum(sizes)
+
+
+def test_it_is_verified_again_from_its_files(bundle: Bundle) -> None:
+    found = reverify(bundle, open_checkpoint(), Silent(), "fast")
+    assert found["golden"] == 3
+    assert [rung["number"] for rung in found["parity"]] == [1, 2, 3, 3]
 
 
 def test_what_rounding_costs_is_small(bundle: Bundle) -> None:

@@ -12,8 +12,8 @@ from lfmc.errors import UnsupportedError
 from lfmc.parity import Rung
 from lfmc.rungs import read_back
 from lfmc.targets.ethos_u.runtime import TOSA
-from tests.factories import random_tokens
 from tests.targets.lowering import Lowered
+from tests.targets.matrix import assert_starts_over
 from tests.targets.qualcomm.programs import eight_bit
 
 Make = Callable[..., Lowered]
@@ -74,12 +74,7 @@ def test_the_graphs_hold_the_plans_codes(lowered: Make) -> None:
 
 def test_it_starts_over(lowered: Make) -> None:
     made = made_of(lowered, "lfm3-attention-bias", "ethos-u55-128")
-    tokens = random_tokens(made.checkpoint.config, 1, 20)[0]
-    stepper = made.target.run(made.folder)
-    first = stepper.step(tokens)
-    stepper.step(tokens[:3])
-    stepper.reset()
-    assert torch.equal(torch.cat([stepper.step(tokens[:8]), stepper.step(tokens[8:])]), first)
+    assert_starts_over(made, 8)
 
 
 def test_a_wrong_weight_is_found(lowered: Make) -> None:

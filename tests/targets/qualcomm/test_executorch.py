@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import UnsupportedError
 from lfmc.targets.base import Request, choose_options, get_target
 from lfmc.targets.qualcomm.delegate import LIBRARIES, LOADED, SDK_ROOT, sdk_root
-from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered
+from tests.targets.matrix import assert_starts_over
 from tests.targets.qualcomm.programs import both, halves
 
 Make = Callable[..., Lowered]
@@ -46,12 +45,7 @@ def test_floats(lowered: Make) -> None:
 @needs_sdk
 def test_it_starts_over(lowered: Make) -> None:
     made = lowered("lfm3-attention-bias", both, "qualcomm", runtime="executorch", chunk="16")
-    tokens = random_tokens(made.checkpoint.config, 1, 40)[0]
-    stepper = made.target.run(made.folder)
-    first = stepper.step(tokens)
-    stepper.step(tokens[:9])
-    stepper.reset()
-    assert torch.equal(torch.cat([stepper.step(tokens[:16]), stepper.step(tokens[16:])]), first)
+    assert_starts_over(made, 16)
 
 
 def test_an_sdk_is_a_folder_with_its_libraries(

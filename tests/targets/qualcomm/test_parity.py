@@ -23,7 +23,7 @@ from lfmc.targets.qualcomm.runtime import SOURCE
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, lower
-from tests.targets.matrix import assert_context_ends
+from tests.targets.matrix import assert_context_ends, assert_starts_over
 from tests.targets.qualcomm.programs import both, eight_bit, four_bit_rows, halves
 
 Make = Callable[..., Lowered]
@@ -119,12 +119,7 @@ print(get_target("qualcomm").run(Path({str(made.folder)!r})).step([1, 2, 3]).sha
 @needs_qnn
 def test_qnn_starts_over(lowered: Make) -> None:
     made = lowered("lfm3-attention-bias", both, "qualcomm", chunk="16")
-    tokens = random_tokens(made.checkpoint.config, 1, 40)[0]
-    stepper = made.target.run(made.folder)
-    first = stepper.step(tokens)
-    stepper.step(tokens[:9])
-    stepper.reset()
-    assert torch.equal(torch.cat([stepper.step(tokens[:16]), stepper.step(tokens[16:])]), first)
+    assert_starts_over(made, 16)
 
 
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
