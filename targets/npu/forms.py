@@ -277,7 +277,14 @@ def _softmax(forms: Forms, scores: Tensor) -> Tensor:
     below = forms.keep(scores - scores.amax(-1, keepdim=True), BELOW)
     powers = forms.keep(torch.exp(below), POWERS)
     total = forms.keep(powers.sum(-1, keepdim=True), "total")
-    return forms.keep(powers * forms.keep(torch.reciprocal(total), INVERSE), "shares")
+    return forms.keep(_over(forms, powers, total), "shares")
+
+
+def _over(forms: Forms, x: Tensor, total: Tensor) -> Tensor:
+    """A quotient, not yet kept; by parts, a product with the inverse."""
+    if not forms.style.by_parts:
+        return x / total
+    return x * forms.keep(torch.reciprocal(total), INVERSE)
 
 
 def _rotate(
@@ -328,7 +335,7 @@ def _moe(
     if normalize:
         total = forms.keep(own.sum(-1, keepdim=True), "sum")
         total = forms.keep(total + forms.number(1e-6), "total")
-        own = forms.keep(own / total, "shares")
+        own = forms.keep(_over(forms, own, total), "shares")
     if scale != 1.0:
         own = forms.keep(own * forms.number(scale), "scaled")
     parts = zip(own.chunk(len(w1), -1), w1, w3, w2, strict=True)
