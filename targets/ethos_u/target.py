@@ -64,6 +64,11 @@ class EthosUTarget(NpuTarget):
                 f"{accelerator.name} multiplies no 16-bit values by each other, as attention does",
                 todo="-O activations=int8, or an ethos-u85",
             )
+        if request.options["activations"] == "int16" and config.moe:
+            raise UnsupportedError(
+                "experts are chosen of 8-bit scores only: ExecuTorch makes floats of 16-bit ones",
+                todo="-O activations=int8",
+            )
         if not _is_here():
             raise UnsupportedError(
                 "this target needs an environment of its own", got=CLASH, todo=f"add {FLAG}"

@@ -150,6 +150,14 @@ class PairedForms(Forms):
     def multiplied(self, x: Tensor, matrix: Tensor) -> Tensor:
         return F.linear(x, matrix)
 
+    def product(self, x: Tensor, weight: Held, part: str = "") -> Tensor:
+        if weight.part != "values" or not self.style.by_parts:
+            return super().product(x, weight, part)
+        # A layer has no 16-bit weights; a product of two values has.
+        matrix = self.matrix(weight).transpose(0, 1).unsqueeze(0)
+        made = self.keep(torch.bmm(x.reshape(1, -1, x.shape[-1]), matrix), part)
+        return made.view(*x.shape[:-1], -1)
+
     def matrix(self, weight: Held) -> Tensor:
         if not self.steps or weight.part != "values":
             return super().matrix(weight)

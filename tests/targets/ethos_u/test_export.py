@@ -21,13 +21,13 @@ pytestmark = pytest.mark.skipif(
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Of the bundled checkpoint, at most 9 bits a weight, for 128 tokens."""
     folder = tmp_path_factory.mktemp("ethos-u")
-    return export_demo("ethos-u", folder / "bundle", 9.0, chunk="8")
+    return export_demo("ethos-u", folder / "bundle", 9.0, activations="int8", chunk="8")
 
 
 def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest["artifact"] == ["params.safetensors", "host.safetensors"]
-    assert (manifest["accelerator"], manifest["activations"]) == ("ethos-u85-256", "int16")
+    assert (manifest["accelerator"], manifest["activations"]) == ("ethos-u85-256", "int8")
     assert manifest["executed_by"].startswith("TOSA's reference model")
     assert manifest["lengths"] == [1, 8]
     for name, size in manifest["compiled_nbytes"].items():
@@ -39,11 +39,12 @@ def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:
 def test_it_is_verified_again_from_its_files(bundle: Bundle) -> None:
     found = reverify(bundle, open_checkpoint(), Silent(), "fast")
     assert found["golden"] == 3
-    assert [rung["number"] for rung in found["parity"]] == [1, 2, 3, 3]
+    assert [rung["number"] for rung in found["parity"]] == [1, 2, 3, 3, 3]
 
 
-def test_what_rounding_costs_is_small(bundle: Bundle) -> None:
-    assert bundle.manifest["report"]["quality"]["kl"] < 0.1
+def test_it_says_what_8_bits_cost(bundle: Bundle) -> None:
+    """Much: nobody shall find that out on a device."""
+    assert bundle.manifest["report"]["quality"]["kl"] > 0.1
 
 
 def test_the_example_says_what_lfmc_says(bundle: Bundle) -> None:

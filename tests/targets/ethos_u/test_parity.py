@@ -53,8 +53,9 @@ def test_8_bits(lowered: Make, name: str, accelerator: str) -> None:
     assert report["prefill"]["macs"] > 5 * report["decode"]["macs"]
 
 
-def test_16_bits(lowered: Make) -> None:
-    (operators,) = rungs(made_of(lowered, "lfm2-conv-bias", "ethos-u85-256", "int16"))
+@pytest.mark.parametrize("name", ["lfm2-conv-bias", "lfm3-attention-bias"])
+def test_16_bits(lowered: Make, name: str) -> None:
+    (operators,) = rungs(made_of(lowered, name, "ethos-u85-256", "int16"))
     assert operators.passed, operators
 
 

@@ -23,6 +23,12 @@ def test_16_bit_values_need_an_accelerator_that_multiplies_them(
                 target.check(config, Request(64, given))
 
 
+def test_experts_need_8_bit_values(any_checkpoint: Callable[[str], Checkpoint]) -> None:
+    target, config = get_target("ethos-u"), any_checkpoint("lfm2_moe").config
+    with pytest.raises(UnsupportedError, match="of 8-bit scores only"):
+        target.check(config, Request(64, choose_options(target, {"activations": "int16"})))
+
+
 def test_doctor_says_that_it_needs_an_environment_of_its_own(
     monkeypatch: pytest.MonkeyPatch, any_checkpoint: Callable[[str], Checkpoint]
 ) -> None:
