@@ -17,6 +17,8 @@ COMMANDS = {
     "inspect": ("lfmc.commands.inspect", "Show what a checkpoint holds, and memory by context."),
     "plan": ("lfmc.commands.plan", "Choose bits for every tensor and write the plan."),
     "export": ("lfmc.commands.export", "Quantize, lower and verify: checkpoint to bundle."),
+    "init": ("lfmc.commands.init", "Write a .lfmc.toml for a checkpoint."),
+    "check": ("lfmc.commands.check", "Export, verify and gate a matrix of cells (.lfmc.toml)."),
     "verify": ("lfmc.commands.verify", "Prove a bundle again, from its files."),
     "generate": ("lfmc.commands.generate", "Continue a prompt with a bundle."),
     "bench": ("lfmc.commands.bench", "Time prefill and decode of a bundle."),

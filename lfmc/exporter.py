@@ -29,6 +29,7 @@ from lfmc.progress import Progress
 from lfmc.rungs import CHECKS, PARITY_BYTES_PER_PARAM, Verification, read_back, verify
 from lfmc.stepping import Stepper, TorchStepper
 from lfmc.targets.base import Artifact, Request, Target, choose_options
+from lfmc.timing import require_speed
 from lfmc.trace import trace
 from lfmc.versions import tool_versions
 from lfmc.weights import PlannedWeights
@@ -43,7 +44,8 @@ class Options:
     """What a user asks of an export.
 
     `bits` None is "auto"; `plan` excludes `bits`, `budget` and `alphaq`, the knobs of "alphaq".
-    `target_options` are choices for `Target.options`, by name.
+    `target_options` are choices for `Target.options`, by name. `text` is a file to judge on, in
+    place of the passages that ship with lfmc; `min_speed` is in decoded tokens a second, here.
     `workers` (`dask://HOST:PORT`) measure for a new plan, this machine for None; with `cache`,
     what was measured before is used, and kept for the next plan. Neither changes a plan.
     """
@@ -56,6 +58,8 @@ class Options:
     check: str = "full"
     max_kl: float | None = None
     min_top1: float | None = None
+    min_speed: float | None = None
+    text: Path | None = None
     seed: int = 0
     effort: Effort = FAST
     alphaq: AlphaQOptions | None = None
@@ -185,9 +189,13 @@ def export(
                 options.check,
                 progress,
                 why_not_here,
+                options.text,
             )
             verification.require()
             _check_quality(verification, options)
+            if options.min_speed is not None:
+                with progress.stage("time"):
+                    require_speed(target.run(folder), options.min_speed)
         report = Report(plan, tuple(applied), verification, errors, nbytes)
         stepper: Stepper
         if why_not_here is None:
@@ -208,7 +216,7 @@ def export(
             report,
             folder,
             extra_files,
-            options.check,
+            options,
             why_not_here,
         )
         write_json(folder / MANIFEST, manifest)
@@ -219,7 +227,11 @@ def _check_options(options: Options) -> None:
     """Raise `InputError` for options that contradict each other or that could not be met."""
     if options.check not in CHECKS:
         raise InputError("there is no such check", expected=", ".join(CHECKS), got=options.check)
-    gates = {"--max-kl": (options.max_kl, math.inf), "--min-top1": (options.min_top1, 1.0)}
+    gates = {
+        "--max-kl": (options.max_kl, math.inf),
+        "--min-top1": (options.min_top1, 1.0),
+        "--min-speed": (options.min_speed, math.inf),
+    }
     for name, (value, highest) in gates.items():
         if value is None:
             continue
@@ -228,6 +240,8 @@ def _check_options(options: Options) -> None:
         if options.check == "off":
             raise InputError(f"{name} needs a measurement, and --check off makes none")
     effort = None if options.effort == FAST else options.effort
+    if options.text is not None and not options.text.is_file():
+        raise InputError("there is no text to judge on", where=options.text, expected="a file")
     decided = (options.budget, options.bits, options.alphaq, effort)
     if options.plan is not None and any(part is not None for part in decided):
         raise InputError(
@@ -266,8 +280,12 @@ def _check_coverage(plan: BitPlan, program: Program) -> None:
 
 def _check_executed(options: Options, why_not_here: str | None) -> None:
     """Raise `InputError` for gates that only an execution can open."""
-    gates = (("--max-kl", options.max_kl), ("--min-top1", options.min_top1))
-    for name, value in gates:
+    gates = {
+        "--max-kl": options.max_kl,
+        "--min-top1": options.min_top1,
+        "--min-speed": options.min_speed,
+    }
+    for name, value in gates.items():
         if why_not_here is not None and value is not None:
             raise InputError(
                 f"{name} needs the artifact to be executed, and this machine can't",
@@ -329,7 +347,7 @@ def _manifest(
     report: Report,
     folder: Path,
     extra_files: list[str],
-    check: str,
+    options: Options,
     why_not_here: str | None,
 ) -> dict[str, Any]:
     """Everything an app, or a person, needs to know of the bundle."""
@@ -339,7 +357,8 @@ def _manifest(
         "target": target.name,
         "options": dict(asked.options),
         "context": asked.context,
-        "check": check,
+        "check": options.check,
+        "judged_on": None if options.text is None else describe(options.text),  # None: passages
         "not_executed": why_not_here,
         "model": {
             "name": checkpoint.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lfmc.bundle import GOLDEN, PLAN, Bundle
@@ -20,11 +21,15 @@ from lfmc.weights import PlannedWeights
 
 
 def reverify(
-    bundle: Bundle, checkpoint: Checkpoint | None, progress: Progress, check: str = "full"
+    bundle: Bundle,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+    check: str = "full",
+    text: Path | None = None,
 ) -> dict[str, Any]:
     """File hashes and golden prompts; with the checkpoint, codes on disk and all four rungs.
 
-    What this machine can't execute is not, and `not_executed` says why.
+    What this machine can't execute is not, and `not_executed` says why. `text` as in an export.
 
     Returns what was found; raises `GateError` for whatever does not hold, and `InputError` where
     `checkpoint` is not the one that the bundle was made from.
@@ -43,7 +48,7 @@ def reverify(
     else:
         found["not_executed"] = why_not_here
     if checkpoint is not None:
-        verification = _against(bundle, checkpoint, target, asked, progress, check)
+        verification = _against(bundle, checkpoint, target, asked, progress, check, text)
         verification.require()
         found["parity"] = [rung.to_dict() for rung in verification.rungs]
         if verification.quality is not None:
@@ -58,6 +63,7 @@ def _against(
     asked: Request,
     progress: Progress,
     check: str,
+    text: Path | None,
 ) -> Verification:
     known = bundle.manifest["model"]["fingerprint"]
     if checkpoint.fingerprint != known:
@@ -88,6 +94,7 @@ def _against(
         check,
         progress,
         target.why_not_here(asked),
+        text,
     )
 
 

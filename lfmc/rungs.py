@@ -16,7 +16,7 @@ from torch import Tensor
 from lfmc.calib_free.plan import stored_error
 from lfmc.checkpoint import Checkpoint
 from lfmc.choices import ChoosingStepper
-from lfmc.errors import GateError
+from lfmc.errors import GateError, InputError
 from lfmc.parity import (
     FLOAT_TOLERANCE,
     Case,
@@ -89,8 +89,10 @@ def verify(
     check: str,
     progress: Progress,
     why_not_here: str | None = None,
+    text: Path | None = None,
 ) -> Verification:
-    """Climb all four rungs for the artifact in `folder`; `check` is "full" or "fast".
+    """Climb all four rungs for the artifact in `folder`; `check` is "full" or "fast". Rung 4 is
+    on the text of a file, or on the bundled passages.
 
     Where there is a reason why it can't be executed here, rungs 3 and 4 are skipped with it.
     `program` is the fused, quantized program that the artifact was lowered from.
@@ -109,7 +111,8 @@ def verify(
     with progress.stage("parity 3: artifact against torch"):
         rungs += _artifact_rungs(target, program, folder, artifact, matrix, asked, progress)
     with progress.stage("parity 4: quality on text"):
-        quality = measure_quality(checkpoint, target.run(folder), WINDOWS[check], progress)
+        judged = passages(checkpoint, min(WINDOW, context), WINDOWS[check], text)
+        quality = measure_quality(checkpoint, target.run(folder), judged, progress)
     return Verification(tuple(rungs), quality)
 
 
@@ -187,13 +190,11 @@ def _slots(matrix: tuple[Case, ...], context: int) -> int:
 
 
 def measure_quality(
-    checkpoint: Checkpoint, stepper: Stepper, count: int, progress: Progress
+    checkpoint: Checkpoint, stepper: Stepper, text: Tensor, progress: Progress
 ) -> Quality:
-    """Rung 4: `count` windows of the bundled passages through artifact and float32 decoder."""
-    length = min(WINDOW, stepper.context)
-    reference = decoder_stepper(checkpoint.decoder(), length)
+    """Rung 4: windows of text, int64 `[N, T]`, through artifact and float32 decoder."""
+    reference = decoder_stepper(checkpoint.decoder(), text.shape[1])
     meter = QualityMeter()
-    text = passages(checkpoint, length, count)
     for index, tokens in enumerate(text):
         progress.step(f"window {index + 1} of {len(text)}")
         reference.reset()
@@ -203,12 +204,18 @@ def measure_quality(
     return meter.result()
 
 
-def passages(checkpoint: Checkpoint, length: int, count: int) -> Tensor:
-    """Windows of the bundled public-domain text, int64 `[N, length]`: `count`, or all there are."""
-    text = (files("lfmc") / "data" / "passages.txt").read_text(encoding="utf-8")
+def passages(checkpoint: Checkpoint, length: int, count: int, own: Path | None = None) -> Tensor:
+    """Windows of the bundled public-domain text, or of a file in UTF-8, int64 `[N, length]`:
+    `count`, or all there are; `InputError` where there is not one."""
+    source = files("lfmc") / "data" / "passages.txt" if own is None else own
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the text can't be read", where=own, got=error) from error
     tokenizer = checkpoint.tokenizer()
     fitting = len(tokenizer.encode(text, add_special_tokens=False).ids) // length
-    return windows(tokenizer, text, length, min(count, fitting), checkpoint.config.bos_id)
+    fit = max(1, min(count, fitting))
+    return windows(tokenizer, text, length, fit, checkpoint.config.bos_id)
 
 
 def read_back(

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from lfmc.errors import GateError
 from lfmc.stepping import Stepper
+
+PROMPT, TOKENS, ROUNDS = 128, 64, 5  # what is timed where nobody says otherwise
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,24 @@ class Rate:
 
     best: float
     median: float
+
+
+def fitting(context: int) -> tuple[int, int]:
+    """Tokens of prefill and of decode to time in a context: the usual ones, or half of it each."""
+    prompt = min(PROMPT, context // 2)
+    return prompt, min(TOKENS, context - prompt)
+
+
+def require_speed(stepper: Stepper, slowest: float) -> Rate:
+    """The rate of decode, the best of several rounds; `GateError` where it is below `slowest`."""
+    rate = time_stepper(stepper, *fitting(stepper.context), ROUNDS)["decode"]
+    if rate.best < slowest:
+        raise GateError(
+            "decoding is slower than asked for",
+            expected=f"at least {slowest:g} tokens a second (--min-speed)",
+            got=f"{rate.best:.1f}, the best of {ROUNDS} rounds on this machine",
+        )
+    return rate
 
 
 def time_round(stepper: Stepper, prompt: int, tokens: int) -> tuple[float, float]:

@@ -12,11 +12,13 @@ from lfmc.commands.options import json_option
 
 @click.command("bench")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--prompt", default=128, show_default=True, help="Tokens of prefill.")
-@click.option("--tokens", default=64, show_default=True, help="Tokens of decode.")
+@click.option("--prompt", type=int, help="Tokens of prefill. [default: 128, or half the context]")
+@click.option("--tokens", type=int, help="Tokens of decode. [default: 64, or what is left]")
 @click.option("--rounds", default=5, show_default=True, help="Rounds of both.")
 @json_option
-def command(bundle: Path, prompt: int, tokens: int, rounds: int, as_json: bool) -> None:
+def command(
+    bundle: Path, prompt: int | None, tokens: int | None, rounds: int, as_json: bool
+) -> None:
     """Tokens per second of BUNDLE here: best and median of several rounds."""
     from lfmc.bundle import open_bundle
     from lfmc.errors import InputError
@@ -25,11 +27,14 @@ def command(bundle: Path, prompt: int, tokens: int, rounds: int, as_json: bool) 
 
     from lfmc.api import load
     from lfmc.progress import for_terminal
-    from lfmc.timing import time_stepper
+    from lfmc.timing import fitting, time_stepper
 
     progress = for_terminal()
     with progress.stage("load"):
         stepper = load(bundle)
+    usual = fitting(stepper.context)
+    prompt = usual[0] if prompt is None else prompt
+    tokens = usual[1] if tokens is None else tokens
     if min(prompt, tokens, rounds) < 1 or prompt + tokens > stepper.context:
         raise InputError(
             "these sizes can't be timed",

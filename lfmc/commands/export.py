@@ -17,6 +17,7 @@ from lfmc.commands.options import (
     measuring_options,
     model_argument,
     plan_options,
+    text_option,
 )
 
 
@@ -51,6 +52,8 @@ from lfmc.commands.options import (
 )
 @click.option("--max-kl", type=float, help="Fail (exit 3) above this KL, nats per token.")
 @click.option("--min-top1", type=float, help="Fail (exit 3) below this top-1 agreement, 0 to 1.")
+@click.option("--min-speed", type=float, help="Fail (exit 3) below so many tokens/s of decode.")
+@text_option
 @click.option("--dry-run", is_flag=True, help="Plan only; write nothing.")
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @json_option
@@ -78,6 +81,8 @@ def command(
     check: str,
     max_kl: float | None,
     min_top1: float | None,
+    min_speed: float | None,
+    text: Path | None,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -119,6 +124,8 @@ def command(
         check=check,
         max_kl=max_kl,
         min_top1=min_top1,
+        min_speed=min_speed,
+        text=text,
         seed=seed,
         effort=Effort(effort, minutes, fit_device, gpus),
         alphaq=alphaq_options(alphaq),
@@ -147,7 +154,7 @@ def command(
     if checked is not None:
         out.print(parity_table(checked.rungs))
     quality = checked.quality if checked else None
-    out.print(plan_table(report.plan, report.errors, result_lines(report, quality)))
+    out.print(plan_table(report.plan, report.errors, result_lines(report, quality, text)))
     for trouble in bundle.manifest.get("known_troubles", ()):
         click.echo(f"note: {trouble['what']} ({trouble['link']})")
     click.echo(f"bundle: {bundle.path}")

@@ -155,6 +155,12 @@ def measuring_options(function: F) -> F:
     return workers(click.option("--no-cache", is_flag=True, help=text)(function))
 
 
+def text_option(function: F) -> F:
+    path = click.Path(path_type=Path)
+    text = "Judge rung 4 on this text, UTF-8. [default: passages that ship with lfmc]"
+    return click.option("--text", type=path, help=text)(function)
+
+
 def report_option(function: F) -> F:
     path = click.Path(path_type=Path)
     text = "Also write a page to look at: one HTML file that loads nothing."

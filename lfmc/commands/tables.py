@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan, PlanRow
+from lfmc.check.baseline import Known
+from lfmc.check.cells import Outcome
+from lfmc.check.report import COLUMNS, told_rows
 from lfmc.exporter import Report
 from lfmc.memory import Footprint
 from lfmc.parity import Rung
@@ -84,14 +88,16 @@ def parity_table(rungs: Sequence[Rung]) -> Table:
     return table
 
 
-def result_lines(report: Report, quality: Quality | None) -> str:
-    """What ends an export: rung 4, and the size on disk against plan and budget."""
+def result_lines(report: Report, quality: Quality | None, text: Path | None = None) -> str:
+    """What ends an export: rung 4 (on a text of the user's own), and the size on disk against plan
+    and budget."""
+    judged = "public-domain text" if text is None else text.name
     lines = ["parity: not checked (--check off); nothing about this artifact is proven"]
     if report.verification is not None:
         lines = ["parity: the artifact was not executed on this machine, only read back from disk"]
     if quality is not None:
         lines = [
-            f"parity 4, on {quality.tokens} tokens of public-domain text: KL {quality.kl:.4f} nats "
+            f"parity 4, on {quality.tokens} tokens of {judged}: KL {quality.kl:.4f} nats "
             f"a token, top-1 {100 * quality.top1:.1f} %,",
             f"perplexity {quality.perplexity:.2f} (float32: {quality.reference_perplexity:.2f})",
         ]
@@ -102,6 +108,16 @@ def result_lines(report: Report, quality: Quality | None) -> str:
         f"{8 * report.nbytes / plan.num_params:.3f} bits per weight"
     )
     return "\n".join(lines)
+
+
+def check_table(outcomes: Sequence[Outcome], known: Mapping[str, Known]) -> Table:
+    """Every cell of a matrix, and what moved against the baseline."""
+    table = Table(title="check", title_justify="left")
+    for index, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if index < 2 else "right")
+    for row in told_rows(outcomes, known):
+        table.add_row(*row)
+    return table
 
 
 def memory_table(found: Sequence[Footprint]) -> Table:

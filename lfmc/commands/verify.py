@@ -7,15 +7,16 @@ from pathlib import Path
 
 import click
 
-from lfmc.commands.options import json_option
+from lfmc.commands.options import json_option, text_option
 
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("model", required=False)
 @click.option("--check", default="full", show_default=True, help="full or fast.")
+@text_option
 @json_option
-def command(bundle: Path, model: str | None, check: str, as_json: bool) -> None:
+def command(bundle: Path, model: str | None, check: str, text: Path | None, as_json: bool) -> None:
     """Check BUNDLE's files and golden prompts; with MODEL, its weights and all four parity rungs.
 
     MODEL is the checkpoint that the bundle was exported from (`demo` for the one in the package).
@@ -34,7 +35,7 @@ def command(bundle: Path, model: str | None, check: str, as_json: bool) -> None:
     checkpoint = None
     if model is not None:
         checkpoint = open_checkpoint(None if model == "demo" else model)
-    found = reverify(opened, checkpoint, for_terminal(), check)
+    found = reverify(opened, checkpoint, for_terminal(), check, text)
     if as_json:
         click.echo(json.dumps(found))
         return

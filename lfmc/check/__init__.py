@@ -1,0 +1,1 @@
+"""A team's matrix of exports, proven again with every change: `lfmc check`."""

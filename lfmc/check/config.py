@@ -1,0 +1,215 @@
+"""`.lfmc.toml`: what to export and which numbers to hold. Its keys are the flags of `lfmc export`.
+
+The schema of a cell is made of the command's own options, so neither knows a flag the other lacks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from lfmc.check.lines import Lines, line_of, lines_of
+from lfmc.commands.export import command as export_command
+from lfmc.errors import InputError, LfmcError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE, BASELINE, DEMO = ".lfmc.toml", "lfmc-baseline.json", "demo"
+# Flags that a matrix decides itself; and those that are gates, which a bundle does not depend on.
+NOT_KEYS = ("output", "force", "dry_run", "as_json", "help")
+GATES = ("max-kl", "min-top1", "min-speed")
+RULES = ConfigDict(extra="forbid", strict=True)
+
+
+class Drift(BaseModel):
+    """How far a number may be from the baseline's: KL and size in shares of it, top-1 as such."""
+
+    model_config = RULES
+    kl: float = Field(0.05, ge=0)
+    top1: float = Field(0.01, ge=0, le=1)
+    size: float = Field(0.01, ge=0)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Numbers that a cell must hold; None for those that nobody asked for."""
+
+    max_kl: float | None = None
+    min_top1: float | None = None
+    min_speed: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One export of the matrix. `model` None is the checkpoint that ships with lfmc; `arguments`
+    are the flags of `lfmc export`, without gates."""
+
+    name: str
+    model: str | None
+    target: str
+    arguments: tuple[str, ...]
+    gates: Gates
+    isolated: bool
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A file that was read: paths in it are relative to `folder`."""
+
+    folder: Path
+    baseline: Path
+    drift: Drift
+    cells: tuple[Cell, ...]
+
+
+def load_matrix(path: Path) -> Matrix:
+    """Read and check a file; `InputError` names the file, the line and the key of what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise InputError(
+            "there is no file that says what to check", where=path, todo="lfmc init writes one"
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError("the file can't be read", where=path, got=error) from error
+    lines = lines_of(text)
+    try:
+        checked: Any = _schema().model_validate(found)
+    except ValidationError as error:
+        told = "\n".join(_told(one, lines) for one in error.errors())
+        raise InputError("the file is not valid", where=path, got=told) from error
+    shared = _given(checked.defaults)
+    cells: list[Cell] = []
+    for index, table in enumerate(checked.export):
+        own = _given(table)
+        for cell in _cells(shared | own):
+            _parse(cell, {**shared, **own}, path, lines, ("export", index))
+            cells.append(cell)
+    names = [cell.name for cell in cells]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                "two cells have one name", where=path, got=name, todo="give one a `name`"
+            )
+    return Matrix(path.parent, path.parent / checked.baseline, checked.drift, tuple(cells))
+
+
+def _schema() -> type[BaseModel]:
+    """The whole file: `baseline`, `[drift]`, `[defaults]` and `[[export]]`."""
+    fields: dict[str, Any] = {key: (kind | None, None) for key, kind in keys().items()}
+    table = create_model("Export", __config__=RULES, **fields)
+    return create_model(
+        "File",
+        __config__=RULES,
+        baseline=(str, BASELINE),
+        drift=(Drift, Field(default_factory=Drift)),
+        defaults=(table, Field(default_factory=table)),
+        export=(list[table], Field(min_length=1)),  # type: ignore[valid-type]
+    )
+
+
+def keys() -> dict[str, Any]:
+    """Every key of an `[[export]]` table, and what it takes."""
+    found: dict[str, Any] = {"name": str, "model": str | list[str], "target": str | list[str]}
+    for option in export_command.params:
+        if isinstance(option, click.Option) and option.name not in (*NOT_KEYS, "target"):
+            found[_flag(option)] = _type(option)
+    return found
+
+
+def _flag(option: click.Option) -> str:
+    return max(option.opts, key=len).removeprefix("--")
+
+
+def _type(option: click.Option) -> Any:
+    if option.multiple:
+        return list[str]
+    if option.is_flag:
+        return bool
+    numbers = {"float": float, "integer": int}
+    return numbers.get(option.type.name, str | int | float)
+
+
+def _given(table: BaseModel) -> dict[str, Any]:
+    return table.model_dump(exclude_unset=True)
+
+
+def _cells(values: Mapping[str, Any]) -> Iterator[Cell]:
+    models = _list(values.get("model"), DEMO)
+    targets = _list(values.get("target"), "onnx")
+    several = len(models) * len(targets) > 1
+    for model, target in product(models, targets):
+        own = f"{Path(model).name}-{target}"
+        name = values.get("name", own)
+        yield Cell(
+            f"{name}-{own}" if several and "name" in values else name,
+            None if model == DEMO else model,
+            target,
+            tuple(_arguments(values)),
+            Gates(*(values.get(key) for key in GATES)),
+            bool(values.get("isolated")),
+        )
+
+
+def _list(value: str | Sequence[str] | None, default: str) -> list[str]:
+    return [default] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
+    """The flags of a table, but for what a cell has beside them."""
+    apart = ("name", "model", "target", "isolated", *GATES)
+    for key, value in values.items():
+        if key in apart or value is False:
+            continue
+        if value is True:
+            yield f"--{key}"
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            yield from (f"--{key}", str(one))
+
+
+def _parse(
+    cell: Cell, values: Mapping[str, Any], path: Path, lines: Lines, table: tuple[object, ...]
+) -> None:
+    """Let the command read every flag: what it refuses is refused here."""
+    gates = [f"--{key}={values[key]}" for key in GATES if key in values]
+    arguments = ["--target", cell.target, *cell.arguments, *gates]
+    try:
+        read = export_command.make_context("export", arguments).params
+        if read["check"] == "off":
+            raise InputError("`check` may be full or fast: off proves nothing")
+    except (click.ClickException, LfmcError) as error:
+        what = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        named = next((key for key in values if f"--{key}" in what or f"`{key}`" in what), None)
+        at = line_of(lines, (*table, named) if named else table)
+        raise InputError("the file is not valid", where=f"{path}, line {at}", got=what) from error
+
+
+def _told(error: Any, lines: Lines) -> str:
+    """One line about one error of pydantic."""
+    place = [part for part in error["loc"] if not str(part).startswith(("list[", "str"))]
+    key = ".".join(f"{part}" for part in place if not isinstance(part, int)) or "export"
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    if error["type"] == "extra_forbidden":
+        message = "there is no such key"
+        near = difflib.get_close_matches(str(place[-1]), _siblings(place), 1)
+        message += f"; did you mean {near[0]}?" if near else "; `lfmc export --help` lists flags"
+    return f"line {line_of(lines, place)}, {key}: {message}"
+
+
+def _siblings(place: Sequence[object]) -> list[str]:
+    if place[0] == "drift" and len(place) > 1:
+        return list(Drift.model_fields)
+    return list(keys()) if len(place) > 1 else ["baseline", "drift", "defaults", "export"]

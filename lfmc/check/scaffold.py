@@ -1,0 +1,98 @@
+"""A first `.lfmc.toml` for a checkpoint: what `lfmc init` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from lfmc.check.config import BASELINE, DEMO
+from lfmc.checkpoint import Checkpoint
+from lfmc.errors import LfmcError
+from lfmc.exporter import DEFAULT_CONTEXT, Options, request
+from lfmc.targets.base import get_target, target_names
+
+BITS = 4.5  # a budget that every target can meet
+FIRST = ("onnx", "coreml", "executorch", "tvm", "mlir", "qualcomm", "ethos-u")
+
+
+def scaffold(checkpoint: Checkpoint, model: str | None) -> str:
+    """The file's text: every target that can be exported here as a cell, the others as comments,
+    with the reason."""
+    config = checkpoint.config
+    context = min(DEFAULT_CONTEXT, config.max_context)
+    size = BITS * checkpoint.num_params / 8 / 1e6
+    known = [name for name in FIRST if name in target_names()]
+    known += [name for name in target_names() if name not in known]
+    parts = [
+        _HEAD.format(
+            name=checkpoint.name,
+            type=config.model_type,
+            parameters=checkpoint.num_params,
+            baseline=BASELINE,
+            model=DEMO if model is None else Path(model).as_posix(),
+            context=context,
+            longest=config.max_context,
+            bits=BITS,
+            size=size,
+        )
+    ]
+    for name in known:
+        parts.append(_cell(name, checkpoint, _why_not(name, checkpoint, context)))
+    return "\n".join(parts)
+
+
+def _why_not(name: str, checkpoint: Checkpoint, context: int) -> str | None:
+    """Why a target can't be exported here; None where it can."""
+    target = get_target(name)
+    missing = [package for package in target.packages if find_spec(package) is None]
+    if missing:
+        return f"{', '.join(missing)} is not installed here: pip install 'lfmc[{target.extra}]'"
+    try:
+        request(checkpoint, target, Options(context=context))
+    except LfmcError as error:
+        return error.what if error.got is None else f"{error.what}: {error.got}"
+    return None
+
+
+def _cell(name: str, checkpoint: Checkpoint, why_not: str | None) -> str:
+    target = get_target(name)
+    lines = ["[[export]]", f'target = "{name}"', *_lines_of(name)]
+    usual = ", ".join(f'"{option.name}={option.choices[0]}"' for option in target.options)
+    if usual:
+        lines.append(f"# option = [{usual}]")
+    if why_not is not None:
+        lines = [f"# {line}" for line in (f"{name}: {why_not}", *lines)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines_of(name: str) -> Sequence[str]:
+    """What a target needs beside its name: room for weights of 8 bits, where it has no others."""
+    if name == "ethos-u":
+        return ("bits-per-weight = 9", "isolated = true")
+    return ()
+
+
+_HEAD = """\
+# What `lfmc check` exports and proves, and which numbers have to hold.
+# Every key is a flag of `lfmc export`, which `lfmc export --help` explains; `lfmc doctor` lists
+# the choices for `option`, of which the defaults are shown.
+
+baseline = "{baseline}"  # `lfmc check --accept` writes it; commit it
+
+[drift]  # how much worse than the baseline a cell may be
+kl = 0.05    # share of it
+top1 = 0.01  # of all tokens
+size = 0.01  # share of it
+
+[defaults]  # of every cell; a cell's own keys come first
+# {name}: {type}, {parameters:,} parameters, at most {longest:,} tokens
+model = "{model}"
+context = {context}
+bits-per-weight = {bits}  # {size:.1f} MB; or max-size = "..."
+check = "full"  # or "fast": fewer cases, less text
+# max-kl = 0.1      # nats a token, against the float32 model
+# min-top1 = 0.8    # share of tokens whose first choice stays
+# min-speed = 20    # tokens a second of decode, on the machine that checks
+# text = "eval.txt" # to judge on, in place of the passages that ship with lfmc
+"""
