@@ -68,11 +68,11 @@ def drifted(numbers: Numbers, known: Numbers, drift: Drift) -> tuple[str, ...]:
     told = []
     if numbers.kl is not None and known.kl is not None:
         most = known.kl * (1 + drift.kl)
-        if numbers.kl > most:
+        if not numbers.kl <= most:  # nor is what is no number
             told.append(f"KL went from {known.kl:.4f} to {numbers.kl:.4f} (at most {most:.4f})")
     if numbers.top1 is not None and known.top1 is not None:
         least = known.top1 - drift.top1
-        if numbers.top1 < least:
+        if not numbers.top1 >= least:
             told.append(
                 f"top-1 went from {known.top1:.4f} to {numbers.top1:.4f} (at least {least:.4f})"
             )

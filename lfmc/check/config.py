@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from lfmc.check.lines import Lines, line_of, lines_of
 from lfmc.commands.export import command as export_command
 from lfmc.errors import InputError, LfmcError
+from lfmc.targets.base import target_names
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,6 +30,7 @@ FILE, BASELINE, DEMO = ".lfmc.toml", "lfmc-baseline.json", "demo"
 # Flags that a matrix decides itself; and those that are gates, which a bundle does not depend on.
 NOT_KEYS = ("output", "force", "dry_run", "as_json", "help")
 GATES = ("max-kl", "min-top1", "min-speed")
+APART = ("name", "model", "target", "isolated")  # of a cell, and not among its arguments
 RULES = ConfigDict(extra="forbid", strict=True)
 
 
@@ -91,12 +93,12 @@ def load_matrix(path: Path) -> Matrix:
         told = "\n".join(_told(one, lines) for one in error.errors())
         raise InputError("the file is not valid", where=path, got=told) from error
     shared = _given(checked.defaults)
+    _read(shared, path, lambda key: line_of(lines, ("defaults", key)))
     cells: list[Cell] = []
     for index, table in enumerate(checked.export):
         own = _given(table)
-        for cell in _cells(shared | own):
-            _parse(cell, {**shared, **own}, path, lines, ("export", index))
-            cells.append(cell)
+        _read(own, path, lambda key, at=index: line_of(lines, ("export", at, key)))
+        cells += _cells(shared | own)
     names = [cell.name for cell in cells]
     for name in names:
         if names.count(name) > 1:
@@ -169,32 +171,35 @@ def _list(value: str | Sequence[str] | None, default: str) -> list[str]:
 
 def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
     """The flags of a table, but for what a cell has beside them."""
-    apart = ("name", "model", "target", "isolated", *GATES)
     for key, value in values.items():
-        if key in apart or value is False:
-            continue
-        if value is True:
-            yield f"--{key}"
-            continue
+        if key not in (*APART, *GATES):
+            yield from _flags(key, value)
+
+
+def _flags(key: str, value: Any) -> Iterator[str]:
+    if value is True:
+        yield f"--{key}"
+    elif value is not False:
         for one in value if isinstance(value, list) else [value]:
             yield from (f"--{key}", str(one))
 
 
-def _parse(
-    cell: Cell, values: Mapping[str, Any], path: Path, lines: Lines, table: tuple[object, ...]
-) -> None:
-    """Let the command read every flag: what it refuses is refused here."""
-    gates = [f"--{key}={values[key]}" for key in GATES if key in values]
-    arguments = ["--target", cell.target, *cell.arguments, *gates]
-    try:
-        read = export_command.make_context("export", arguments).params
-        if read["check"] == "off":
-            raise InputError("`check` may be full or fast: off proves nothing")
-    except (click.ClickException, LfmcError) as error:
-        what = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        named = next((key for key in values if f"--{key}" in what or f"`{key}`" in what), None)
-        at = line_of(lines, (*table, named) if named else table)
-        raise InputError("the file is not valid", where=f"{path}, line {at}", got=what) from error
+def _read(values: Mapping[str, Any], path: Path, place: Callable[[str], int]) -> None:
+    """Let the command read every flag: what it refuses is refused here, by the key's line."""
+    for key, value in values.items():
+        try:
+            if key == "target":
+                known = target_names()
+                for name in set(_list(value, "")) - set(known):
+                    raise InputError("there is no such target", expected=known, got=name)
+            elif key not in APART:
+                export_command.make_context("export", list(_flags(key, value)))
+            if (key, value) == ("check", "off"):
+                raise InputError("off proves nothing", expected="full or fast")
+        except (click.ClickException, LfmcError) as error:
+            told = error.format_message() if isinstance(error, click.ClickException) else str(error)
+            where = f"{path}, line {place(key)}, {key}"
+            raise InputError("the file is not valid", where=where, got=told) from error
 
 
 def _told(error: Any, lines: Lines) -> str:
