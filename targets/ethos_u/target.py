@@ -17,6 +17,7 @@ from lfmc.program import Program
 from lfmc.stepping import Stepper
 from lfmc.targets.base import Artifact, Request, TargetOption
 from lfmc.targets.ethos_u.accelerators import ACCELERATORS
+from lfmc.targets.ethos_u.vgf import SUFFIX, VGF, convert, require_converter
 from lfmc.targets.npu.constants import FORMATS
 from lfmc.targets.npu.target import GraphSize, NpuTarget
 from lfmc.weights import PlannedWeights
@@ -43,6 +44,9 @@ class EthosUTarget(NpuTarget):
         TargetOption("accelerator", tuple(ACCELERATORS), "the NPU"),
         TargetOption("activations", tuple(ACTIVATIONS), "what values between operators are"),
         TargetOption("chunk", ("16", "8", "32", "64"), "tokens of a long call"),
+        TargetOption(
+            "vgf", ("no", "yes"), "write VGF, too, for Arm's neural graphics: not executed"
+        ),
     )
     lowering_bytes: ClassVar[float] = 30.0
 
@@ -73,6 +77,8 @@ class EthosUTarget(NpuTarget):
             raise UnsupportedError(
                 "this target needs an environment of its own", got=CLASH, todo=f"add {FLAG}"
             )
+        if request.options["vgf"] == "yes":
+            require_converter()
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         advice = f"an environment of its own ({CLASH}): lfmc export --target ethos-u {FLAG}"
@@ -92,7 +98,16 @@ class EthosUTarget(NpuTarget):
         lowering = Lowering(program, weights, request.context, chunk, ACTIVATIONS[activations])
         made = lowering.write(folder, ACCELERATORS[request.options["accelerator"]], activations)
         facts = {**made.facts, "executed_by": EXECUTED_BY}
-        return Artifact(made.sources, made.stored, facts=facts, beside=made.compiled)
+        beside = made.compiled
+        if request.options["vgf"] == "yes":
+            converter, version = require_converter()
+            tosa = [name for name in beside if name.endswith(SUFFIX)]
+            written = [name.removesuffix(SUFFIX) + VGF for name in tosa]
+            for source, name in zip(tosa, written, strict=True):
+                convert(converter, folder / source, folder / name)
+            facts["vgf"] = {"files": written, "converter": version, "executed": False}
+            beside = (*beside, *written)
+        return Artifact(made.sources, made.stored, facts=facts, beside=beside)
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.ethos_u.runtime import stepper

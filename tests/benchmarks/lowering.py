@@ -34,7 +34,8 @@ from lfmc.weights import PlannedWeights
 def child(options: argparse.Namespace) -> None:
     """Plan, trace, fuse and lower; a line for each."""
     checkpoint, target = open_checkpoint(options.folder), get_target(options.target)
-    asked = request(checkpoint, target, Options(context=options.context))
+    choices = dict(own.split("=", 1) for own in options.option)
+    asked = request(checkpoint, target, Options(context=options.context, target_options=choices))
     clock = time.perf_counter()
 
     def lap(name: str) -> None:
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--target", default="coreml")
     parser.add_argument("--bits", default="4")
     parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("-O", "--option", action="append", default=[], help="NAME=VALUE")
     parser.add_argument("--folder", type=Path, help="for the checkpoint")
     parser.add_argument("--import-only", action="store_true", help="mlir: stop behind torch-mlir")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -98,8 +100,9 @@ def main() -> None:
         child(options)
         return
     with checkpoint_of(options.shape, options.folder) as options.folder:
-        flags = ("child", "import_only")
+        flags = ("child", "import_only", "option")
         given = [f"--{name}={value}" for name, value in vars(options).items() if name not in flags]
+        given += [f"--option={own}" for own in options.option]
         given += ["--import-only"] if options.import_only else []
         subprocess.run([sys.executable, __file__, "--child", *given], check=True)
 

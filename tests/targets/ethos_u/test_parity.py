@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lfmc.errors import UnsupportedError
 from lfmc.parity import Rung
 from lfmc.rungs import read_back
 from lfmc.targets.ethos_u.runtime import TOSA
+from lfmc.targets.ethos_u.vgf import convert, require_converter
 from tests.targets.lowering import Lowered
 from tests.targets.matrix import assert_starts_over
 from tests.targets.qualcomm.programs import eight_bit
@@ -32,6 +34,13 @@ def made_of(lowered: Make, name: str, accelerator: str, activations: str = "int8
     made = lowered(name, eight_bit, "ethos-u", **options)
     made.program.bind(made.weights.value)
     return made
+
+
+def codes_of(made: Lowered, name: str) -> bytes:
+    """The codes of a matrix, row by row."""
+    rows, columns = made.checkpoint.tensors[name].shape
+    codes = made.weights.packed((name,)).signed_codes()[:, :columns].to(torch.int8)
+    return codes.reshape(rows, columns).contiguous().numpy().tobytes()
 
 
 def rungs(made: Lowered) -> tuple[Rung, ...]:
@@ -67,10 +76,19 @@ def test_the_graphs_hold_the_plans_codes(lowered: Make) -> None:
     assert set(errors) == set(matrices)
     graphs = [(made.folder / TOSA.format(name)).read_bytes() for name in ("decode", "prefill")]
     for name in matrices:
-        rows, columns = made.checkpoint.tensors[name].shape
-        codes = made.weights.packed((name,)).signed_codes()[:, :columns].to(torch.int8)
-        held = codes.reshape(rows, columns).contiguous().numpy().tobytes()
-        assert all(held in graph for graph in graphs), name
+        assert all(codes_of(made, name) in graph for graph in graphs), name
+
+
+def test_vgf_holds_the_plans_codes(lowered: Make, tmp_path: Path) -> None:
+    """As Arm's converter writes it; nothing executes it here."""
+    converter, _ = require_converter()
+    made = made_of(lowered, "lfm2_moe-scaled", "ethos-u85-256")
+    convert(converter, made.folder / "decode.tosa", tmp_path / "decode.vgf")
+    written = (tmp_path / "decode.vgf").read_bytes()
+    assert written.startswith(b"VGF")
+    for row in made.plan.rows:
+        if row.format.startswith("int"):
+            assert codes_of(made, row.name) in written, row.name
 
 
 def test_it_starts_over(lowered: Make) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import UnsupportedError
 from lfmc.targets.base import Request, choose_options, get_target
+from lfmc.targets.ethos_u import target as target_module
+from lfmc.targets.ethos_u import vgf
 from lfmc.targets.ethos_u.accelerators import ACCELERATORS
 
 
@@ -32,15 +35,38 @@ def test_experts_need_8_bit_values(any_checkpoint: Callable[[str], Checkpoint]) 
 def test_doctor_says_that_it_needs_an_environment_of_its_own(
     monkeypatch: pytest.MonkeyPatch, any_checkpoint: Callable[[str], Checkpoint]
 ) -> None:
-    from lfmc.targets.ethos_u import target as module
-
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(target_module, "find_spec", lambda name: None)
     target, config = get_target("ethos-u"), any_checkpoint("lfm2").config
     (reason,) = target.missing_tools()["every option"]
     assert "--isolated" in reason
     with pytest.raises(UnsupportedError, match="environment of its own") as told:
         target.check(config, Request(64, choose_options(target, {})))
     assert "--isolated" in str(told.value)
+
+
+def test_vgf_needs_a_converter_that_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, any_checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    monkeypatch.setattr(target_module, "find_spec", lambda name: True)
+    monkeypatch.setattr(vgf, "find_spec", lambda name: None)
+    monkeypatch.setattr(vgf.shutil, "which", lambda name: None)
+    target, config = get_target("ethos-u"), any_checkpoint("lfm2").config
+    asked = Request(64, choose_options(target, {"vgf": "yes"}))
+    with pytest.raises(UnsupportedError, match="needs Arm's model-converter") as told:
+        target.check(config, asked)
+    assert vgf.VARIABLE in str(told.value)
+    broken = tmp_path / "model-converter"
+    broken.write_text('#!/bin/sh\necho "GLIBC_2.38 not found" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv(vgf.VARIABLE, str(broken))
+    with pytest.raises(UnsupportedError, match="does not run here") as told:
+        target.check(config, asked)
+    assert "GLIBC_2.38 not found" in str(told.value)
+    broken.write_text("#!/bin/sh\necho model-converter 1.2\n")
+    target.check(config, asked)
+    assert vgf.require_converter() == (broken, "model-converter 1.2")
+    with pytest.raises(UnsupportedError, match="does not take the graph"):
+        vgf.convert(broken, tmp_path / "decode.tosa", tmp_path / "decode.vgf")
 
 
 def test_only_8_bit_weights_are_offered(any_checkpoint: Callable[[str], Checkpoint]) -> None:
