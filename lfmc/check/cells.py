@@ -74,7 +74,7 @@ def _run(cell: Cell, folder: Path, bundles: Path, fresh: bool) -> Outcome:
         told = _lfmc(python, folder, "verify", str(place))
     else:
         named = [] if model is None else [model]
-        flags = ["--target", cell.target, "--output", str(place), *cell.arguments]
+        flags = ["--target", cell.target, "--output", str(place), "--force", *cell.arguments]
         told = _lfmc(python, folder, "export", *named, *flags)
     known = {"fingerprint": checkpoint.fingerprint, "kept": kept}
     if told.code:

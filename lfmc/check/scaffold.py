@@ -1,61 +1,75 @@
-"""A first `.lfmc.toml` for a checkpoint: what `lfmc init` writes."""
+"""A first `.lfmc.toml` for checkpoints: what `lfmc init` writes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from lfmc.check.config import BASELINE, DEMO
-from lfmc.checkpoint import Checkpoint
+from lfmc.check.config import BASELINE
+from lfmc.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import LfmcError
 from lfmc.exporter import DEFAULT_CONTEXT, Options, request
 from lfmc.targets.base import get_target, target_names
 
-BITS = 4.5  # a budget that every target can meet
+BITS = 4.5  # a budget that all targets can meet but those with 8-bit weights alone
 FIRST = ("onnx", "coreml", "executorch", "tvm", "mlir", "qualcomm", "ethos-u")
 
 
-def scaffold(checkpoint: Checkpoint, model: str | None) -> str:
-    """The file's text: every target that can be exported here as a cell, the others as comments,
-    with the reason."""
-    config = checkpoint.config
-    context = min(DEFAULT_CONTEXT, config.max_context)
-    size = BITS * checkpoint.num_params / 8 / 1e6
+def find_models(folder: Path) -> list[str]:
+    """Checkpoints in the folders of a folder, and in theirs: paths relative to it."""
+    found = []
+    for config in sorted((*folder.glob("*/config.json"), *folder.glob("*/*/config.json"))):
+        try:
+            open_checkpoint(config.parent)
+        except LfmcError:  # a folder with something else
+            continue
+        found.append(config.parent.relative_to(folder).as_posix())
+    return found
+
+
+def scaffold(models: Mapping[str, Checkpoint]) -> str:
+    """The text of a file for models by name: every target that can be exported here as a cell, the
+    others as comments, with the reason."""
+    checkpoints = list(models.values())
+    context = min(DEFAULT_CONTEXT, *(own.config.max_context for own in checkpoints))
     known = [name for name in FIRST if name in target_names()]
     known += [name for name in target_names() if name not in known]
-    parts = [
-        _HEAD.format(
-            name=checkpoint.name,
-            type=config.model_type,
-            parameters=checkpoint.num_params,
-            baseline=BASELINE,
-            model=DEMO if model is None else Path(model).as_posix(),
-            context=context,
-            longest=config.max_context,
-            bits=BITS,
-            size=size,
-        )
-    ]
-    for name in known:
-        parts.append(_cell(name, checkpoint, _why_not(name, checkpoint, context)))
-    return "\n".join(parts)
+    names = [f'"{name}"' for name in models]
+    head = _HEAD.format(
+        baseline=BASELINE,
+        models="\n".join(map(_told, checkpoints)),
+        model=names[0] if len(names) == 1 else f"[{', '.join(names)}]",
+        context=context,
+        bits=BITS,
+    )
+    cells = [_cell(name, _why_not(name, checkpoints, context)) for name in known]
+    return "\n".join([head, *cells])
 
 
-def _why_not(name: str, checkpoint: Checkpoint, context: int) -> str | None:
+def _told(checkpoint: Checkpoint) -> str:
+    config, size = checkpoint.config, BITS * checkpoint.num_params / 8 / 1e6
+    return (
+        f"# {checkpoint.name}: {config.model_type}, {checkpoint.num_params:,} parameters, "
+        f"{size:,.1f} MB at {BITS} bits, at most {config.max_context:,} tokens"
+    )
+
+
+def _why_not(name: str, checkpoints: Sequence[Checkpoint], context: int) -> str | None:
     """Why a target can't be exported here; None where it can."""
     target = get_target(name)
     missing = [package for package in target.packages if find_spec(package) is None]
     if missing:
         return f"{', '.join(missing)} is not installed here: pip install 'lfmc[{target.extra}]'"
     try:
-        request(checkpoint, target, Options(context=context))
+        for checkpoint in checkpoints:
+            request(checkpoint, target, Options(context=context))
     except LfmcError as error:
         return error.what if error.got is None else f"{error.what}: {error.got}"
     return None
 
 
-def _cell(name: str, checkpoint: Checkpoint, why_not: str | None) -> str:
+def _cell(name: str, why_not: str | None) -> str:
     target = get_target(name)
     lines = ["[[export]]", f'target = "{name}"', *_lines_of(name)]
     usual = ", ".join(f'"{option.name}={option.choices[0]}"' for option in target.options)
@@ -86,10 +100,10 @@ top1 = 0.01  # of all tokens
 size = 0.01  # share of it
 
 [defaults]  # of every cell; a cell's own keys come first
-# {name}: {type}, {parameters:,} parameters, at most {longest:,} tokens
-model = "{model}"
+{models}
+model = {model}
 context = {context}
-bits-per-weight = {bits}  # {size:.1f} MB; or max-size = "..."
+bits-per-weight = {bits}  # or max-size = "700MB"
 check = "full"  # or "fast": fewer cases, less text
 # max-kl = 0.1      # nats a token, against the float32 model
 # min-top1 = 0.8    # share of tokens whose first choice stays

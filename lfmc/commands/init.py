@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from lfmc.commands.options import announce, force_option, model_argument, require_absent, write_text
+from lfmc.commands.options import announce, force_option, require_absent, write_text
 
 
 @click.command("init")
-@model_argument
+@click.argument("models", nargs=-1)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -19,16 +19,20 @@ from lfmc.commands.options import announce, force_option, model_argument, requir
     help="File to write.",
 )
 @force_option
-def command(model: str | None, output: Path, force: bool) -> None:
-    """Look at MODEL and write a commented .lfmc.toml for it: a cell for every target.
+def command(models: tuple[str, ...], output: Path, force: bool) -> None:
+    """Look at MODELS and write a commented .lfmc.toml for them: a cell for every target.
 
-    Targets that can't be exported on this machine are there as comments, with the reason.
+    Without MODELS, those in folders below the file's are taken. Targets that can't be exported on
+    this machine are there as comments, with the reason.
     """
-    from lfmc.check.scaffold import scaffold
+    from lfmc.check.config import DEMO
+    from lfmc.check.scaffold import find_models, scaffold
     from lfmc.checkpoint import open_checkpoint
 
     require_absent(output, force)
-    checkpoint = open_checkpoint(model)
-    announce(checkpoint, model)
-    write_text(output, scaffold(checkpoint, model))
-    click.echo(f"{output}: look at it, then run lfmc check --accept")
+    names = list(models) or find_models(output.parent) or [DEMO]
+    opened = {name: open_checkpoint(None if name == DEMO else name) for name in names}
+    if not models and names == [DEMO]:
+        announce(opened[DEMO], None)
+    write_text(output, scaffold(opened))
+    click.echo(f"{output}: {', '.join(names)}. Look at it, then run lfmc check --accept")
