@@ -9,7 +9,7 @@ from importlib import import_module
 import click
 
 import lfmc
-from lfmc.errors import LfmcError
+from lfmc.errors import GateError, LfmcError
 
 # name: (module that defines `command`, what `lfmc --help` says)
 COMMANDS = {
@@ -64,7 +64,13 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except LfmcError as error:
         if "--json" in sys.argv:
-            details = {"error": error.what, "exit_code": error.exit_code, "details": str(error)}
+            details: dict[str, object] = {
+                "error": error.what,
+                "exit_code": error.exit_code,
+                "details": str(error),
+            }
+            if isinstance(error, GateError) and error.place is not None:
+                details["place"] = error.place.to_dict()
             click.echo(json.dumps(details))
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

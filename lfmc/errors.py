@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from lfmc.place import Place
 
 
 class LfmcError(Exception):
@@ -49,9 +52,18 @@ class InputError(LfmcError):
 
 
 class GateError(LfmcError):
-    """A number that was promised is not met: parity, a budget, `--max-kl`. Exit code 3."""
+    """A number that was promised is not met: parity, a budget, `--max-kl`. Exit code 3.
+
+    `place` is the first place that differs, where it is known.
+    """
 
     exit_code = 3
+    place: Place | None = None
+
+    def at(self, place: Place | None) -> GateError:
+        """The same error, with its place."""
+        self.place = place
+        return self
 
 
 class UnsupportedError(LfmcError):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lfmc
+from lfmc.bisect import Suspect
 from lfmc.bundle import GOLDEN, MANIFEST, PLAN, Bundle, describe, open_bundle, write_json, writing
 from lfmc.cache import NOTHING, default_cache
 from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
@@ -21,6 +22,7 @@ from lfmc.chat import chat_prompt, copy_tokenizer
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError
 from lfmc.generate import golden_prompts
+from lfmc.locate import find_place
 from lfmc.memory import require_memory
 from lfmc.passes.base import Applied, apply
 from lfmc.passes.pipeline import pipeline
@@ -46,6 +48,7 @@ class Options:
     `bits` None is "auto"; `plan` excludes `bits`, `budget` and `alphaq`, the knobs of "alphaq".
     `target_options` are choices for `Target.options`, by name. `text` is a file to judge on, in
     place of the passages that ship with lfmc; `min_speed` is in decoded tokens a second, here.
+    With `trace` a rung that fails is traced to the first place that differs.
     `workers` (`dask://HOST:PORT`) measure for a new plan, this machine for None; with `cache`,
     what was measured before is used, and kept for the next plan. Neither changes a plan.
     """
@@ -56,6 +59,7 @@ class Options:
     context: int | None = None
     target_options: Mapping[str, str] = field(default_factory=dict)
     check: str = "full"
+    trace: bool = False
     max_kl: float | None = None
     min_top1: float | None = None
     min_speed: float | None = None
@@ -191,7 +195,12 @@ def export(
                 why_not_here,
                 options.text,
             )
-            verification.require()
+            place = None
+            if options.trace:
+                place = find_place(
+                    Suspect(checkpoint, weights, program, target, asked), verification, progress
+                )
+            verification.require(place)
             _check_quality(verification, options)
             if options.min_speed is not None:
                 with progress.stage("time"):

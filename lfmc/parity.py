@@ -26,6 +26,7 @@ from lfmc.stepping import Stepper, gives_last_only
 # Largest difference of a logit over the largest logit, for float32 arithmetic in another order.
 FLOAT_TOLERANCE = 1e-5
 ARTIFACT_TOLERANCE = 1e-4
+EARLIER = 16  # tokens of an earlier prompt, at most
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,45 @@ def run_case(
     return torch.cat(logits, dim=-2), joined(choices) if choices else None
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Logits `[T, V]` of both sides for one case; of `[T, V]` only the first `clear` tokens come
+    before a near tie of experts was turned, all for None."""
+
+    ours: Tensor
+    theirs: Tensor
+    clear: int | None
+
+
+def draw_tokens(length: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """A prompt of `length` random tokens, int64, and an earlier one: always the same."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(vocab_size, (length + EARLIER,), generator=generator)
+    return drawn[:length], drawn[length:]
+
+
+def run_both(
+    side: Stepper,
+    reference: Stepper,
+    case: Case,
+    tokens: Tensor,
+    earlier: Tensor,
+    *,
+    near_tie: float = 0.0,
+) -> Pair:
+    """Run a case on both sides; where `side` gives logits of a call's last token only, both do."""
+    ends = gives_last_only(side)
+    ours, our_choice = run_case(side, case, tokens, earlier, ends=ends)
+    theirs, choice = run_case(reference, case, tokens, earlier, ends=ends)
+    clear = None
+    if our_choice is not None and choice is not None:
+        turned = first_turned(our_choice, choice)
+        if turned is not None and turned[1] <= near_tie:
+            calls = sum(end <= turned[0] for end in accumulate(case.calls))
+            clear = calls if ends else turned[0]
+    return Pair(ours, theirs, clear)
+
+
 def compare(
     number: int,
     title: str,
@@ -148,24 +188,13 @@ def compare(
     `near_tie`; what follows is counted apart. Where `side` gives logits of a call's last token
     only, these are compared.
     """
-    ends = gives_last_only(side)
-    longest = max(case.length for case in matrix)
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(vocab_size, (longest + 16,), generator=generator)
-    prompt = drawn[:longest] if tokens is None else tokens
+    prompt, earlier = draw_tokens(max(case.length for case in matrix), vocab_size)
     results = []
     for case in matrix:
         progress(case.name)
-        ours, our_choice = run_case(side, case, prompt, drawn[longest:], ends=ends)
-        theirs, choice = run_case(reference, case, prompt, drawn[longest:], ends=ends)
-        clear = None
-        if our_choice is not None and choice is not None:
-            turned = first_turned(our_choice, choice)
-            if turned is not None and turned[1] <= near_tie:
-                clear = (
-                    sum(end <= turned[0] for end in accumulate(case.calls)) if ends else turned[0]
-                )
-        results.append(difference(case.name, ours, theirs, clear))
+        given = prompt if tokens is None else tokens
+        pair = run_both(side, reference, case, given, earlier, near_tie=near_tie)
+        results.append(difference(case.name, pair.ours, pair.theirs, pair.clear))
     return Rung(number, title, tolerance, tuple(results))
 
 

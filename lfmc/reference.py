@@ -30,9 +30,9 @@ class TransformersStepper:
         self.context = checkpoint.config.max_context
         self._batch = batch
         with quiet("transformers"):
-            self._model = _load(checkpoint)
+            self.model = _load(checkpoint)
         self.experts: dict[int, Tensor] = {}
-        for name, module in self._model.named_modules():
+        for name, module in self.model.named_modules():
             if name.endswith("feed_forward.gate"):
                 module.register_forward_hook(self._recorder(int(name.split(".")[-3])))
         self.reset()
@@ -51,7 +51,7 @@ class TransformersStepper:
         """Float32 logits `[T, V]` (`[B, T, V]` for a batch)."""
         ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(self._batch, -1)
         with torch.no_grad(), quiet():
-            output = self._model(ids, past_key_values=self._cache, use_cache=True)
+            output = self.model(ids, past_key_values=self._cache, use_cache=True)
         self._cache = output.past_key_values
         logits: Tensor = output.logits
         return logits[0] if self._batch == 1 else logits

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lfmc.bisect import Suspect
 from lfmc.bundle import GOLDEN, PLAN, Bundle
 from lfmc.calib_free.plan import BitPlan
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
 from lfmc.exporter import build_program
 from lfmc.generate import check_golden
+from lfmc.locate import find_place
 from lfmc.memory import require_memory
 from lfmc.progress import Progress
 from lfmc.rungs import PARITY_BYTES_PER_PARAM, Verification, read_back, stored_parts, verify
@@ -26,10 +28,12 @@ def reverify(
     progress: Progress,
     check: str = "full",
     text: Path | None = None,
+    trace: bool = False,
 ) -> dict[str, Any]:
     """File hashes and golden prompts; with the checkpoint, codes on disk and all four rungs.
 
-    What this machine can't execute is not, and `not_executed` says why. `text` as in an export.
+    What this machine can't execute is not, and `not_executed` says why. `text` and `trace` as in
+    an export.
 
     Returns what was found; raises `GateError` for whatever does not hold, and `InputError` where
     `checkpoint` is not the one that the bundle was made from.
@@ -48,8 +52,9 @@ def reverify(
     else:
         found["not_executed"] = why_not_here
     if checkpoint is not None:
-        verification = _against(bundle, checkpoint, target, asked, progress, check, text)
-        verification.require()
+        suspect, verification = _against(bundle, checkpoint, target, asked, progress, check, text)
+        place = find_place(suspect, verification, progress) if trace else None
+        verification.require(place)
         found["parity"] = [rung.to_dict() for rung in verification.rungs]
         if verification.quality is not None:
             found["quality"] = vars(verification.quality)
@@ -64,7 +69,7 @@ def _against(
     progress: Progress,
     check: str,
     text: Path | None,
-) -> Verification:
+) -> tuple[Suspect, Verification]:
     known = bundle.manifest["model"]["fingerprint"]
     if checkpoint.fingerprint != known:
         raise InputError(
@@ -83,7 +88,7 @@ def _against(
     program, _ = build_program(checkpoint, target, plan, asked, progress)
     with progress.stage("read the file back"):
         read_back(weights, target, bundle.path, artifact)
-    return verify(
+    verification = verify(
         checkpoint,
         weights,
         program,
@@ -96,6 +101,7 @@ def _against(
         target.why_not_here(asked),
         text,
     )
+    return Suspect(checkpoint, weights, program, target, asked), verification
 
 
 def _artifact(manifest: Mapping[str, Any]) -> Artifact:

@@ -25,6 +25,7 @@ from lfmc.parity import (
     compare,
     skipped,
 )
+from lfmc.place import Place, stored_place
 from lfmc.program import Program
 from lfmc.progress import Progress
 from lfmc.quality import Quality, QualityMeter, windows
@@ -50,6 +51,9 @@ UNGATED = {  # by whether float activations were asked for
     False: "the same, with activations rounded as shipped (no tolerance: roundings flip)",
 }
 
+REPORT = "this artifact is wrong; please report it, with the place that --trace found"
+TRACE = "this artifact is wrong; --trace finds the first operator that differs; please report it"
+
 # What the scores of two experts may differ by for a choice between them to be turned: float32
 # arithmetic in another order, and activations rounded to float16 or int8.
 NEAR_TIE = 1e-5
@@ -63,19 +67,24 @@ class Verification:
     rungs: tuple[Rung, ...]
     quality: Quality | None
 
-    def require(self) -> None:
-        """Raise `GateError` for the first rung that failed; a skipped one has not failed."""
-        for rung in self.rungs:
-            if rung.skipped is None and not rung.passed:
-                worst = max(rung.cases, key=lambda case: case.difference)
-                raise GateError(
-                    f"parity rung {rung.number} failed: {rung.title}",
-                    where=worst.case,
-                    expected=f"a difference of at most {rung.tolerance or math.inf:g} "
-                    "of the logit scale",
-                    got=f"{worst.difference:.3g}",
-                    todo="this artifact is wrong and was not kept; please report it",
-                )
+    @property
+    def failed(self) -> Rung | None:
+        """The first rung that failed; a skipped one has not."""
+        return next((r for r in self.rungs if r.skipped is None and not r.passed), None)
+
+    def require(self, place: Place | None = None) -> None:
+        """Raise `GateError` for the first rung that failed; `place` is where, if it was traced."""
+        rung = self.failed
+        if rung is None:
+            return
+        worst = max(rung.cases, key=lambda case: case.difference)
+        raise GateError(
+            f"parity rung {rung.number} failed: {rung.title}",
+            where=worst.case if place is None else f"{place.where}; {worst.case}",
+            expected=f"a difference of at most {rung.tolerance or math.inf:g} of the logit scale",
+            got=f"{worst.difference:.3g}",
+            todo=TRACE if place is None else REPORT,
+        ).at(place)
 
 
 def verify(
@@ -233,8 +242,8 @@ def read_back(
                 raise GateError(
                     f"the {stored.part} of '{name}' on disk are not the plan's",
                     where=f"{folder}: {stored.name}",
-                    todo="this artifact is wrong and was not kept; please report it",
-                )
+                    todo="this artifact is wrong; please report it",
+                ).at(stored_place(name, stored.part, value, planned))
             seen[name, stored.part, stored.copy] += 1
     expected = {(row.name, part) for row in weights.plan.rows for part in weights.parts(row.name)}
     found = {(name, part) for name, part, _ in seen}

@@ -18,7 +18,9 @@ from lfmc.commands.options import (
     model_argument,
     plan_options,
     text_option,
+    trace_option,
 )
+from lfmc.commands.places import showing_place
 
 
 @click.command("export")
@@ -54,6 +56,7 @@ from lfmc.commands.options import (
 @click.option("--min-top1", type=float, help="Fail (exit 3) below this top-1 agreement, 0 to 1.")
 @click.option("--min-speed", type=float, help="Fail (exit 3) below so many tokens/s of decode.")
 @text_option
+@trace_option
 @click.option("--dry-run", is_flag=True, help="Plan only; write nothing.")
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @json_option
@@ -82,6 +85,7 @@ def command(
     max_kl: float | None,
     min_top1: float | None,
     min_speed: float | None,
+    trace: bool,
     text: Path | None,
     dry_run: bool,
     force: bool,
@@ -125,6 +129,7 @@ def command(
         max_kl=max_kl,
         min_top1=min_top1,
         min_speed=min_speed,
+        trace=trace,
         text=text,
         seed=seed,
         effort=Effort(effort, minutes, fit_device, gpus),
@@ -144,7 +149,8 @@ def command(
             out.print("dry run: nothing was written")
         return
     folder = output or default_output(checkpoint, chosen)
-    bundle, report = export(checkpoint, chosen, folder, options, force=force, progress=progress)
+    with showing_place(as_json):
+        bundle, report = export(checkpoint, chosen, folder, options, force=force, progress=progress)
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle.path), **report.to_dict()}))
         return

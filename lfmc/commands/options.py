@@ -161,6 +161,11 @@ def text_option(function: F) -> F:
     return click.option("--text", type=path, help=text)(function)
 
 
+def trace_option(function: F) -> F:
+    text = "Where a rung fails, find the first operator that differs and show it: minutes."
+    return click.option("--trace", is_flag=True, help=text)(function)
+
+
 def report_option(function: F) -> F:
     path = click.Path(path_type=Path)
     text = "Also write a page to look at: one HTML file that loads nothing."

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from lfmc.commands.options import json_option, text_option
+from lfmc.commands.options import json_option, text_option, trace_option
+from lfmc.commands.places import showing_place
 
 
 @click.command("verify")
@@ -15,8 +16,11 @@ from lfmc.commands.options import json_option, text_option
 @click.argument("model", required=False)
 @click.option("--check", default="full", show_default=True, help="full or fast.")
 @text_option
+@trace_option
 @json_option
-def command(bundle: Path, model: str | None, check: str, text: Path | None, as_json: bool) -> None:
+def command(
+    bundle: Path, model: str | None, check: str, text: Path | None, trace: bool, as_json: bool
+) -> None:
     """Check BUNDLE's files and golden prompts; with MODEL, its weights and all four parity rungs.
 
     MODEL is the checkpoint that the bundle was exported from (`demo` for the one in the package).
@@ -24,6 +28,8 @@ def command(bundle: Path, model: str | None, check: str, text: Path | None, as_j
     from lfmc.bundle import open_bundle
     from lfmc.errors import InputError
 
+    if trace and model is None:
+        raise InputError("--trace compares with the checkpoint", todo="give MODEL as well")
     if check not in ("full", "fast"):
         raise InputError("there is no such check", expected="full, fast", got=check)
     opened = open_bundle(bundle)
@@ -35,7 +41,8 @@ def command(bundle: Path, model: str | None, check: str, text: Path | None, as_j
     checkpoint = None
     if model is not None:
         checkpoint = open_checkpoint(None if model == "demo" else model)
-    found = reverify(opened, checkpoint, for_terminal(), check, text)
+    with showing_place(as_json):
+        found = reverify(opened, checkpoint, for_terminal(), check, text, trace)
     if as_json:
         click.echo(json.dumps(found))
         return

@@ -1,0 +1,57 @@
+"""When parity fails: the first place that differs, on the rung that failed."""
+
+from __future__ import annotations
+
+from lfmc.apart import find_in_decoder, find_in_passes
+from lfmc.bisect import Suspect, find_in_artifact
+from lfmc.parity import Case, Rung, cases
+from lfmc.place import Place
+from lfmc.progress import Progress
+from lfmc.rungs import NEAR_TIE, NEAR_TIE_SHIPPED, Verification
+
+NOTHING = (
+    "what this version of lfmc lowers from the same weights agrees with torch everywhere: the "
+    "artifact was made by another version, or its files were changed"
+)
+
+
+def find_place(suspect: Suspect, verification: Verification, progress: Progress) -> Place | None:
+    """The first place that differs on the first rung that failed; None where none has failed.
+
+    Takes a lowering for each step of a bisection: minutes for a large model.
+    """
+    failed = verification.failed
+    if failed is None:
+        return None
+    case = _worst(failed, cases(suspect.checkpoint.config, suspect.asked.context, full=True))
+    with progress.stage("trace"):
+        if failed.number == 1:
+            found = find_in_decoder(suspect, case, progress)
+        elif failed.number == 2:
+            found = find_in_passes(suspect, case, progress)
+        else:
+            found = _in_artifact(suspect, case, progress)
+    if found is not None:
+        return found
+    worst = failed.worst if failed.worst is not None else float("inf")
+    tolerance = 0.0 if failed.tolerance is None else failed.tolerance
+    note = NOTHING if failed.number == 3 else "each part alone agrees: only their sum differs"
+    return Place(
+        failed.number, "file", "logits", failed.title, worst, tolerance, case=case.name, note=note
+    )
+
+
+def _worst(failed: Rung, matrix: tuple[Case, ...]) -> Case:
+    """The case that differs most; for a rung that compares operators, the first of the matrix."""
+    worst = max(failed.cases, key=lambda case: case.difference).case
+    return next((case for case in matrix if case.name == worst), matrix[0])
+
+
+def _in_artifact(suspect: Suspect, case: Case, progress: Progress) -> Place | None:
+    """With float activations first, where the target has them: these leave no doubt."""
+    for exact in (True, False) if suspect.target.exact else (False,):
+        near_tie = NEAR_TIE if exact else NEAR_TIE_SHIPPED
+        found = find_in_artifact(suspect, case, progress, near_tie=near_tie, exact=exact)
+        if found is not None:
+            return found
+    return None
