@@ -112,12 +112,7 @@ class Checkpoint:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Every token that ends a reply: those of `config.json` and `generation_config.json`."""
-        ids = list(self.config.eos_ids)
-        path = self.path / "generation_config.json"
-        if path.is_file():
-            more = _read_json(path).get("eos_token_id")
-            ids += read_token_ids(more, "eos_token_id", str(path))
-        return tuple(dict.fromkeys(ids))
+        return stop_ids(self.config, self.path)
 
     def load(self, name: str) -> Tensor:
         """One tensor in its stored dtype; raises `InputError` where it holds NaN or infinity."""
@@ -171,6 +166,16 @@ class Checkpoint:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
             raise InputError("the tokenizer can't be read", where=path, got=error) from error
+
+
+def stop_ids(config: DecoderConfig, folder: Path) -> tuple[int, ...]:
+    """Every token that ends a reply, by a configuration and `generation_config.json` beside it."""
+    ids = list(config.eos_ids)
+    path = folder / "generation_config.json"
+    if path.is_file():
+        more = _read_json(path).get("eos_token_id")
+        ids += read_token_ids(more, "eos_token_id", str(path))
+    return tuple(dict.fromkeys(ids))
 
 
 def demo_path() -> Path:

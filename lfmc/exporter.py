@@ -28,10 +28,12 @@ from lfmc.passes.base import Applied, apply
 from lfmc.passes.pipeline import pipeline
 from lfmc.program import Program
 from lfmc.progress import Progress
-from lfmc.rungs import CHECKS, PARITY_BYTES_PER_PARAM, Verification, read_back, verify
+from lfmc.readback import read_back
+from lfmc.rungs import CHECKS, PARITY_BYTES_PER_PARAM, Verification, verify
 from lfmc.stepping import Stepper, TorchStepper
 from lfmc.targets.base import Artifact, Request, Target, choose_options
 from lfmc.timing import require_speed
+from lfmc.tokens import check_tokens, special_tokens
 from lfmc.trace import trace
 from lfmc.versions import tool_versions
 from lfmc.weights import PlannedWeights
@@ -229,6 +231,7 @@ def export(
             why_not_here,
         )
         write_json(folder / MANIFEST, manifest)
+        check_tokens(open_bundle(folder), checkpoint)
     return open_bundle(output), report
 
 
@@ -376,11 +379,7 @@ def _manifest(
             "parameters": checkpoint.num_params,
             "vocab_size": config.vocab_size,
         },
-        "tokens": {
-            "bos": config.bos_id,
-            "pad": config.pad_id,
-            "stop": list(checkpoint.stop_ids),
-        },
+        "tokens": special_tokens(checkpoint),
         "chat_prompt": chat_prompt(checkpoint, folder),
         # States can't be rewound: drop the last tokens by a reset and a new prefill.
         "can_rewind": False,

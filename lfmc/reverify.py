@@ -17,8 +17,10 @@ from lfmc.generate import check_golden
 from lfmc.locate import find_place
 from lfmc.memory import require_memory
 from lfmc.progress import Progress
-from lfmc.rungs import PARITY_BYTES_PER_PARAM, Verification, read_back, stored_parts, verify
+from lfmc.readback import read_back, stored_parts
+from lfmc.rungs import PARITY_BYTES_PER_PARAM, Verification, verify
 from lfmc.targets.base import Artifact, Probe, Request, StoredTensor, Target, get_target
+from lfmc.tokens import check_tokens
 from lfmc.weights import PlannedWeights
 
 
@@ -40,6 +42,7 @@ def reverify(
     """
     with progress.stage("files"):
         bundle.check_files()
+        check_tokens(bundle, checkpoint)
     target = get_target(bundle.target)
     golden = bundle.read_json(GOLDEN)
     asked = Request(bundle.manifest["context"], bundle.manifest["options"])

@@ -7,7 +7,8 @@ in the whole program and in all that a trace cuts out of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Fault:
     floats: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     sources: Callable[[tuple[str, ...]], tuple[str, ...]] | None = None
     targets: frozenset[str] = ALL
+    tensor: str = ""
 
     @property
     def is_stored(self) -> bool:
@@ -70,7 +72,8 @@ class FaultyTarget:
             with torch.no_grad():
                 self.fault.edit(given)
         wrong = FaultyWeights(weights.checkpoint, weights.plan, fault=self.fault)
-        return self.target.lower(given, wrong, request, folder)
+        with knowing_softmax(self.target.name):
+            return self.target.lower(given, wrong, request, folder)
 
 
 @dataclass
@@ -229,7 +232,71 @@ def _experts_exchanged(sources: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _in_other_order(sources: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(reversed(sources))
+    return tuple(reversed(sources)) if "q_proj" in sources[0] else sources
+
+
+def _turn_sign(packed: PackedTensor) -> PackedTensor:
+    return replace(packed, codes=packed.codes ^ (1 << (packed.format.bits - 1)))
+
+
+def softmax_router(program: Program) -> None:
+    for node in calls(program, "aten.sigmoid", "layer 2"):
+        with program.graph.inserting_after(node):
+            program.replace(node, program.call(torch.ops.aten.softmax.int, node.args[0], -1))
+
+
+def _softmax_forms(target: str) -> tuple[dict[str, Any], Callable[..., Any]]:
+    """A target's table of forms, and one for the operator that no LFM has."""
+    if target == "onnx":
+        from lfmc.targets.onnx import lower as onnx
+
+        return onnx.HANDLERS, lambda low, node: low.emit.op(
+            "Softmax", low.value(node.args[0]), axis=-1
+        )
+    from coremltools.converters.mil import Builder
+
+    from lfmc.targets.coreml import lower as coreml
+
+    return coreml.HANDLERS, lambda low, node: Builder.softmax(x=low.value(node.args[0]), axis=-1)
+
+
+@contextmanager
+def knowing_softmax(target: str) -> Iterator[None]:
+    """A target that has a form for a softmax of its own, where it runs no plain operators."""
+    if target not in ("onnx", "coreml"):
+        yield
+        return
+    table, form = _softmax_forms(target)
+    table["aten.softmax"] = form
+    try:
+        yield
+    finally:
+        del table["aten.softmax"]
+
+
+def stored_fault(
+    name: str,
+    about: str,
+    kind: str,
+    piece: str,
+    tensor: str,
+    packed: Callable[[PackedTensor], PackedTensor] | None = None,
+    *,
+    floats: Callable[[Tensor], Tensor] | None = None,
+    sources: Callable[[tuple[str, ...]], tuple[str, ...]] | None = None,
+) -> Fault:
+    """A fault of a tensor's `piece`: codes, scales, zeros or values."""
+    return Fault(
+        name,
+        about,
+        kind,
+        "stored tensor",
+        piece,
+        stored={} if packed is None else {tensor: packed},
+        floats={} if floats is None else {tensor: floats},
+        sources=sources,
+        tensor=tensor,
+    )
 
 
 FAULTS = (
@@ -395,5 +462,110 @@ FAULTS = (
         "lfm.attention",
         stale_state("key"),
         targets=FUNCTIONAL,
+    ),
+    Fault(
+        "softmax router",
+        "scores of experts compete by a softmax; each should be a sigmoid of its own",
+        "lfm2_moe",
+        "layer 2",
+        "aten.sigmoid",
+        softmax_router,
+        targets=frozenset({"onnx", "coreml", "mlir"}),
+    ),
+    Fault(
+        "missing filter bias",
+        "the short convolution has no bias",
+        "lfm2-conv-bias",
+        "layer 2",
+        "lfm.gated_short_conv",
+        with_argument("lfm.gated_short_conv", "layer 2", 2, None),
+    ),
+    stored_fault(
+        "dropped zero point",
+        "codes are centred, whatever their zero points",
+        "lfm2",
+        "zeros",
+        "layers.1.self_attn.q_proj",
+        _no_zero_point,
+    ),
+    stored_fault(
+        "scales one group off",
+        "each group of a row has the scale of the one before",
+        "lfm2",
+        "scales",
+        "layers.0.conv.in_proj",
+        _roll_scales,
+    ),
+    stored_fault(
+        "scales one row off",
+        "each row has the scales of the one before",
+        "lfm2",
+        "scales",
+        "layers.2.feed_forward.w2",
+        _scale_of_next_row,
+    ),
+    stored_fault(
+        "wrong group order",
+        "a row's groups of codes stand from the last to the first",
+        "lfm3",
+        "codes",
+        "layers.2.self_attn.o_proj",
+        _turn_groups,
+    ),
+    stored_fault(
+        "nibbles swapped",
+        "the two codes of a byte change places",
+        "lfm2",
+        "codes",
+        "embed_tokens",
+        _swap_nibbles,
+    ),
+    stored_fault(
+        "codes of the other sign",
+        "the highest bit of every code is turned",
+        "lfm2_moe",
+        "codes",
+        "layers.3.feed_forward.experts.4.w2",
+        _turn_sign,
+    ),
+    stored_fault(
+        "experts exchanged",
+        "two experts of a layer lie in each other's place",
+        "lfm2_moe",
+        "codes",
+        "layers.1.feed_forward.experts.0",
+        sources=_experts_exchanged,
+    ),
+    stored_fault(
+        "merged rows in another order",
+        "of q, k and v in one matrix, v comes first",
+        "lfm2",
+        "codes",
+        "layers.1.self_attn.q_proj",
+        sources=_in_other_order,
+    ),
+    stored_fault(
+        "transposed conv kernel",
+        "a filter's taps stand from the newest to the oldest",
+        "lfm2",
+        "values",
+        "layers.0.conv.conv",
+        floats=lambda value: value.flip(-1),
+    ),
+    stored_fault(
+        "rounded router",
+        "the router's weights are rounded once more, to bfloat16",
+        "lfm2_moe",
+        "values",
+        "layers.2.feed_forward.gate",
+        floats=lambda value: value.bfloat16().to(value.dtype),
+    ),
+    stored_fault(
+        "centred gains",
+        "the gains of a norm are stored less one",
+        "lfm2",
+        "values",
+        "layers.3.ffn_norm",
+        floats=lambda value: value - 1,
     ),
 )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from lfmc.errors import GateError
-from lfmc.place import Corner, Place
+
+if TYPE_CHECKING:
+    from lfmc.place import Corner, Place
 
 MOST = 6  # names in a row
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from lfmc.bisect import Suspect, find_in_artifact
+from lfmc.bisect import Suspect
 from lfmc.checkpoint import open_checkpoint
 from lfmc.choices import ChoosingStepper
+from lfmc.errors import GateError
+from lfmc.locate import find_place
 from lfmc.parity import cases, compare
 from lfmc.progress import Silent
-from lfmc.rungs import NEAR_TIE
+from lfmc.readback import read_back
+from lfmc.rungs import NEAR_TIE, Verification
 from tests.faults import FAULTS, Fault, FaultyTarget
 from tests.targets.lowering import Lowered, four_bit, lower
 
@@ -38,27 +41,54 @@ def _id(fault: Fault) -> str:
     return fault.name.replace(" ", "-")
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=_id)
-def test_onnx(right: Right, fault: Fault, tmp_path: Path) -> None:
-    made = right(fault.kind, "onnx")
-    target = FaultyTarget(made.target, fault)
-    target.lower(made.program, made.weights, made.request, tmp_path)
+WRONG = tuple(fault for fault in FAULTS if not fault.is_stored)
+STORED = tuple(fault for fault in FAULTS if fault.is_stored)
+
+
+def assert_caught_and_named(right: Right, fault: Fault, name: str, folder: Path) -> None:
+    """The matrix of rung 3 fails, and a trace of its worst case names the operator."""
+    made = right(fault.kind, name)
+    target, exact = FaultyTarget(made.target, fault), made.target.exact
+    target.lower(made.program, made.weights, made.request, folder)
     config, context = made.checkpoint.config, made.request.context
     matrix = cases(config, context, full=True)
     rung = compare(
         3,
         "artifact",
-        made.target.run(tmp_path, exact=True),
-        ChoosingStepper(made.reference(exact=True), config, context),
+        made.target.run(folder, exact=exact),
+        ChoosingStepper(made.reference(exact=exact), config, context),
         matrix,
         config.vocab_size,
-        tolerance=made.target.tolerance(made.program, exact=True),
+        tolerance=made.target.tolerance(made.program, exact=exact),
         near_tie=NEAR_TIE,
     )
     assert not rung.passed
-    worst = max(rung.cases, key=lambda case: case.difference).case
-    case = next(case for case in matrix if case.name == worst)
     suspect = Suspect(made.checkpoint, made.weights, made.program, target, made.request)
-    place = find_in_artifact(suspect, case, Silent(), near_tie=NEAR_TIE, exact=True)
+    place = find_place(suspect, Verification((rung,), None), Silent())
     assert place is not None
     assert (place.part, place.operator) == (fault.part, fault.operator), place
+    assert place.difference > place.tolerance
+
+
+def assert_read_back(right: Right, fault: Fault, name: str, folder: Path) -> None:
+    """What is on disk is not the plan's, and the error names the tensor and its piece."""
+    made = right(fault.kind, name)
+    target = FaultyTarget(made.target, fault)
+    artifact = target.lower(made.program, made.weights, made.request, folder)
+    with pytest.raises(GateError, match=r"on disk are not the plan's") as caught:
+        read_back(made.weights, made.target, folder, artifact)
+    place = caught.value.place
+    assert place is not None
+    assert (place.part, place.operator) == (fault.part, fault.operator), place
+    assert fault.tensor in place.name
+    assert place.difference > 0
+
+
+@pytest.mark.parametrize("fault", WRONG, ids=_id)
+def test_onnx_computes_otherwise(right: Right, fault: Fault, tmp_path: Path) -> None:
+    assert_caught_and_named(right, fault, "onnx", tmp_path)
+
+
+@pytest.mark.parametrize("fault", STORED, ids=_id)
+def test_onnx_stores_otherwise(right: Right, fault: Fault, tmp_path: Path) -> None:
+    assert_read_back(right, fault, "onnx", tmp_path)

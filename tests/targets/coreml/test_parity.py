@@ -11,7 +11,7 @@ import torch
 from lfmc.checkpoint import Checkpoint
 from lfmc.choices import Choosing, ChoosingStepper
 from lfmc.errors import GateError, InputError
-from lfmc.rungs import read_back
+from lfmc.readback import read_back
 from lfmc.stepping import TorchStepper
 from lfmc.targets.coreml.probe import operator_parity
 from lfmc.targets.coreml.target import TOLERANCE

@@ -11,7 +11,7 @@ import torch
 
 from lfmc.errors import UnsupportedError
 from lfmc.parity import Rung
-from lfmc.rungs import read_back
+from lfmc.readback import read_back
 from lfmc.targets.ethos_u.runtime import TOSA
 from lfmc.targets.ethos_u.vgf import convert, require_converter
 from tests.targets.lowering import Lowered

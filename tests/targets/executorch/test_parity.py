@@ -10,7 +10,7 @@ import torch
 
 from lfmc.errors import InputError
 from lfmc.parity import cases, compare
-from lfmc.rungs import read_back
+from lfmc.readback import read_back
 from lfmc.stepping import TorchStepper, step_each
 from lfmc.targets.executorch.activations import round_rows
 from lfmc.targets.executorch.stored import MODEL

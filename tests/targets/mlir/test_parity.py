@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lfmc.errors import GateError, InputError, UnsupportedError
-from lfmc.rungs import read_back
+from lfmc.readback import read_back
 from lfmc.targets.base import get_target
 from lfmc.targets.mlir.devices import DEVICES
 from lfmc.targets.mlir.layout import pack_groups

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from lfmc.errors import GateError, InputError
-from lfmc.rungs import read_back
+from lfmc.readback import read_back
 from lfmc.targets.onnx.emitter import ALIGNMENT, DATA_FILE, MODEL_FILE
 from lfmc.targets.onnx.readback import read_initializer
 from tests.targets.lowering import Choose, Lowered, floats, four_bit, mixed, two_bit, wide_groups

@@ -13,7 +13,7 @@ import torch
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError, UnsupportedError
 from lfmc.parity import Rung
-from lfmc.rungs import read_back
+from lfmc.readback import read_back
 from lfmc.stepping import TorchStepper
 from lfmc.targets.base import Request
 from lfmc.targets.npu.bundle import embedding

@@ -12,7 +12,7 @@ import tvm
 from lfmc.errors import GateError, InputError, UnsupportedError
 from lfmc.exporter import Options, export
 from lfmc.progress import Silent
-from lfmc.rungs import read_back
+from lfmc.readback import read_back
 from lfmc.targets.base import get_target
 from lfmc.targets.code_object import check_code_objects
 from lfmc.targets.tvm import target

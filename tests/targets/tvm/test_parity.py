@@ -13,7 +13,7 @@ from lfmc.calib_free.formats import Format
 from lfmc.calib_free.plan import PlanRow
 from lfmc.errors import GateError, InputError, UnsupportedError
 from lfmc.parity import cases, compare
-from lfmc.rungs import read_back
+from lfmc.readback import read_back
 from lfmc.stepping import TorchStepper
 from lfmc.targets.base import get_target
 from lfmc.targets.parameters import PARAMETERS, open_parameters
