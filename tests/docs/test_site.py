@@ -13,6 +13,7 @@ import pytest
 from tests.docs.blocks import PAGES, REPO, name_of
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
+_SHOWN = re.compile(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", re.M | re.S)
 _LOADED = re.compile(
     r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?(https?:)?//|<link[^>]*rel=[\"']?(?:stylesheet|preload|preconnect|icon)[^>]*href=[\"']?(?:https?:)?//"
 )
@@ -95,3 +96,13 @@ def test_the_hook_rewrites_links_that_leave_the_pages(caplog: pytest.LogCaptureF
     assert not caplog.records
     rewritten("[x](../no/such/file)", "")
     assert "does not exist" in caplog.text
+
+
+def test_code_in_the_pages_is_that_of_the_files() -> None:
+    shown = {}
+    for page in PAGES:
+        for path, text in _SHOWN.findall(page.read_text(encoding="utf-8")):
+            assert text == (REPO / path).read_text(encoding="utf-8"), f"{name_of(page)}: {path}"
+            shown[path] = text.count("\n")
+    assert shown["examples/toy_pass.py"] < 100
+    assert shown["examples/toy_target/lfmc_toy.py"] < 100

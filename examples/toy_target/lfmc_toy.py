@@ -1,0 +1,99 @@
+"""A toy target: one safetensors file of codes and scales, which torch runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lfmc.calib_free.formats import FLOAT_NBYTES, Capabilities, Format, parse_format
+from lfmc.model import DecoderConfig, read_config
+from lfmc.model.rope import inverse_frequencies
+from lfmc.parity import FLOAT_TOLERANCE
+from lfmc.passes.base import apply
+from lfmc.passes.pipeline import pipeline
+from lfmc.program import Program, Weight
+from lfmc.stepping import Stepper, TorchStepper
+from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
+from lfmc.trace import TraceSpec, trace
+from lfmc.weights import PlannedWeights
+
+MODEL = "model.safetensors"
+FORMATS = tuple(Format(bits, 32, True, "float16") for bits in (2, 3, 4, 8))
+MERGED = (("q_proj", "k_proj", "v_proj"), ("w1", "w3"))  # by the pass merge-projections
+
+
+@dataclass(frozen=True)
+class ToyTarget:
+    name: ClassVar[str] = "toy"
+    extra: ClassVar[str] = "toy"
+    packages: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[TargetOption, ...]] = ()
+    lowering_bytes: ClassVar[float] = 2.0
+    exact: ClassVar[bool] = False  # there is no other way to run it: nothing is rounded
+
+    def capabilities(self, config: DecoderConfig) -> Capabilities:
+        size = 1000 * config.num_layers + 800 * config.num_experts_in_all + 20_000
+        return Capabilities(*[FORMATS] * 3, tuple(FLOAT_NBYTES), MERGED, graph_nbytes=size)
+
+    def check(self, config: DecoderConfig, request: Request) -> None:
+        """Nothing that lfmc reads is refused."""
+
+    def missing_tools(self) -> Mapping[str, Sequence[str]]:
+        return {}
+
+    def why_not_here(self, request: Request) -> str | None:
+        return None  # torch runs it anywhere
+
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
+        return TraceSpec(request.context)  # one conversation, any number of tokens a call
+
+    def lower(
+        self, program: Program, weights: PlannedWeights, request: Request, folder: Path
+    ) -> Artifact:
+        tensors, stored = {}, []
+        for name, own in program.weights.items():
+            if own.part == "constant":
+                continue  # it follows from the configuration
+            made = weights.floats(own.sources) if own.part == "values" else weights.value(name, own)
+            tensors[name] = made
+            stored.append(StoredTensor(name, own.part, own.sources, "rows", made.nbytes))
+        formats = {row.name: row.format for row in weights.plan.rows}
+        held = json.dumps([weights.checkpoint.raw_config, request.context, formats])
+        save_file(tensors, folder / MODEL, {"lfmc": held})
+        return Artifact((MODEL,), tuple(stored))
+
+    def read_tensor(self, folder: Path, stored: StoredTensor) -> torch.Tensor:
+        with safe_open(folder / MODEL, "pt") as file:
+            return file.get_tensor(stored.name)
+
+    def run(self, folder: Path, *, exact: bool = False) -> Stepper:
+        with safe_open(folder / MODEL, "pt") as file:
+            raw, context, formats = json.loads(file.metadata()["lfmc"])
+            program = trace(read_config(raw), TraceSpec(context))
+            apply(pipeline({k: parse_format(v) for k, v in formats.items()}), program)
+
+            def value(name: str, weight: Weight) -> torch.Tensor:
+                if weight.part == "constant":
+                    return inverse_frequencies(program.config, name.removeprefix("rope."))
+                tensor = file.get_tensor(name)
+                return tensor.float() if weight.part == "values" else tensor
+
+            return TorchStepper(program.bind(value), program.config, context)
+
+    def reference(
+        self, program: Program, request: Request, folder: Path, *, exact: bool
+    ) -> torch.nn.Module:
+        return program.module  # bound to the plan's weights, not to the file's
+
+    def tolerance(self, program: Program, *, exact: bool) -> float | None:
+        return FLOAT_TOLERANCE
+
+    def operator_parity(self, program: Program, folder: Path, artifact: Artifact) -> tuple[()]:
+        return ()  # no operator rounds, so the whole matrix is strict

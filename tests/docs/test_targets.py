@@ -1,0 +1,64 @@
+"""The table of capabilities is what the targets say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lfmc.calib_free.formats import ROW, Format
+from lfmc.checkpoint import open_checkpoint
+from lfmc.targets.base import TARGETS, get_target
+from tests.docs.blocks import REPO
+
+UNITS = {"matrix": "each expert's matrix", "expert": "each expert"}
+
+
+def rows() -> dict[str, list[str]]:
+    text = (REPO / "docs" / "targets.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Capabilities\n")[2].partition("\n## ")[0]
+    lines = re.findall(r"^\| `([\w-]+)` \|(.*)\|$", section, re.M)
+    return {name: [cell.strip() for cell in rest.split("|")] for name, rest in lines}
+
+
+def numbers(values: set[int]) -> str:
+    return ", ".join(map(str, sorted(values)))
+
+
+def scales(formats: tuple[Format, ...]) -> str:
+    """Columns a scale; what holds for some widths only is said of these."""
+    groups = numbers({f.group for f in formats if f.group > 0})
+    rows = {f.bits for f in formats if f.group == ROW}
+    tables = numbers({f.bits for f in formats if f.palette})
+    if not groups:
+        return "a row"
+    said = groups + "".join(f"; of {bits} bits a row" for bits in sorted(rows))
+    *head, last = tables.split(", ")
+    return said + (f"; of {', '.join(head)} and {last} bits a table a row" if tables else "")
+
+
+def test_every_target_has_a_row() -> None:
+    assert set(rows()) == set(TARGETS)
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_a_row_is_what_the_target_says(name: str) -> None:
+    own = get_target(name).capabilities(open_checkpoint().config)
+    everywhere = (*own.linear, *own.embedding, *own.expert)
+    assert rows()[name] == [
+        numbers({f.bits for f in (*own.linear, *own.embedding)}),
+        numbers({f.bits for f in own.expert}),
+        scales(everywhere),
+        "yes" if any(not f.symmetric for f in everywhere) else "no",
+        UNITS[own.expert_unit],
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_every_target_has_a_page_with_its_options(name: str) -> None:
+    page = (REPO / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for option in get_target(name).options:
+        assert re.search(rf"`{option.name}`|-O {option.name}=", page), option.name
+        missing = [choice for choice in option.choices if f"`{choice}`" not in page]
+        families = {"accelerator"}  # told as a range
+        assert option.name in families or not missing, (option.name, missing)

@@ -1,0 +1,48 @@
+"""halve-rotary-angles, the pass of docs/architecture.md."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from examples.toy_pass import HalveRotaryAngles
+from lfmc.checkpoint import open_checkpoint
+from lfmc.parity import FLOAT_TOLERANCE
+from lfmc.passes.base import apply
+from lfmc.passes.remove_no_ops import RemoveNoOps
+from lfmc.stepping import TorchStepper, decoder_stepper
+from lfmc.trace import TraceSpec, trace
+from tests.passes.graphs import changed, program_of, random
+
+
+class Angles(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        twice = torch.cat([x, x], dim=-1)
+        return twice.cos(), twice.sin(), torch.cat([x, y], dim=-1).cos()
+
+
+def test_fires_on_halves_that_are_equal_and_on_no_others() -> None:
+    inputs = random(2, 4), random(2, 4, seed=1)
+    program = program_of(Angles(), *inputs)
+    assert changed(HalveRotaryAngles(), program, *inputs) == 2
+    sizes = {node.meta["val"].shape[-1] for node in program.nodes("aten.sin")}
+    assert sizes == {4}
+    assert sorted(n.meta["val"].shape[-1] for n in program.nodes("aten.cos")) == [4, 8]
+
+
+def test_the_decoder_computes_the_same_to_the_bit() -> None:
+    checkpoint = open_checkpoint()
+    tokens = torch.arange(20)
+
+    def logits(*passes: HalveRotaryAngles) -> Tensor:
+        program = trace(checkpoint.config, TraceSpec(context=32))
+        record = apply([RemoveNoOps(), *passes], program)
+        assert [step.changed for step in record[1:]] == [2 for _ in passes]
+        weights = checkpoint.decoder().state_dict()
+        module = program.bind(lambda name, weight: weights[name])
+        return TorchStepper(module, checkpoint.config, 32).step(tokens)
+
+    after = logits(HalveRotaryAngles())
+    assert torch.equal(after, logits())
+    plain = decoder_stepper(checkpoint.decoder(), 32).step(tokens)
+    assert (after - plain).abs().max() <= FLOAT_TOLERANCE * plain.abs().max()
