@@ -44,7 +44,7 @@ class QualcommTarget(NpuTarget):
         ),
         TargetOption("chunk", ("64", "16", "32", "128"), "tokens of a long call"),
     )
-    lowering_bytes: ClassVar[float] = 10.0
+    lowering_bytes: ClassVar[float] = 14.0
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:
         return Capabilities(

@@ -65,8 +65,11 @@ def assert_context_ends(made: Lowered) -> None:
         stepper.step([config.vocab_size])
 
 
-def export_demo(name: str, output: Path, bits_per_weight: float, **options: str) -> Bundle:
-    """An export of the bundled checkpoint for 128 tokens, verified and within its budget."""
+def export_demo(
+    name: str, output: Path, bits_per_weight: float, model: Path | None = None, **options: str
+) -> Bundle:
+    """An export of the bundled checkpoint, or of another with its tokenizer, for 128 tokens,
+    verified and within its budget."""
     asked = Options(
         budget=Budget(bits_per_weight=bits_per_weight),
         context=128,
@@ -74,7 +77,7 @@ def export_demo(name: str, output: Path, bits_per_weight: float, **options: str)
         check="fast",
         cache=False,
     )
-    checkpoint, target = open_checkpoint(), get_target(name)
+    checkpoint, target = open_checkpoint(model), get_target(name)
     made, report = export(checkpoint, target, output, asked, force=False, progress=Silent())
     assert report.verification is not None
     assert all(rung.passed for rung in report.verification.rungs)
