@@ -62,3 +62,19 @@ def test_every_target_has_a_page_with_its_options(name: str) -> None:
         missing = [choice for choice in option.choices if f"`{choice}`" not in page]
         families = {"accelerator"}  # told as a range
         assert option.name in families or not missing, (option.name, missing)
+
+
+ASPECTS = {
+    "capabilities": r"(Number|Weight) formats|Numbers",
+    "states": r".*[Ss]tates",
+    "what was executed": r"What is proven|Proof.*|Parity",
+    "bad combinations": r"Known (bad combinations|trouble on devices)",
+}
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_every_page_answers_the_four_questions(name: str) -> None:
+    page = (REPO / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.*)$", page, re.M)
+    for aspect, pattern in ASPECTS.items():
+        assert any(re.fullmatch(pattern, title) for title in titles), aspect
