@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SITE := build/lint/site
 
-.PHONY: demo test test-arm test-qualcomm test-ethos-u lint actionlint check bench docs clean
+.PHONY: demo test test-slow test-arm test-qualcomm test-ethos-u lint actionlint check bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lfmc export --target onnx --bits auto --output out/demo --force
@@ -14,6 +14,11 @@ demo: $(VENV)/.installed
 # As many processes as cores, of one thread each.
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+
+# What takes long and goes no other way than a test above: more programs by slow runtimes, trained
+# checkpoints where there are any, faults in every target.
+test-slow: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --slow -m slow
 
 # Needs g++-aarch64-linux-gnu, qemu-user and nlohmann-json3-dev, and a network for the Arm wheels.
 test-arm: $(VENV)/.installed

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
 from lfmc.calib_free.formats import Floats, Format
 from lfmc.calib_free.plan import PlanRow
 from tests.targets.lowering import Choose, expert_of, four_bit
@@ -30,3 +35,12 @@ PROGRAMS: list[tuple[str, Choose]] = [
     ("lfm2_moe", mixed),
     ("lfm2_moe-scaled", floats),
 ]
+
+
+def mostly_slow(programs: Sequence[tuple[str, Choose]], quick: str) -> list[Any]:
+    """Programs as parameters: that of the checkpoint `quick` in every run, the others with --slow.
+
+    For runtimes that take a minute each, and go the same ways for all programs of one target.
+    """
+    marks = {False: [pytest.mark.slow], True: []}
+    return [pytest.param(*own, marks=marks[own[0] == quick]) for own in programs]

@@ -85,6 +85,7 @@ def test_operators_by_name(lowered: Make) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_checkpoints(
     any_checkpoint: Callable[[str], object], tmp_path: Path, name: str

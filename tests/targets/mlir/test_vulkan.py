@@ -9,13 +9,13 @@ import pytest
 
 from tests.targets.lowering import Choose, Lowered
 from tests.targets.matrix import assert_matrix
-from tests.targets.programs import PROGRAMS
+from tests.targets.programs import PROGRAMS, mostly_slow
 
 LAVAPIPE = Path("/usr/share/vulkan/icd.d/lvp_icd.x86_64.json")
 
 
 @pytest.mark.skipif(not LAVAPIPE.is_file(), reason="Mesa's lavapipe is not on this machine")
-@pytest.mark.parametrize(("kind", "choose"), PROGRAMS[:4])
+@pytest.mark.parametrize(("kind", "choose"), mostly_slow(PROGRAMS[:4], "lfm2_moe"))
 def test_matrix(
     kind: str, choose: Choose, lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch
 ) -> None:

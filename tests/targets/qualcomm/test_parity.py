@@ -94,6 +94,7 @@ def test_floats_by_qnn(lowered: Make, name: str) -> None:
 
 
 @needs_qnn
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_checkpoints(
     any_checkpoint: Callable[[str], Checkpoint], tmp_path: Path, name: str

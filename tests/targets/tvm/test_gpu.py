@@ -20,7 +20,7 @@ from lfmc.targets.tvm.gpus import GPUS, missing_for
 from lfmc.targets.tvm.runtime import LIBRARY
 from tests.targets.lowering import Choose, Lowered
 from tests.targets.matrix import assert_matrix
-from tests.targets.programs import PROGRAMS, mixed
+from tests.targets.programs import PROGRAMS, mixed, mostly_slow
 from tests.targets.runner import RunnerStepper, as_bundle
 from tests.targets.tvm.pocl import pocl_device
 
@@ -99,7 +99,7 @@ def test_matrix(lowered: Make, kind: str, name: str, choose: Choose) -> None:
 
 
 @pytest.mark.skipif(pocl_device() is None, reason="PoCL is not on this machine")
-@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+@pytest.mark.parametrize(("name", "choose"), mostly_slow(PROGRAMS, "lfm2_moe"))
 def test_matrix_by_opencl(lowered: Make, name: str, choose: Choose, tmp_path: Path) -> None:
     made = lowered(name, choose, "tvm", device="opencl")
     vocab_size, context = made.checkpoint.config.vocab_size, made.request.context

@@ -78,6 +78,7 @@ def test_every_product_is_right_as_shipped(lowered: Make, name: str, choose: Cho
     assert rungs[1].cases[0].difference < 1e-3  # of first tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_checkpoints(
     any_checkpoint: Callable[[str], object], tmp_path: Path, name: str
