@@ -17,6 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lfmc.ops  # noqa: F401  (registers the operators)
 from lfmc.stepping import TorchStepper
 
+# What the scores of two experts may differ by for a choice between them to be turned: float32
+# arithmetic in another order, and activations rounded to float16 or int8.
+NEAR_TIE = 1e-5
+NEAR_TIE_SHIPPED = 2e-3
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -20,6 +20,7 @@ COMMANDS = {
     "init": ("lfmc.commands.init", "Write a .lfmc.toml for a checkpoint."),
     "check": ("lfmc.commands.check", "Export, verify and gate a matrix of cells (.lfmc.toml)."),
     "verify": ("lfmc.commands.verify", "Prove a bundle again, from its files."),
+    "diff": ("lfmc.commands.diff", "Compare two bundles or plans: bits, sizes, quality."),
     "generate": ("lfmc.commands.generate", "Continue a prompt with a bundle."),
     "bench": ("lfmc.commands.bench", "Time prefill and decode of a bundle."),
 }

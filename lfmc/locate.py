@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lfmc.apart import find_in_decoder, find_in_passes
 from lfmc.bisect import Suspect, find_in_artifact
+from lfmc.choices import NEAR_TIE, NEAR_TIE_SHIPPED
+from lfmc.floats import float_version
 from lfmc.parity import Case, Rung, cases
 from lfmc.place import Place
 from lfmc.progress import Progress
-from lfmc.rungs import NEAR_TIE, NEAR_TIE_SHIPPED, Verification
+from lfmc.rungs import Verification
 
 NOTHING = (
     "what this version of lfmc lowers from the same weights agrees with torch everywhere: the "
@@ -48,10 +52,17 @@ def _worst(failed: Rung, matrix: tuple[Case, ...]) -> Case:
 
 
 def _in_artifact(suspect: Suspect, case: Case, progress: Progress) -> Place | None:
-    """With float activations first, where the target has them: these leave no doubt."""
-    for exact in (True, False) if suspect.target.exact else (False,):
-        near_tie = NEAR_TIE if exact else NEAR_TIE_SHIPPED
-        found = find_in_artifact(suspect, case, progress, near_tie=near_tie, exact=exact)
+    """With float activations first, or float matrices: these leave no doubt."""
+    target, asked = suspect.target, suspect.asked
+    tries = [(suspect, exact) for exact in ((True, False) if target.exact else (False,))]
+    floats = float_version(target, suspect.program, suspect.weights, asked)
+    if floats is not None:
+        program, weights = floats
+        program.bind(weights.value)
+        tries.insert(0, (replace(suspect, program=program, weights=weights), target.exact))
+    for own, exact in tries:
+        near_tie = NEAR_TIE_SHIPPED if own is suspect and not exact else NEAR_TIE
+        found = find_in_artifact(own, case, progress, near_tie=near_tie, exact=exact)
         if found is not None:
             return found
     return None

@@ -83,11 +83,8 @@ def _against(
         )
     needed = PARITY_BYTES_PER_PARAM * checkpoint.num_params
     require_memory(checkpoint, needed, "parity", "leave MODEL out")
-    plan = BitPlan.from_json((bundle.path / PLAN).read_text(encoding="utf-8"))
-    artifact = _artifact(bundle.manifest)
-    # What was fitted is in the artifact and nowhere else; the plan's digests say if it is right.
-    fitted = stored_parts(target, bundle.path, artifact, checkpoint, plan.fitted_names)
-    weights = PlannedWeights(checkpoint, replace(plan, fitted=fitted))
+    plan, artifact = bundled_plan(bundle, checkpoint), _artifact(bundle.manifest)
+    weights = PlannedWeights(checkpoint, plan)
     program, _ = build_program(checkpoint, target, plan, asked, progress)
     with progress.stage("read the file back"):
         read_back(weights, target, bundle.path, artifact)
@@ -105,6 +102,15 @@ def _against(
         text,
     )
     return Suspect(checkpoint, weights, program, target, asked), verification
+
+
+def bundled_plan(bundle: Bundle, checkpoint: Checkpoint) -> BitPlan:
+    """The plan of a bundle; what was fitted is in the artifact and nowhere else, and the plan's
+    digests say if it is right."""
+    plan = BitPlan.from_json((bundle.path / PLAN).read_text(encoding="utf-8"))
+    artifact, target = _artifact(bundle.manifest), get_target(bundle.target)
+    fitted = stored_parts(target, bundle.path, artifact, checkpoint, plan.fitted_names)
+    return replace(plan, fitted=fitted)
 
 
 def _artifact(manifest: Mapping[str, Any]) -> Artifact:

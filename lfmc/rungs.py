@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from lfmc.checkpoint import Checkpoint
-from lfmc.choices import ChoosingStepper
+from lfmc.choices import NEAR_TIE, NEAR_TIE_SHIPPED, ChoosingStepper
 from lfmc.errors import GateError, InputError
+from lfmc.floats import float_rungs
 from lfmc.parity import (
     FLOAT_TOLERANCE,
     Case,
@@ -48,11 +49,6 @@ UNGATED = {  # by whether float activations were asked for
 
 REPORT = "this artifact is wrong; please report it, with the place that --trace found"
 TRACE = "this artifact is wrong; --trace finds the first operator that differs; please report it"
-
-# What the scores of two experts may differ by for a choice between them to be turned: float32
-# arithmetic in another order, and activations rounded to float16 or int8.
-NEAR_TIE = 1e-5
-NEAR_TIE_SHIPPED = 2e-3
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,8 @@ def verify(
         rungs += [skipped(number, TITLES[number], why_not_here) for number in (3, 4)]
         return Verification(tuple(rungs), None)
     with progress.stage("parity 3: artifact against torch"):
-        rungs += _artifact_rungs(target, program, folder, artifact, matrix, asked, progress)
+        rungs += artifact_rungs(target, program, folder, artifact, matrix, asked, progress)
+        rungs += float_rungs(target, program, weights, asked, matrix, progress)
     with progress.stage("parity 4: quality on text"):
         judged = passages(checkpoint, min(WINDOW, context), WINDOWS[check], text)
         quality = measure_quality(checkpoint, target.run(folder), judged, progress)
@@ -158,7 +155,7 @@ def _graph_rung(
     )
 
 
-def _artifact_rungs(
+def artifact_rungs(
     target: Target,
     program: Program,
     folder: Path,

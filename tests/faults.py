@@ -71,23 +71,24 @@ class FaultyTarget:
         if self.fault.edit is not None:
             with torch.no_grad():
                 self.fault.edit(given)
-        wrong = FaultyWeights(weights.checkpoint, weights.plan, fault=self.fault)
+        wrong = FaultyWeights(weights.checkpoint, weights.plan, fault=self.fault, right=weights)
         with knowing_softmax(self.target.name):
             return self.target.lower(given, wrong, request, folder)
 
 
 @dataclass
 class FaultyWeights(PlannedWeights):
-    """Weights of which some are not the plan's."""
+    """Weights of which some are not those that `right` has."""
 
     fault: Fault = field(kw_only=True)
+    right: PlannedWeights = field(kw_only=True)
 
     def packed(self, sources: tuple[str, ...]) -> PackedTensor:
         order = sources if self.fault.sources is None else self.fault.sources(sources)
         return stack_rows([self._wrong(name) for name in order])
 
     def _wrong(self, name: str) -> PackedTensor:
-        packed = self._packed(name)
+        packed = self.right.packed((name,))
         for part, change in self.fault.stored.items():
             packed = change(packed) if part in name else packed
         return packed
@@ -96,7 +97,7 @@ class FaultyWeights(PlannedWeights):
         return torch.cat([self._wrong_floats(name) for name in sources])
 
     def _wrong_floats(self, name: str) -> Tensor:
-        value = super().floats((name,))
+        value = self.right.floats((name,))
         for part, change in self.fault.floats.items():
             value = change(value) if part in name else value
         return value

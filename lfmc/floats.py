@@ -1,0 +1,101 @@
+"""The same graph with its matrices as floats: what rounds activations is then exact.
+
+A target whose n-bit kernels always round proves little end to end: a fault that does less than
+rounding does goes unseen. Its lowering is the same for floats, but for the products, and those are
+compared one by one; so a graph with dequantized matrices is lowered as well, and held to float
+precision.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lfmc.calib_free.formats import Floats, Format, parse_format
+from lfmc.calib_free.plan import PlanRow
+from lfmc.choices import NEAR_TIE, ChoosingStepper
+from lfmc.parity import Case, Rung, compare, skipped
+from lfmc.passes.base import apply
+from lfmc.passes.pipeline import pipeline
+from lfmc.program import Program
+from lfmc.progress import Progress
+from lfmc.targets.base import Request, Target
+from lfmc.trace import trace
+from lfmc.weights import PlannedWeights
+
+TITLE = "the same graph, its matrices as floats, lowered and run alike = torch"
+MOST_NBYTES = 2 << 30  # of floats: what one file of every target holds
+FLOAT = Floats("float32")
+
+
+@dataclass
+class FloatWeights(PlannedWeights):
+    """The values that a plan's codes stand for, as floats; `planned` has the codes."""
+
+    planned: PlannedWeights = field(kw_only=True)
+
+    def floats(self, sources: tuple[str, ...]) -> Tensor:
+        return torch.cat([self.planned.dequantized(name) for name in sources])
+
+
+def float_version(
+    target: Target, program: Program, weights: PlannedWeights, asked: Request
+) -> tuple[Program, FloatWeights] | None:
+    """`program` with float matrices, and what they hold; None where the target needs it not, being
+    exact with codes, or where it is not exact with floats, either."""
+    if target.tolerance(program, exact=target.exact) is not None:
+        return None
+    checkpoint = weights.checkpoint
+    program = trace(checkpoint.config, target.trace_spec(checkpoint.config, asked))
+    rows = tuple(_as_float(row) for row in weights.plan.rows)
+    apply(pipeline({row.name: parse_format(row.format) for row in rows}), program)
+    if target.tolerance(program, exact=target.exact) is None:
+        return None
+    plan = replace(weights.plan, rows=rows)
+    return program, FloatWeights(checkpoint, plan, planned=weights)
+
+
+def float_rungs(
+    target: Target,
+    program: Program,
+    weights: PlannedWeights,
+    asked: Request,
+    matrix: Sequence[Case],
+    progress: Progress,
+) -> list[Rung]:
+    """One rung where a target is exact with floats only, else none."""
+    made = float_version(target, program, weights, asked)
+    if made is None:
+        return []
+    program, floats = made
+    nbytes = sum(row.nbytes for row in floats.plan.rows)
+    if nbytes > MOST_NBYTES:
+        return [skipped(3, TITLE, f"floats of {nbytes / 2**30:.1f} GiB are too large for a file")]
+    config, context = program.config, asked.context
+    with tempfile.TemporaryDirectory(prefix="lfmc-") as path:
+        target.lower(program, floats, asked, Path(path))
+        program.bind(floats.value)
+        reference = target.reference(program, asked, Path(path), exact=target.exact)
+        rung = compare(
+            3,
+            TITLE,
+            target.run(Path(path), exact=target.exact),
+            ChoosingStepper(reference, config, context),
+            matrix,
+            config.vocab_size,
+            tolerance=target.tolerance(program, exact=target.exact),
+            near_tie=NEAR_TIE,
+            progress=progress.step,
+        )
+    return [rung]
+
+
+def _as_float(row: PlanRow) -> PlanRow:
+    if not isinstance(parse_format(row.format), Format):
+        return row
+    return replace(row, format=FLOAT.name, grid="none", nbytes=FLOAT.nbytes(row.shape), digest=None)
