@@ -111,7 +111,7 @@ def _randomize(model: Any) -> None:
             elif value.dim() == 1:
                 value.copy_(("norm" in name) + 0.3 * noise)
             else:
-                value.copy_(noise * (value.numel() / value.shape[0]) ** -0.5)
+                value.copy_(noise * value.shape[-1] ** -0.5)  # of experts, too, [E, out, in]
 
 
 @lru_cache(maxsize=2)
