@@ -133,6 +133,6 @@ def run(block: Block, folder: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == block.exit_code, f"{block.text}\n{done.stdout}\n{done.stderr}"
