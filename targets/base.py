@@ -106,7 +106,8 @@ class Target(Protocol):
     lowering_bytes: ClassVar[float]  # of memory, a parameter, for n-bit weights: measured
     exact: ClassVar[bool]  # the artifact can also be run with float activations
 
-    def capabilities(self, config: DecoderConfig) -> Capabilities: ...
+    def capabilities(self, config: DecoderConfig) -> Capabilities:
+        """What a plan may choose from, and what the files hold besides tensors at most."""
 
     def check(self, config: DecoderConfig, request: Request) -> None:
         """Raise `UnsupportedError` for a missing package, or for what can't be exported."""
@@ -119,11 +120,13 @@ class Target(Protocol):
         """Why this machine can't execute what is exported, where that is so: then it ships without
         rungs 3 and 4, and says so."""
 
-    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec: ...
+    def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
+        """The form of the graph: batch, tokens a call, slots, how a cache is written."""
 
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
-    ) -> Artifact: ...
+    ) -> Artifact:
+        """Write the fused program and the planned weights, rounding none, into `folder`."""
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
         """A stored tensor as it lies on disk, in torch."""

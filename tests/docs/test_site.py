@@ -52,12 +52,15 @@ def test_reference_has_flags_and_signatures(site: Path) -> None:
     commands = (site / "reference" / "cli.html").read_text(encoding="utf-8")
     assert "--bits-per-weight" in commands
     assert "--accelerator" in commands
+    assert "Sentinel" not in commands
     python = (site / "reference" / "api.html").read_text(encoding="utf-8")
     for name in (
         "lfmc.api.export",
         "lfmc.api.load",
         "lfmc.passes.base.Pass",
         "lfmc.targets.base.Target",
+        "lfmc.targets.base.Target.lower",
+        "lfmc.targets.base.Artifact.tensors",
     ):
         assert f'id="{name}"' in python
 
