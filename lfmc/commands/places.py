@@ -13,7 +13,7 @@ from lfmc.errors import GateError
 if TYPE_CHECKING:
     from lfmc.place import Corner, Place
 
-MOST = 6  # names in a row
+MOST = 3  # names in a row
 
 
 @contextmanager

@@ -32,7 +32,8 @@ from lfmc.rungs import Verification
 from lfmc.stepping import TorchStepper
 from lfmc.targets.base import get_target
 from tests.factories import random_tokens
-from tests.faults import FAULTS, Fault, FaultyTarget
+from tests.faults.fault import Fault, FaultyTarget
+from tests.faults.table import FAULTS
 from tests.targets.lowering import Lowered, four_bit, lower
 
 

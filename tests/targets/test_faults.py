@@ -20,7 +20,8 @@ from lfmc.parity import cases, compare
 from lfmc.progress import Silent
 from lfmc.readback import read_back
 from lfmc.rungs import Verification, artifact_rungs
-from tests.faults import ALL, FAULTS, Fault, FaultyTarget
+from tests.faults.fault import ALL, Fault, FaultyTarget
+from tests.faults.table import FAULTS, fault_table
 from tests.targets.lowering import Lowered, four_bit, lower
 
 Right = Callable[[str, str], Lowered]
@@ -156,3 +157,10 @@ def test_is_named(right: Right, name: str, fault: Fault, tmp_path: Path) -> None
     made = right(fault.kind, name)
     target = FaultyTarget(made.target, fault)
     assert_named(made, target, rungs_of(made, target, tmp_path))
+
+
+def test_the_page_has_every_fault() -> None:
+    page = Path(__file__).parents[2] / "docs" / "parity.md"
+    assert fault_table() in page.read_text(encoding="utf-8")
+    assert len(FAULTS) > 20
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS)
