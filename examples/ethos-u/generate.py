@@ -10,7 +10,10 @@ graph's news go into as they come. On a device an ExecuTorch runner loads `decod
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +122,18 @@ class Model:
         return tables
 
 
+@contextmanager
+def text_alone() -> Iterator[None]:
+    """What the reference model prints goes to stderr, and the text alone to stdout."""
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
 def generate(bundle: Path, prompt: str, count: int) -> str:
     manifest = json.loads((bundle / "manifest.json").read_text())
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
@@ -137,4 +152,6 @@ def generate(bundle: Path, prompt: str, count: int) -> str:
 
 if __name__ == "__main__":
     _, path, text, *rest = sys.argv
-    print(generate(Path(path), text, int(rest[0]) if rest else 32))
+    with text_alone():
+        answer = generate(Path(path), text, int(rest[0]) if rest else 32)
+    print(answer)
