@@ -19,6 +19,7 @@ from torch import Tensor
 from lfmc.calib_free.formats import Floats, Format, parse_format
 from lfmc.calib_free.plan import PlanRow
 from lfmc.choices import NEAR_TIE, ChoosingStepper
+from lfmc.memory import installed_nbytes
 from lfmc.parity import Case, Rung, compare, skipped
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
@@ -30,6 +31,7 @@ from lfmc.weights import PlannedWeights
 
 TITLE = "the same graph, its matrices as floats, lowered and run alike = torch"
 MOST_NBYTES = 2 << 30  # of floats: what one file of every target holds
+COPIES = 5  # of the floats at once: lowered, written, loaded, packed by the runtime, and in torch
 FLOAT = Floats("float32")
 
 
@@ -76,6 +78,8 @@ def float_rungs(
     nbytes = sum(row.nbytes for row in floats.plan.rows)
     if nbytes > MOST_NBYTES:
         return [skipped(3, TITLE, f"floats of {nbytes / 2**30:.1f} GiB are too large for a file")]
+    if COPIES * nbytes > installed_nbytes():
+        return [skipped(3, TITLE, f"it takes {COPIES * nbytes / 2**30:.1f} GiB of memory")]
     config, context = program.config, asked.context
     with tempfile.TemporaryDirectory(prefix="lfmc-") as path:
         target.lower(program, floats, asked, Path(path))
