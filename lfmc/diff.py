@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lfmc.bundle import PLAN, Bundle, open_bundle
 from lfmc.calib_free.plan import BitPlan, PlanRow, dequantized_weights
@@ -169,7 +169,7 @@ def _whole_plan(side: Side, checkpoint: Checkpoint) -> BitPlan:
 def _streams(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
     """The residual stream `[N * T, H]` behind the embedding and every layer, of texts `[N, T]`."""
     found: dict[str, list[Tensor]] = {}
-    modules = {"embedding": decoder.model.embed_tokens}
+    modules: dict[str, nn.Module] = {"embedding": decoder.model.embed_tokens}
     modules |= {f"layer {index}": layer for index, layer in enumerate(decoder.model.layers)}
 
     def watch(part: str) -> Any:

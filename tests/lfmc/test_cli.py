@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("doctor", "inspect", "plan", "export", "verify", "generate", "bench")
+COMMANDS = ("doctor", "inspect", "plan", "export", "verify", "diff", "generate", "bench")
 
 
 def lfmc(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
