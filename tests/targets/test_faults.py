@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from lfmc.targets.base import get_target
 from lfmc.weights import PlannedWeights
 from tests.faults.fault import ALL, Fault, FaultyTarget
 from tests.faults.table import FAULTS, fault_table
-from tests.targets.lowering import choose_formats, four_bit
+from tests.targets.lowering import Choose, choose_formats, four_bit
+from tests.targets.qualcomm.programs import both
 
 Right = Callable[[str, str], Suspect]
 
@@ -40,9 +41,10 @@ def right(tiny_checkpoint: Callable[..., Path]) -> Right:
         if (kind, name) not in made:
             checkpoint = open_checkpoint(tiny_checkpoint(kind, vocab_size=256))
             target = get_target(name)
-            choose = signed if name == "executorch" else four_bit
+            choose = CHOOSE.get(name, four_bit)
             plan = choose_formats(checkpoint, choose, target.capabilities(checkpoint.config))
-            asked = request(checkpoint, target, Options(context=48))
+            options = {"stage": "edge", "chunk": "16"} if name == "qualcomm" else {}
+            asked = request(checkpoint, target, Options(context=48, target_options=options))
             weights = PlannedWeights(checkpoint, plan)
             program, _ = build_program(checkpoint, target, plan, asked, Silent())
             program.bind(weights.value)
@@ -55,6 +57,9 @@ def right(tiny_checkpoint: Callable[..., Path]) -> Right:
 def signed(row: PlanRow) -> Format:
     """Four bits as XNNPACK has them: without zero points."""
     return Format(4, 32, True, "bfloat16")
+
+
+CHOOSE: Mapping[str, Choose] = {"executorch": signed, "qualcomm": both}
 
 
 def _id(fault: Fault) -> str:
@@ -164,6 +169,19 @@ def test_is_named(right: Right, name: str, fault: Fault, tmp_path: Path) -> None
     made = right(fault.kind, name)
     target = FaultyTarget(made.target, fault)
     assert_named(made, target, rungs_of(made, target, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["w1 and w3 swapped", "q and k norms swapped", "residual lost"])
+def test_operators_of_an_accelerator_differ(right: Right, name: str, tmp_path: Path) -> None:
+    """Values are rounded there: operators are compared one by one, each on its own inputs."""
+    fault = next(own for own in FAULTS if own.name == name)
+    made = right(fault.kind, "qualcomm")
+    target = FaultyTarget(made.target, fault)
+    artifact = target.lower(made.program, made.weights, made.asked, tmp_path)
+    # A program that is wired otherwise may have no value where the right one has an operator.
+    with pytest.raises(GateError, match=r"rung 3 failed|does not keep a value"):
+        Verification(made.target.operator_parity(made.program, tmp_path, artifact), None).require()
 
 
 def test_the_page_has_every_fault() -> None:
