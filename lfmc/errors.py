@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from lfmc.place import Place
+    from lfmc.locate.place import Place
 
 
 class LfmcError(Exception):

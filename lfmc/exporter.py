@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lfmc
-from lfmc.bisect import Suspect
 from lfmc.bundle import GOLDEN, MANIFEST, PLAN, Bundle, describe, open_bundle, write_json, writing
 from lfmc.cache import NOTHING, default_cache
 from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
@@ -22,7 +21,8 @@ from lfmc.chat import chat_prompt, copy_tokenizer
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError
 from lfmc.generate import golden_prompts
-from lfmc.locate import find_place
+from lfmc.locate.bisect import Suspect
+from lfmc.locate.search import find_place
 from lfmc.memory import require_memory
 from lfmc.passes.base import Applied, apply
 from lfmc.passes.pipeline import pipeline

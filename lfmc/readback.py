@@ -14,7 +14,7 @@ from torch import Tensor
 from lfmc.calib_free.plan import stored_error
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError
-from lfmc.place import Place, stored_place
+from lfmc.locate.place import Place, stored_place
 from lfmc.targets.base import Artifact, StoredTensor, Target
 from lfmc.weights import PlannedWeights
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lfmc.bisect import Suspect
 from lfmc.bundle import GOLDEN, PLAN, Bundle
 from lfmc.calib_free.plan import BitPlan
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
 from lfmc.exporter import build_program
 from lfmc.generate import check_golden
-from lfmc.locate import find_place
+from lfmc.locate.bisect import Suspect
+from lfmc.locate.search import find_place
 from lfmc.memory import require_memory
 from lfmc.progress import Progress
 from lfmc.readback import read_back, stored_parts

@@ -13,6 +13,7 @@ from lfmc.checkpoint import Checkpoint
 from lfmc.choices import NEAR_TIE, NEAR_TIE_SHIPPED, ChoosingStepper
 from lfmc.errors import GateError, InputError
 from lfmc.floats import float_rungs
+from lfmc.locate.place import Place
 from lfmc.parity import (
     FLOAT_TOLERANCE,
     Case,
@@ -21,7 +22,6 @@ from lfmc.parity import (
     compare,
     skipped,
 )
-from lfmc.place import Place
 from lfmc.program import Program
 from lfmc.progress import Progress
 from lfmc.quality import Quality, QualityMeter, windows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, metadata
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -208,6 +208,13 @@ def target_names() -> list[str]:
     return sorted({*TARGETS, *(entry.name for entry in entry_points(group="lfmc.targets"))})
 
 
+def install_advice(extra: str) -> str:
+    """What brings the packages of an extra: of lfmc's, or of a package that brings a target."""
+    if extra in (metadata("lfmc").get_all("Provides-Extra") or ()):
+        return f"pip install 'lfmc[{extra}]'"
+    return f"install '{extra}', as the target's own package says"
+
+
 def require(package: str, extra: str) -> Any:
     """Import a target's library, or say which extra brings it."""
     try:
@@ -216,5 +223,5 @@ def require(package: str, extra: str) -> Any:
         raise UnsupportedError(
             f"this target needs the package '{package.partition('.')[0]}'",
             got=error,
-            todo=f"pip install 'lfmc[{extra}]'",
+            todo=install_advice(extra),
         ) from error

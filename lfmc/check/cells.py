@@ -76,30 +76,30 @@ def _run(cell: Cell, folder: Path, bundles: Path, fresh: bool) -> Outcome:
         named = [] if model is None else [model]
         flags = ["--target", cell.target, "--output", str(place), "--force", *cell.arguments]
         told = _lfmc(python, folder, "export", *named, *flags)
-    known = {"fingerprint": checkpoint.fingerprint, "kept": kept}
+    outcome = Outcome(cell, "passed", fingerprint=checkpoint.fingerprint, kept=kept)
     if told.code:
-        status = STATUSES.get(told.code, "error")
-        return Outcome(cell, status, (told.reason,), exit_code=told.code, **known)
+        return _stopped(outcome, told)
     place.touch()
     manifest = open_bundle(place).manifest
     numbers, not_executed = Numbers.of(manifest), manifest["not_executed"]
-    speed = None
-    if cell.gates.min_speed is not None and not_executed is None:
+    outcome = replace(outcome, numbers=numbers, bundle=place)
+    if not_executed is not None:
+        return replace(outcome, status="not executed", reasons=(not_executed,))
+    if cell.gates.min_speed is not None:
         timed = _lfmc(python, folder, "bench", str(place))
         if timed.code:
-            return Outcome(cell, "error", (timed.reason,), exit_code=timed.code, **known)
-        speed = float(timed.found["decode"]["best"])
-    known |= {"numbers": numbers, "bundle": place, "speed": speed}
-    if not_executed is not None:
-        return Outcome(cell, "not executed", (not_executed,), **known)
-    broken = broken_gates(cell.gates, numbers, speed)
-    return Outcome(
-        cell,
-        "failed" if broken else "passed",
-        broken,
-        exit_code=GateError.exit_code if broken else 0,
-        **known,
-    )
+            return _stopped(outcome, timed)
+        outcome = replace(outcome, speed=float(timed.found["decode"]["best"]))
+    broken = broken_gates(cell.gates, numbers, outcome.speed)
+    if not broken:
+        return outcome
+    return replace(outcome, status="failed", reasons=broken, exit_code=GateError.exit_code)
+
+
+def _stopped(outcome: Outcome, told: _Told) -> Outcome:
+    """An outcome whose command did not succeed."""
+    status = STATUSES.get(told.code, "error")
+    return replace(outcome, status=status, reasons=(told.reason,), exit_code=told.code)
 
 
 def broken_gates(gates: Gates, numbers: Numbers, speed: float | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,9 @@ class Drift(BaseModel):
     """How far a number may be from the baseline's: KL and size in shares of it, top-1 as such."""
 
     model_config = RULES
-    kl: float = Field(0.05, ge=0)
-    top1: float = Field(0.01, ge=0, le=1)
-    size: float = Field(0.01, ge=0)
+    kl: float = Field(default=0.05, ge=0)
+    top1: float = Field(default=0.01, ge=0, le=1)
+    size: float = Field(default=0.01, ge=0)
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,11 @@ def load_matrix(path: Path) -> Matrix:
         told = "\n".join(_told(one, lines) for one in error.errors())
         raise InputError("the file is not valid", where=path, got=told) from error
     shared = _given(checked.defaults)
-    _read(shared, path, lambda key: line_of(lines, ("defaults", key)))
+    _read(shared, path, partial(_line, lines, "defaults"))
     cells: list[Cell] = []
     for index, table in enumerate(checked.export):
         own = _given(table)
-        _read(own, path, lambda key, at=index: line_of(lines, ("export", at, key)))
+        _read(own, path, partial(_line, lines, "export", index))
         cells += _cells(shared | own)
     names = [cell.name for cell in cells]
     for name in names:
@@ -116,7 +117,7 @@ def _schema() -> type[BaseModel]:
         "File",
         __config__=RULES,
         baseline=(str, BASELINE),
-        drift=(Drift, Field(default_factory=Drift)),
+        drift=(Drift, Drift()),
         defaults=(table, Field(default_factory=table)),
         export=(list[table], Field(min_length=1)),  # type: ignore[valid-type]
     )
@@ -200,6 +201,10 @@ def _read(values: Mapping[str, Any], path: Path, place: Callable[[str], int]) ->
             told = error.format_message() if isinstance(error, click.ClickException) else str(error)
             where = f"{path}, line {place(key)}, {key}"
             raise InputError("the file is not valid", where=where, got=told) from error
+
+
+def _line(lines: Lines, *place: object) -> int:
+    return line_of(lines, place)
 
 
 def _told(error: Any, lines: Lines) -> str:

@@ -90,7 +90,7 @@ def markdown(outcomes: Sequence[Outcome], known: Mapping[str, Known]) -> str:
 
 
 def _row(own: Outcome, known: Known | None) -> tuple[str, ...]:
-    numbers, base = own.numbers, known.numbers if known else None
+    numbers = own.numbers
     speed = "" if own.speed is None else f"{own.speed:.0f}"
     state = own.status + (", kept" if own.kept and own.status == "passed" else "")
     if own.status == "passed" and known is None:
@@ -99,12 +99,13 @@ def _row(own: Outcome, known: Known | None) -> tuple[str, ...]:
         state += ", other weights"
     if numbers is None:
         return own.cell.name, state, "", "", "", "", speed, f"{own.seconds:.0f}"
+    base = numbers if known is None else known.numbers
     return (
         own.cell.name,
         state,
-        _moved("{:.4f}", numbers.kl, base and base.kl),
-        _moved("{:.4f}", numbers.top1, base and base.top1),
-        _moved("{:,}", numbers.nbytes, base and base.nbytes),
+        _moved("{:.4f}", numbers.kl, base.kl),
+        _moved("{:.4f}", numbers.top1, base.top1),
+        _moved("{:,}", numbers.nbytes, base.nbytes),
         f"{numbers.bits_per_weight:.3f}",
         speed,
         f"{own.seconds:.0f}",

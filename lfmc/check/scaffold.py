@@ -10,7 +10,7 @@ from lfmc.check.config import BASELINE
 from lfmc.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import LfmcError
 from lfmc.exporter import DEFAULT_CONTEXT, Options, request
-from lfmc.targets.base import get_target, target_names
+from lfmc.targets.base import get_target, install_advice, target_names
 
 BITS = 4.5  # a budget that all targets can meet but those with 8-bit weights alone
 FIRST = ("onnx", "coreml", "executorch", "tvm", "mlir", "qualcomm", "ethos-u")
@@ -60,7 +60,7 @@ def _why_not(name: str, checkpoints: Sequence[Checkpoint], context: int) -> str 
     target = get_target(name)
     missing = [package for package in target.packages if find_spec(package) is None]
     if missing:
-        return f"{', '.join(missing)} is not installed here: pip install 'lfmc[{target.extra}]'"
+        return f"{', '.join(missing)} is not installed here: {install_advice(target.extra)}"
     try:
         for checkpoint in checkpoints:
             request(checkpoint, target, Options(context=context))

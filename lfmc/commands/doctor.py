@@ -21,7 +21,7 @@ def command(as_json: bool) -> None:
 
     from lfmc.commands.tables import console
     from lfmc.memory import installed_nbytes
-    from lfmc.targets.base import get_target, target_names
+    from lfmc.targets.base import get_target, install_advice, target_names
     from lfmc.versions import TESTED, installed
 
     packages = {name: (installed(name), tested) for name, tested in TESTED.items()}
@@ -66,7 +66,7 @@ def command(as_json: bool) -> None:
         table.add_row(name, found or "-", tested, verdict)
     out.print(table)
     for name, missing in targets.items():
-        remedy = f"pip install 'lfmc[{get_target(name).extra}]'"
+        remedy = install_advice(get_target(name).extra)
         state = f"missing {', '.join(missing)}: {remedy}" if missing else "ready"
         out.print(f"target {name}: {state}")
         for choice, tools in get_target(name).missing_tools().items():

@@ -11,7 +11,7 @@ import click
 from lfmc.errors import GateError
 
 if TYPE_CHECKING:
-    from lfmc.place import Corner, Place
+    from lfmc.locate.place import Corner, Place
 
 MOST = 3  # names in a row
 

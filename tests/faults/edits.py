@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lfmc.calib_free.pack import PackedTensor
-from lfmc.cut import parts, read_weights
+from lfmc.locate.cut import parts, read_weights
 from lfmc.model import Rope
 from lfmc.program import Program
 from tests.faults.fault import Edit

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lfmc.calib_free.pack import PackedTensor, stack_rows
-from lfmc.cut import copied
+from lfmc.locate.cut import copied
 from lfmc.program import Program
 from lfmc.targets.base import Artifact, Request, Target
 from lfmc.weights import PlannedWeights

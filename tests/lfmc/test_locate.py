@@ -12,20 +12,21 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lfmc import apart, reverify
-from lfmc.bisect import CannotShow, Suspect, first_that_differs
+from lfmc import reverify
 from lfmc.bundle import Bundle
 from lfmc.checkpoint import open_checkpoint
 from lfmc.commands.places import place_text
 from lfmc.commands.verify import command
-from lfmc.cut import ancestors, cut, parts, shown_nodes
 from lfmc.errors import GateError
 from lfmc.exporter import Options, export
-from lfmc.locate import NOTHING, find_place
+from lfmc.locate import apart
+from lfmc.locate.bisect import CannotShow, Suspect, first_that_differs
+from lfmc.locate.cut import ancestors, cut, parts, shown_nodes
+from lfmc.locate.place import Parting, parting, stored_place
+from lfmc.locate.search import NOTHING, find_place
 from lfmc.parity import FLOAT_TOLERANCE, CaseResult, Rung
 from lfmc.passes.base import Pass
 from lfmc.passes.pipeline import pipeline
-from lfmc.place import Parting, parting, stored_place
 from lfmc.program import Program
 from lfmc.progress import Silent
 from lfmc.rungs import Verification

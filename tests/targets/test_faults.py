@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from lfmc.bisect import Suspect
 from lfmc.calib_free.formats import Format
 from lfmc.calib_free.plan import PlanRow
 from lfmc.checkpoint import open_checkpoint
@@ -17,7 +16,8 @@ from lfmc.choices import NEAR_TIE, ChoosingStepper
 from lfmc.errors import GateError
 from lfmc.exporter import Options, build_program, request
 from lfmc.floats import float_rungs
-from lfmc.locate import find_place
+from lfmc.locate.bisect import Suspect
+from lfmc.locate.search import find_place
 from lfmc.parity import cases, compare
 from lfmc.progress import Silent
 from lfmc.readback import read_back

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from lfmc.calib_free.formats import Format
+from lfmc.calib_free.plan import PlanRow
+from lfmc.checkpoint import Checkpoint, demo_path
 from lfmc.model.config import SLIDING
 from lfmc.parity import ARTIFACT_TOLERANCE, FLOAT_TOLERANCE, cases, compare
 from lfmc.stepping import TorchStepper, decoder_stepper
@@ -18,6 +22,7 @@ from tests.targets.lowering import (
     Lowered,
     floats,
     four_bit,
+    lower,
     mixed,
     two_bit,
     wide_groups,
@@ -73,6 +78,19 @@ def test_every_operator_alone_as_shipped(lowered: Make, name: str, choose: Choos
     kinds = {case.case for case in rung.cases}
     assert any(kind.startswith("MatMulNBits") for kind in kinds)
     assert ("QMoE 2+4+8 bit" in kinds) == (choose is mixed)
+
+
+def symmetric(row: PlanRow) -> Format:
+    return Format(4, 32, True, "float16")
+
+
+def test_a_tie_behind_a_product_that_cancels_is_known(
+    any_checkpoint: Callable[[str], Checkpoint], tmp_path: Path
+) -> None:
+    """One row of the bundled checkpoint's experts hangs on it with this plan."""
+    made = lower(any_checkpoint(demo_path().name), symmetric, tmp_path, context=128)
+    rung = operator_parity(made.program, made.folder, made.artifact)
+    assert rung.passed, rung
 
 
 def test_mixed_experts_as_shipped_agree_with_the_same_rounding(lowered: Make) -> None:

@@ -11,13 +11,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from lfmc.bisect import Suspect
 from lfmc.calib_free.formats import parse_format
-from lfmc.cut import copied, parts, producer, read_weights
+from lfmc.locate.bisect import Suspect
+from lfmc.locate.cut import copied, parts, producer, read_weights
+from lfmc.locate.place import Place, parting
 from lfmc.parity import FLOAT_TOLERANCE, Case, draw_tokens, run_case
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
-from lfmc.place import Place, parting
 from lfmc.program import Program, Weight, operator_name
 from lfmc.progress import Progress
 from lfmc.reference import TransformersStepper

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lfmc.apart import find_in_decoder, find_in_passes
-from lfmc.bisect import Suspect, find_in_artifact
 from lfmc.choices import NEAR_TIE, NEAR_TIE_SHIPPED
 from lfmc.floats import float_version
+from lfmc.locate.apart import find_in_decoder, find_in_passes
+from lfmc.locate.bisect import Suspect, find_in_artifact
+from lfmc.locate.place import Place
 from lfmc.parity import Case, Rung, cases
-from lfmc.place import Place
 from lfmc.progress import Progress
 from lfmc.rungs import Verification
 

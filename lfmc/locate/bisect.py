@@ -18,10 +18,10 @@ from torch import Tensor, fx
 
 from lfmc.checkpoint import Checkpoint
 from lfmc.choices import ChoosingStepper
-from lfmc.cut import ancestors, cut, parts, producer, read_weights, shown_nodes
 from lfmc.errors import first_line
+from lfmc.locate.cut import ancestors, cut, parts, producer, read_weights, shown_nodes
+from lfmc.locate.place import Parting, Place, parting
 from lfmc.parity import ARTIFACT_TOLERANCE, Case, draw_tokens, run_both, run_case
-from lfmc.place import Parting, Place, parting
 from lfmc.program import Program, operator_name
 from lfmc.progress import Progress
 from lfmc.stepping import TorchStepper, gives_last_only

@@ -1,0 +1,1 @@
+"""When parity fails: the first operator, pass, module or stored tensor that differs."""
