@@ -36,7 +36,8 @@ STATUSES: Mapping[int, Status] = {
 @dataclass(frozen=True)
 class Outcome:
     """What became of a cell. `reasons` say why it did not pass; `exit_code` is that of the command
-    that did not succeed. `kept`: the bundle was there, and was proven again."""
+    that did not succeed, `place` where it found the first difference. `kept`: the bundle was there,
+    and was proven again."""
 
     cell: Cell
     status: Status
@@ -48,6 +49,7 @@ class Outcome:
     exit_code: int = 0
     seconds: float = 0.0
     speed: float | None = None
+    place: Mapping[str, Any] | None = None
 
 
 def run_cell(cell: Cell, folder: Path, bundles: Path, *, fresh: bool = False) -> Outcome:
@@ -74,7 +76,8 @@ def _run(cell: Cell, folder: Path, bundles: Path, fresh: bool) -> Outcome:
         told = _lfmc(python, folder, "verify", str(place))
     else:
         named = [] if model is None else [model]
-        flags = ["--target", cell.target, "--output", str(place), "--force", *cell.arguments]
+        flags = ["--target", cell.target, "--output", str(place), "--force", "--trace"]
+        flags += cell.arguments
         told = _lfmc(python, folder, "export", *named, *flags)
     outcome = Outcome(cell, "passed", fingerprint=checkpoint.fingerprint, kept=kept)
     if told.code:
@@ -99,7 +102,16 @@ def _run(cell: Cell, folder: Path, bundles: Path, fresh: bool) -> Outcome:
 def _stopped(outcome: Outcome, told: _Told) -> Outcome:
     """An outcome whose command did not succeed."""
     status = STATUSES.get(told.code, "error")
-    return replace(outcome, status=status, reasons=(told.reason,), exit_code=told.code)
+    place = told.found.get("place")
+    reasons = (told.reason, *([] if place is None else [_where(place)]))
+    return replace(outcome, status=status, reasons=reasons, place=place, exit_code=told.code)
+
+
+def _where(place: Mapping[str, Any]) -> str:
+    """A place as `lfmc.locate.place` has it, in a line."""
+    told = f"{place['part']}, {place['operator']} ({place['name']})"
+    case = "" if place["case"] is None else f", in {place['case']}"
+    return f"first place that differs: {told}, by {float(place['difference']):.3g}{case}"
 
 
 def broken_gates(gates: Gates, numbers: Numbers, speed: float | None) -> tuple[str, ...]:

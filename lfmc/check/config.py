@@ -28,8 +28,9 @@ else:
     import tomli as tomllib
 
 FILE, BASELINE, DEMO = ".lfmc.toml", "lfmc-baseline.json", "demo"
-# Flags that a matrix decides itself; and those that are gates, which a bundle does not depend on.
-NOT_KEYS = ("output", "force", "dry_run", "as_json", "help")
+# Flags that a matrix decides itself (what fails is always traced); and those that are gates, which
+# a bundle does not depend on.
+NOT_KEYS = ("output", "force", "dry_run", "as_json", "help", "trace")
 GATES = ("max-kl", "min-top1", "min-speed")
 APART = ("name", "model", "target", "isolated")  # of a cell, and not among its arguments
 RULES = ConfigDict(extra="forbid", strict=True)

@@ -34,6 +34,7 @@ def to_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 "target": own.cell.target,
                 "status": own.status,
                 "reasons": list(own.reasons),
+                "place": own.place,
                 "numbers": asdict(own.numbers) if own.numbers else None,
                 "tokens_per_second": own.speed,
                 "fingerprint": own.fingerprint,

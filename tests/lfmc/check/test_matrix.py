@@ -109,6 +109,8 @@ def test_a_fault_in_one_lowering_breaks_that_cell(team: Team) -> None:
     assert code == 3
     assert cells["model-onnx"]["status"] == "failed"
     assert "parity rung 3 failed" in cells["model-onnx"]["reasons"][0]
+    assert "lfm.swiglu" in cells["model-onnx"]["reasons"][1]
+    assert cells["model-onnx"]["place"]["layer"] == 0
     assert cells["model-onnx"]["bundle"] is None
     assert cells["model-coreml"]["status"] == "passed"
 
