@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 BESIDE = ("passes", "targets", "calib_free")
 
 
-def on_config(config: Any) -> Any:
-    """Lay the tree anew; mkdocs calls this before it reads a page."""
-    root = Path(config["docs_dir"]).parent
+def on_startup(command: str, dirty: bool) -> None:
+    """Lay the tree anew; mkdocs calls this before plugins look for it."""
+    root = Path(__file__).parents[2]
     lay(root, root / "build" / "docs" / "lfmc")
-    return config
 
 
 def lay(root: Path, package: Path) -> None:
