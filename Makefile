@@ -11,18 +11,18 @@ demo: $(VENV)/.installed
 	@for prompt in "Once upon a time" "The old man said" "A house is"; do \
 	  $(BIN)/lfmc generate out/demo "$$prompt" --max-tokens 24 | tr '\n' ' '; echo; done
 
-# As many processes as cores, of one thread each.
+# As many processes as cores, of one thread each; a file's tests share artifacts, so one runs them all.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # What takes long and goes no other way than a test above: more programs by slow runtimes, trained
 # checkpoints where there are any, faults in every target.
 test-slow: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --slow -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --slow -m slow
 
 # Needs g++-aarch64-linux-gnu, qemu-user and nlohmann-json3-dev, and a network for the Arm wheels.
 test-arm: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m arm --arm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m arm --arm
 
 # Needs QNN: make test-qualcomm QNN=accept installs it, under Qualcomm's licence (docs/qualcomm.md).
 # ExecuTorch has another version of the same libraries, in the SDK that QNN_SDK_ROOT names: apart.
@@ -30,7 +30,7 @@ DELEGATE := tests/targets/qualcomm/test_executorch.py
 test-qualcomm: $(VENV)/.installed
 	test "$(QNN)" != accept || $(BIN)/pip install -q -c constraints.txt -e '.[qnn]'
 	$(BIN)/python -c 'import onnxruntime_qnn'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup tests/targets/npu tests/targets/qualcomm \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/targets/npu tests/targets/qualcomm \
 	  --ignore $(DELEGATE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(DELEGATE)
 

@@ -28,10 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # every model here is too small to share
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:  # a file's tests share artifacts: one process runs them all
-        item.add_marker(pytest.mark.xdist_group(str(item.path)))
     for name in ("slow", "arm"):
         if config.getoption(f"--{name}"):
             continue
