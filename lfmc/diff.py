@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lfmc.bundle import PLAN, Bundle, open_bundle
 from lfmc.calib_free.plan import BitPlan, PlanRow, dequantized_weights
@@ -20,6 +20,7 @@ from lfmc.report.places import group
 from lfmc.reverify import bundled_plan
 from lfmc.rungs import WINDOW, WINDOWS, passages
 from lfmc.stepping import decoder_stepper
+from lfmc.watch import module_outputs
 
 APART = 0.05  # of the float stream: from there on two plans are said to part
 PLANNED = ("target", "method", "effort", "seed", "limit_nbytes", "fingerprint")
@@ -168,25 +169,15 @@ def _whole_plan(side: Side, checkpoint: Checkpoint) -> BitPlan:
 
 def _streams(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
     """The residual stream `[N * T, H]` behind the embedding and every layer, of texts `[N, T]`."""
-    found: dict[str, list[Tensor]] = {}
-    modules: dict[str, nn.Module] = {"embedding": decoder.model.embed_tokens}
-    modules |= {f"layer {index}": layer for index, layer in enumerate(decoder.model.layers)}
-
-    def watch(part: str) -> Any:
-        def record(_module: object, _inputs: object, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) else output
-            found.setdefault(part, []).append(value.detach()[0])
-
-        return record
-
-    handles = [own.register_forward_hook(watch(part)) for part, own in modules.items()]
+    layers = range(len(decoder.model.layers))
+    parts = {"model.embed_tokens": "embedding"}
+    parts |= {f"model.layers.{index}": f"layer {index}" for index in layers}
     stepper = decoder_stepper(decoder, tokens.shape[1])
-    for text in tokens:
-        stepper.reset()
-        stepper.step(text)
-    for handle in handles:
-        handle.remove()
-    return {part: torch.cat(values) for part, values in found.items()}
+    with module_outputs(decoder, parts) as found:
+        for text in tokens:
+            stepper.reset()
+            stepper.step(text)
+    return {parts[name]: torch.cat(values).flatten(0, 1) for name, values in found.items()}
 
 
 def _distance(left: Tensor, right: Tensor, floats: Tensor) -> float:

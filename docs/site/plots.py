@@ -6,29 +6,26 @@ and writes docs/plots/*.svg; some minutes of one core.
 
 from __future__ import annotations
 
-from importlib.resources import files
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from lfmc.cache import default_cache
 from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.budget import Budget
-from lfmc.calib_free.formats import GENERIC, parse_format
+from lfmc.calib_free.formats import GENERIC
 from lfmc.calib_free.plan import BitPlan, dequantized_weights
 from lfmc.calib_free.resources import Resources
-from lfmc.calib_free.roles import QUANTIZED
 from lfmc.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import InputError
-from lfmc.quality import QualityMeter, logits_of, windows
+from lfmc.quality import QualityMeter, logits_of
 from lfmc.report import heat
-from lfmc.report.places import group, place
-from lfmc.report.plan_facts import TensorFacts
+from lfmc.report.page import templates
+from lfmc.report.plan_facts import tensor_facts
 from lfmc.report.plot import Line, Mark, Plot, axes
+from lfmc.rungs import WINDOW, WINDOWS, passages
 
 FOLDER = Path(__file__).parents[1] / "plots"
 BUDGETS = (2.5, 3.0, 3.5, 4.0, 4.5, 5.5, 6.5)
@@ -49,8 +46,7 @@ def main() -> None:
     """Measure, and write the plots."""
     torch.set_num_threads(1)
     checkpoint = open_checkpoint()
-    text = (files("lfmc") / "data" / "passages.txt").read_text(encoding="utf-8")
-    tokens = windows(checkpoint.tokenizer(), text, 256, 7, checkpoint.config.bos_id)
+    tokens = passages(checkpoint, WINDOW, WINDOWS["full"])
     found: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
     FOLDER.mkdir(exist_ok=True)
     for bits in BUDGETS:
@@ -115,33 +111,15 @@ def kl_plot(found: dict[str, list[tuple[float, float]]]) -> Plot:
 
 def experts(plan: BitPlan) -> heat.HeatMap:
     """Bits per weight of every expert."""
-    tensors = [
-        TensorFacts(
-            row,
-            place(row.name),
-            group(row.name, row.role),
-            parse_format(row.format),
-            prod(row.shape),
-            row.role in QUANTIZED,
-        )
-        for row in plan.rows
-    ]
-    found = heat.expert_map(tensors)
+    found = heat.expert_map(list(map(tensor_facts, plan.rows)))
     assert found is not None
     return found
 
 
 def write(name: str, macro: str, drawn: Any) -> None:
     """An SVG file of what a macro of the pages draws, on white paper, with its own style."""
-    environment = Environment(
-        loader=PackageLoader("lfmc.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     source = f"{{% from 'parts.html' import {macro} %}}{{{{ {macro}(drawn) }}}}"
-    text = environment.from_string(source).render(drawn=drawn).strip()
+    text = templates().from_string(source).render(drawn=drawn).strip()
     text = text.removeprefix('<div class="scroll">').removesuffix("</div>").strip()
     shades = enumerate(heat.colours(heat.LIGHT))
     style = STYLE + "".join(

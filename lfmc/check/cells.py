@@ -69,8 +69,8 @@ def _run(cell: Cell, folder: Path, bundles: Path, fresh: bool) -> Outcome:
     checkpoint = open_checkpoint(model)
     place = bundles / cell_key(cell, checkpoint, folder)
     python = environment(get_target(cell.target).extra) if cell.isolated else Path(sys.executable)
-    if fresh:
-        shutil.rmtree(place, ignore_errors=True)
+    if fresh and place.exists():
+        shutil.rmtree(place)  # else a failed export would leave it to be kept
     kept = (place / MANIFEST).is_file()
     if kept:
         told = _lfmc(python, folder, "verify", str(place))
@@ -109,9 +109,9 @@ def _stopped(outcome: Outcome, told: _Told) -> Outcome:
 
 def _where(place: Mapping[str, Any]) -> str:
     """A place as `lfmc.locate.place` has it, in a line."""
-    told = f"{place['part']}, {place['operator']} ({place['name']})"
     case = "" if place["case"] is None else f", in {place['case']}"
-    return f"first place that differs: {told}, by {float(place['difference']):.3g}{case}"
+    off = float(place["difference"])
+    return f"first place that differs: {place['where']}, by {off:.3g}{case}"
 
 
 def broken_gates(gates: Gates, numbers: Numbers, speed: float | None) -> tuple[str, ...]:
@@ -122,10 +122,11 @@ def broken_gates(gates: Gates, numbers: Numbers, speed: float | None) -> tuple[s
         ("min-top1", numbers.top1, True, gates.min_top1),
         ("min-speed", speed, True, gates.min_speed),
     ):
-        if asked is None or found is None:
+        if asked is None:
             continue
-        held = found >= asked if least else found <= asked  # not a number holds nothing
-        if not held:
+        if found is None:
+            told.append(f"{key} = {asked:g} was not measured")
+        elif not (found >= asked if least else found <= asked):  # not a number holds nothing
             told.append(f"{key} = {asked:g} does not hold: {found:.4f}")
     return tuple(told)
 

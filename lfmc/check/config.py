@@ -30,7 +30,7 @@ else:
 FILE, BASELINE, DEMO = ".lfmc.toml", "lfmc-baseline.json", "demo"
 # Flags that a matrix decides itself (what fails is always traced); and those that are gates, which
 # a bundle does not depend on.
-NOT_KEYS = ("output", "force", "dry_run", "as_json", "help", "trace")
+NOT_KEYS = ("output", "force", "dry_run", "as_json", "trace")
 GATES = ("max-kl", "min-top1", "min-speed")
 APART = ("name", "model", "target", "isolated")  # of a cell, and not among its arguments
 RULES = ConfigDict(extra="forbid", strict=True)
@@ -107,7 +107,8 @@ def load_matrix(path: Path) -> Matrix:
             raise InputError(
                 "two cells have one name", where=path, got=name, todo="give one a `name`"
             )
-    return Matrix(path.parent, path.parent / checked.baseline, checked.drift, tuple(cells))
+    folder = path.resolve().parent  # cells run there, wherever this was started
+    return Matrix(folder, folder / checked.baseline, checked.drift, tuple(cells))
 
 
 def _schema() -> type[BaseModel]:

@@ -18,6 +18,7 @@ from lfmc.targets.base import get_target
 from lfmc.versions import installed
 
 RULE = "cell 1"
+OWN = ("lfmc", "lfmc.passes", "lfmc.targets", "lfmc.calib_free")
 FILES = ("--text", "--plan")  # flags whose files count, not their names
 
 
@@ -29,10 +30,11 @@ def cell_key(cell: Cell, checkpoint: Checkpoint, folder: Path) -> str:
         for name in TOKENIZER_FILES
         if (checkpoint.path / name).is_file()
     ]
+    target = get_target(cell.target)
     return key_of(
         RULE,
-        code_digest(),
-        sorted(versions(get_target(cell.target).extra).items()),
+        code_digest(type(target).__module__.partition(".")[0]),
+        sorted(versions(target.extra).items()),
         machine(),
         [checkpoint.fingerprint, tokenizer],
         [cell.target, cell.isolated, _contents(cell.arguments, folder)],
@@ -59,13 +61,14 @@ def versions(extra: str) -> dict[str, str | None]:
 
 
 @lru_cache
-def code_digest() -> str:
-    """SHA-256 over lfmc's own modules and data."""
+def code_digest(package: str) -> str:
+    """SHA-256 over lfmc's own modules and data, and those of the package that brings a target."""
     digest = hashlib.sha256()
-    for package in ("lfmc", "lfmc.passes", "lfmc.targets", "lfmc.calib_free"):
-        for folder in map(Path, import_module(package).__path__):
-            for path in sorted(folder.rglob("*")):
+    for name in dict.fromkeys((*OWN, package)):
+        module = import_module(name)
+        for place in map(Path, getattr(module, "__path__", None) or [module.__file__ or ""]):
+            for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
                 if path.suffix in (".py", ".txt") and path.is_file():
-                    digest.update(f"{package} {path.relative_to(folder)}\n".encode())
+                    digest.update(f"{name} {path.name}\n".encode())
                     digest.update(path.read_bytes())
     return digest.hexdigest()

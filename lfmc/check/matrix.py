@@ -18,8 +18,8 @@ KEPT_DAYS = 30
 
 
 def bundles_folder() -> Path:
-    """Where bundles of cells are kept, by key."""
-    return cache_folder() / "cells"
+    """Where bundles of cells are kept, by key: absolute, as cells run in another folder."""
+    return (cache_folder() / "cells").resolve()
 
 
 def run_matrix(

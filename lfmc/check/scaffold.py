@@ -12,8 +12,7 @@ from lfmc.errors import LfmcError
 from lfmc.exporter import DEFAULT_CONTEXT, Options, request
 from lfmc.targets.base import get_target, install_advice, target_names
 
-BITS = 4.5  # a budget that all targets can meet but those with 8-bit weights alone
-FIRST = ("onnx", "coreml", "executorch", "tvm", "mlir", "qualcomm", "ethos-u")
+BITS = 4.5  # a budget that all targets can meet but those with wide weights alone
 
 
 def find_models(folder: Path) -> list[str]:
@@ -33,8 +32,6 @@ def scaffold(models: Mapping[str, Checkpoint]) -> str:
     others as comments, with the reason."""
     checkpoints = list(models.values())
     context = min(DEFAULT_CONTEXT, *(own.config.max_context for own in checkpoints))
-    known = [name for name in FIRST if name in target_names()]
-    known += [name for name in target_names() if name not in known]
     names = [f'"{name}"' for name in models]
     head = _HEAD.format(
         baseline=BASELINE,
@@ -43,7 +40,9 @@ def scaffold(models: Mapping[str, Checkpoint]) -> str:
         context=context,
         bits=BITS,
     )
-    cells = [_cell(name, _why_not(name, checkpoints, context)) for name in known]
+    cells = [
+        _cell(name, checkpoints[0], _why_not(name, checkpoints, context)) for name in target_names()
+    ]
     return "\n".join([head, *cells])
 
 
@@ -56,35 +55,31 @@ def _told(checkpoint: Checkpoint) -> str:
 
 
 def _why_not(name: str, checkpoints: Sequence[Checkpoint], context: int) -> str | None:
-    """Why a target can't be exported here; None where it can."""
+    """Why a target can't be exported here, and the remedy; None where it can."""
     target = get_target(name)
-    missing = [package for package in target.packages if find_spec(package) is None]
-    if missing:
-        return f"{', '.join(missing)} is not installed here: {install_advice(target.extra)}"
     try:
         for checkpoint in checkpoints:
             request(checkpoint, target, Options(context=context))
     except LfmcError as error:
-        return error.what if error.got is None else f"{error.what}: {error.got}"
+        return ". ".join(str(part) for part in (error.what, error.got, error.todo) if part)
+    missing = [package for package in target.packages if find_spec(package) is None]
+    if missing:
+        return f"{', '.join(missing)} is not installed here: {install_advice(target.extra)}"
     return None
 
 
-def _cell(name: str, why_not: str | None) -> str:
+def _cell(name: str, checkpoint: Checkpoint, why_not: str | None) -> str:
     target = get_target(name)
-    lines = ["[[export]]", f'target = "{name}"', *_lines_of(name)]
+    lines = ["[[export]]", f'target = "{name}"']
+    least = min(own.bits for own in target.capabilities(checkpoint.config).linear)
+    if least > BITS:
+        lines.append(f"bits-per-weight = {least + 1}  # its weights have {least} bits and scales")
     usual = ", ".join(f'"{option.name}={option.choices[0]}"' for option in target.options)
     if usual:
         lines.append(f"# option = [{usual}]")
     if why_not is not None:
         lines = [f"# {line}" for line in (f"{name}: {why_not}", *lines)]
     return "\n".join(lines) + "\n"
-
-
-def _lines_of(name: str) -> Sequence[str]:
-    """What a target needs beside its name: room for weights of 8 bits, where it has no others."""
-    if name == "ethos-u":
-        return ("bits-per-weight = 9", "isolated = true")
-    return ()
 
 
 _HEAD = """\

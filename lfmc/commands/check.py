@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lfmc.commands.options import json_option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lfmc.check.baseline import Known
+    from lfmc.check.cells import Outcome
 
 
 @click.command("check")
@@ -45,7 +53,7 @@ def command(
     from lfmc.check.config import load_matrix
     from lfmc.check.matrix import exit_code, run_matrix
     from lfmc.check.report import to_dict, write_reports
-    from lfmc.commands.tables import check_table, console
+    from lfmc.commands.tables import console
 
     matrix = load_matrix(file)
     known = load_baseline(matrix.baseline)
@@ -61,10 +69,24 @@ def command(
     if as_json:
         click.echo(json.dumps(to_dict(outcomes)))
     else:
-        console().print(check_table(outcomes, known))
+        console().print(_table(outcomes, known))
         for own in outcomes:
             for reason in own.reasons:
                 click.echo(f"{own.cell.name}: {own.status}: {reason}")
         if accept:
             click.echo(f"baseline: {matrix.baseline}")
     sys.exit(exit_code(outcomes))
+
+
+def _table(outcomes: Sequence[Outcome], known: Mapping[str, Known]) -> Table:
+    """Every cell, and what moved against the baseline."""
+    from rich.table import Table
+
+    from lfmc.check.report import COLUMNS, told_rows
+
+    table = Table(title="check", title_justify="left")
+    for index, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if index < 2 else "right")
+    for row in told_rows(outcomes, known):
+        table.add_row(*row)
+    return table

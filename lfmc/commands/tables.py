@@ -10,9 +10,6 @@ from rich.table import Table
 
 from lfmc.calib_free.formats import Format, parse_format
 from lfmc.calib_free.plan import BitPlan, PlanRow
-from lfmc.check.baseline import Known
-from lfmc.check.cells import Outcome
-from lfmc.check.report import COLUMNS, told_rows
 from lfmc.exporter import Report
 from lfmc.memory import Footprint
 from lfmc.parity import Rung
@@ -108,16 +105,6 @@ def result_lines(report: Report, quality: Quality | None, text: Path | None = No
         f"{8 * report.nbytes / plan.num_params:.3f} bits per weight"
     )
     return "\n".join(lines)
-
-
-def check_table(outcomes: Sequence[Outcome], known: Mapping[str, Known]) -> Table:
-    """Every cell of a matrix, and what moved against the baseline."""
-    table = Table(title="check", title_justify="left")
-    for index, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if index < 2 else "right")
-    for row in told_rows(outcomes, known):
-        table.add_row(*row)
-    return table
 
 
 def memory_table(found: Sequence[Footprint]) -> Table:

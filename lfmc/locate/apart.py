@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from lfmc.calib_free.formats import parse_format
 from lfmc.locate.bisect import Suspect
@@ -23,6 +22,7 @@ from lfmc.progress import Progress
 from lfmc.reference import TransformersStepper
 from lfmc.stepping import Stepper, TorchStepper, decoder_stepper
 from lfmc.trace import trace
+from lfmc.watch import is_shown, module_outputs
 from lfmc.weights import PlannedWeights
 
 Values = Mapping[str, list[Tensor]]  # of each name, what it gave in call after call
@@ -38,10 +38,11 @@ def find_in_decoder(suspect: Suspect, case: Case, progress: Progress) -> Place |
     reference = TransformersStepper(checkpoint)
     prompt, earlier = draw_tokens(case.length, checkpoint.config.vocab_size)
     progress.step("modules of both")
-    with _outputs(decoder) as ours:
+    with module_outputs(decoder) as ours:
         run_case(side, case, prompt, earlier)
-    with _outputs(reference.model) as theirs:
+    with module_outputs(reference.model) as theirs:
         run_case(reference, case, prompt, earlier)
+    theirs = {name.replace(_TOWER, ""): values for name, values in theirs.items()}
     place = _first_apart(1, ours, theirs, case)
     if place is None:
         return None
@@ -152,31 +153,6 @@ def _part_of(name: str) -> str:
     return "embedding" if pieces[-1] == "embed_tokens" else "head"
 
 
-@contextmanager
-def _outputs(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """While it lasts, what every module gives, by name and call, in the order of first results."""
-    found: dict[str, list[Tensor]] = {}
-
-    def hook(name: str) -> Callable[..., None]:
-        def record(_module: object, _inputs: object, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) and output else output
-            if _is_shown(first):
-                found.setdefault(name, []).append(first.detach())
-
-        return record
-
-    handles = [
-        module.register_forward_hook(hook(name.replace(_TOWER, "")))
-        for name, module in model.named_modules()
-        if name
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps what every node gives."""
 
@@ -186,13 +162,9 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
-        if node.op == "call_function" and _is_shown(value):
+        if node.op == "call_function" and is_shown(value):
             self._found.setdefault(node.name, []).append(value.detach())
         return value
-
-
-def _is_shown(value: object) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
 
 
 def _run(

@@ -60,7 +60,7 @@ class Place:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no words for values that are not finite: they are strings."""
-        found: dict[str, Any] = _plain({**asdict(self), "layer": self.layer})
+        found: dict[str, Any] = _plain({**asdict(self), "layer": self.layer, "where": self.where})
         return found
 
 

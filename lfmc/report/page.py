@@ -10,15 +10,20 @@ import lfmc
 from lfmc.report import units
 
 
-def render(template: str, **values: Any) -> str:
-    """The page of `templates/TEMPLATE`, with `values` in it; no page loads anything else."""
-    environment = Environment(
+def templates() -> Environment:
+    """This package's templates and macros; everything in them is escaped."""
+    return Environment(
         loader=PackageLoader("lfmc.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of `templates/TEMPLATE`, with `values` in it; no page loads anything else."""
+    environment = templates()
     compact = {"separators": (",", ":"), "allow_nan": False}
     environment.policies["json.dumps_kwargs"] = compact
     environment.filters |= {"size": units.size, "percent": units.percent}

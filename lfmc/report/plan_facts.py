@@ -106,7 +106,7 @@ def gather_plan(
     `measured` is what "auto" knew when it chose, None for methods that measure no costs. Reads
     every matrix once, for its spectrum, and measures no costs.
     """
-    tensors = tuple(_tensor(row) for row in plan.rows)
+    tensors = tuple(tensor_facts(row) for row in plan.rows)
     matrices = [t.row.name for t in tensors if t.quantizable]
     spectra = spectra_of(checkpoint, matrices, progress)
     full, rule = shown(spectra)
@@ -131,7 +131,8 @@ def gather_plan(
     )
 
 
-def _tensor(row: PlanRow) -> TensorFacts:
+def tensor_facts(row: PlanRow) -> TensorFacts:
+    """A plan's row, and where it stands in the model."""
     return TensorFacts(
         row,
         place(row.name),

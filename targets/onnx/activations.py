@@ -29,10 +29,11 @@ from lfmc.program import Program
 from lfmc.targets.rounding import group_codes, round_groups
 
 # How near to the middle of two codes a value may fall either way, in codes: one float32 operation
-# in another order moves a value of up to 127 codes by about 1e-5, a matmul before it by 4e-5 as a
-# rule, and by more than 1e-4 where its sums cancel (seen on the bundled checkpoint, 4 bits).
+# in another order moves a value of up to 127 codes by about 1e-5, a matmul before it by 4e-5; and
+# where its sums cancel, by a rounding of what they are made of (`_slack`): 1.4e-4 was seen.
 TIE = 2e-5
-TIE_BEHIND_MATMUL = 2e-4
+TIE_BEHIND_MATMUL = 1e-4
+ROUNDING = 2.0**-24  # of float32, over the value
 
 
 def table_matmul(
@@ -58,9 +59,15 @@ def table_matmul(
     return y + x.view(count, -1, group).sum(-1) @ (scales.float() * (1.5 - middle)).T
 
 
-def tied(x: Tensor, group: int, *, tables: bool, near: float = TIE) -> Tensor:
-    """Bool `[N]`: rows of `x` `[N, K]` with a value that may round either way."""
-    codes, _ = _table_codes(x, group) if tables else group_codes(x, group)
+def tied(x: Tensor, group: int, *, tables: bool, slack: Tensor | None = None) -> Tensor:
+    """Bool `[N]`: rows of `x` `[N, K]` with a value that may round either way; behind a matmul,
+    `slack` `[N, K]` is what another order of its sums may move each value by."""
+    codes, step = _table_codes(x, group) if tables else group_codes(x, group)
+    near = torch.tensor(TIE)
+    if slack is not None:
+        own = slack.view(len(x), -1, 4).sum(-1, keepdim=True) if tables else slack
+        spread = own if tables else own.view_as(codes)
+        near = (TIE + spread / step.clamp_min(1e-30)).clamp_min(TIE_BEHIND_MATMUL)
     return ((codes - codes.floor() - 0.5).abs() < near).flatten(1).any(1)
 
 
@@ -160,8 +167,9 @@ class _Interpreter(fx.Interpreter):
             if len(token) == 0:
                 continue
             own = x[token]
-            (gate, ties), (up, _) = (_matmul(own, w, self.exact, paired=True) for w in (one, three))
-            out, more = _matmul(F.silu(gate) * up, two, self.exact, paired=False)
+            (gate, ties), (up, _) = (_matmul(own, w, self.exact) for w in (one, three))
+            inner, slack = F.silu(gate) * up, _slack(own, gate, up, one, three)
+            out, more = _matmul(inner, two, self.exact, slack)
             y.index_add_(0, token, out * weights[token, slot].unsqueeze(-1))
             self.ties[token] |= ties | more
         return y
@@ -189,12 +197,22 @@ class _Quantized:
         return torch.ops.lfm.dequantize(*parts)  # type: ignore[no-any-return]
 
 
-def _matmul(x: Tensor, weight: Any, exact: bool, *, paired: bool) -> tuple[Tensor, Tensor]:
-    """`x` times an expert's matrix, and the rows that hang on a rounding tie.
+def _slack(x: Tensor, gate: Tensor, up: Tensor, w1: Any, w3: Any) -> Tensor:
+    """What a rounding of every term of both sums may move `silu(gate) * up` by, `[N, K]`."""
+    terms = [
+        F.linear(x.abs(), (w if isinstance(w, Tensor) else w.floats()).abs()) for w in (w1, w3)
+    ]
+    steepest = 1.1  # of silu
+    return ROUNDING * (steepest * terms[0] * up.abs() + F.silu(gate).abs() * terms[1])
 
-    `paired` matrices (w1 with w3) are one matmul of twice the rows in the kernel.
+
+def _matmul(
+    x: Tensor, weight: Any, exact: bool, slack: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`x` times an expert's matrix, and the rows that hang on a rounding tie; `slack` is that of an
+    `x` behind a matmul, so w2's. The others (w1 with w3) are one of twice the rows in the kernel.
     """
-    near = TIE if paired else TIE_BEHIND_MATMUL
+    paired = slack is None
     nothing = torch.zeros(len(x), dtype=torch.bool)
     if isinstance(weight, Tensor):
         return F.linear(x, weight), nothing
@@ -204,8 +222,8 @@ def _matmul(x: Tensor, weight: Any, exact: bool, *, paired: bool) -> tuple[Tenso
         if rows % 128 or weight.columns % group:  # the table kernel does not take these shapes
             return F.linear(x, weight.floats()), nothing
         y = table_matmul(x, weight.codes, weight.scales, weight.zeros, group)
-        return y, tied(x, group, tables=True, near=near)
+        return y, tied(x, group, tables=True, slack=slack)
     if weight.bits == 8 or not exact:
-        ties = tied(x, group, tables=False, near=near)
+        ties = tied(x, group, tables=False, slack=slack)
         return F.linear(round_groups(x, group), weight.floats()), ties
     return F.linear(x, weight.floats()), nothing

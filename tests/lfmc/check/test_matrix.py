@@ -45,17 +45,23 @@ class Team:
         self.folder = folder
         self._env = {**os.environ, "LFMC_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
 
-    def check(self, *arguments: str, site: str | None = None) -> tuple[int, dict[str, Any]]:
+    def check(
+        self,
+        *arguments: str,
+        site: str | None = None,
+        cwd: Path | None = None,
+        cache: str | None = None,
+    ) -> tuple[int, dict[str, Any]]:
         """The exit code and every cell; `site` is run at the start of every process."""
-        env = dict(self._env)
+        env = self._env if cache is None else {**self._env, "LFMC_CACHE": cache}
         if site is not None:
             place = self.folder / "site"
             place.mkdir(exist_ok=True)
             (place / "sitecustomize.py").write_text(site)
-            env["PYTHONPATH"] = str(place)
+            env = {**env, "PYTHONPATH": str(place)}
         command = [sys.executable, "-m", "lfmc", "check", "--json", *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=self.folder, env=env, check=False
+            command, capture_output=True, text=True, cwd=cwd or self.folder, env=env, check=False
         )
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)["cells"]
@@ -86,6 +92,16 @@ def test_what_did_not_change_is_kept(team: Team) -> None:
     assert {name: own["numbers"] for name, own in cells.items()} == {
         name: own["numbers"] for name, own in known.items()
     }
+
+
+def test_paths_are_those_of_the_file_from_wherever_it_is_checked(team: Team) -> None:
+    """A relative file and a relative cache: cells run in the file's folder."""
+    parent, name = team.folder.parent, team.folder.name
+    arguments = (f"{name}/.lfmc.toml", "--fresh", "--only", "model-onnx")
+    code, cells = team.check(*arguments, cwd=parent, cache=f"{name}/own-cache")
+    assert code == 0, cells
+    assert Path(cells["model-onnx"]["bundle"]).is_relative_to(team.folder / "own-cache")
+    assert not (team.folder / name).exists()
 
 
 def test_gates_and_the_baseline_are_held_against_kept_bundles(team: Team) -> None:

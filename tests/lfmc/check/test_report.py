@@ -74,6 +74,9 @@ def test_gates() -> None:
     gates = Gates(max_kl=0.1, min_top1=0.8, min_speed=10)
     assert broken_gates(gates, NUMBERS, 10.0) == ()
     assert broken_gates(Gates(), NUMBERS, None) == ()
+    assert broken_gates(gates, replace(NUMBERS, kl=None), 10.0) == (
+        "max-kl = 0.1 was not measured",
+    )
     worse = replace(NUMBERS, kl=float("nan"), top1=0.79)
     assert broken_gates(gates, worse, 9.5) == (
         "max-kl = 0.1 does not hold: nan",
