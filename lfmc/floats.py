@@ -31,7 +31,7 @@ from lfmc.weights import PlannedWeights
 
 TITLE = "the same graph, its matrices as floats, lowered and run alike = torch"
 MOST_NBYTES = 2 << 30  # of floats: what one file of every target holds
-COPIES = 5  # of the floats at once: lowered, written, loaded, packed by the runtime, and in torch
+COPIES = 5  # of the floats at once, written, loaded, packed and in torch: 3.8 measured at 350M
 FLOAT = Floats("float32")
 
 
