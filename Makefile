@@ -41,7 +41,7 @@ test-ethos-u: .venv-ethos-u/.installed
 
 .venv-ethos-u/.installed: pyproject.toml
 	test -x .venv-ethos-u/bin/python || $(PYTHON) -m venv .venv-ethos-u
-	.venv-ethos-u/bin/pip install -q torch==2.13.0 transformers==5.23.0 pytest==9.2.0 pytest-xdist==3.8.0 hypothesis==6.170.15 -e '.[ethos-u]'
+	.venv-ethos-u/bin/pip install -q torch==2.13.0 pytest==9.2.0 pytest-xdist==3.8.0 hypothesis==6.170.15 -e '.[ethos-u,reference]'
 	touch $@
 
 lint: $(VENV)/.installed

@@ -47,7 +47,8 @@ def plan(
     `effort` is an `lfmc.Effort`: Effort("best", minutes=10) also fits codes, scales and norms.
     `workers` is the `dask://HOST:PORT` of a cluster that measures; `cache` keeps what was measured.
     """
-    from lfmc.exporter import Options, plan_for
+    from lfmc.exporter import plan_for
+    from lfmc.request import Options
 
     options = Options(
         bits=bits,
@@ -78,8 +79,8 @@ def export(
     context, target_options (a dict), check, max_kl, min_top1, seed, effort, alphaq, workers, cache.
     Raises the same errors as the command.
     """
-    from lfmc.exporter import Options
     from lfmc.exporter import export as run
+    from lfmc.request import Options
 
     checkpoint, chosen = open_checkpoint(model), get_target(target)
     folder = default_output(checkpoint, chosen) if output is None else Path(output)

@@ -16,17 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lfmc.build import Build, build
 from lfmc.calib_free.formats import Floats, Format, parse_format
 from lfmc.calib_free.plan import PlanRow
-from lfmc.choices import NEAR_TIE, ChoosingStepper
+from lfmc.choices import NEAR_TIE
 from lfmc.memory import installed_nbytes
-from lfmc.parity import Case, Rung, compare, skipped
-from lfmc.passes.base import apply
-from lfmc.passes.pipeline import pipeline
-from lfmc.program import Program
-from lfmc.progress import Progress
-from lfmc.targets.base import Request, Target
-from lfmc.trace import trace
+from lfmc.parity import Case, Rung, skipped
+from lfmc.progress import Progress, Silent
 from lfmc.weights import PlannedWeights
 
 TITLE = "the same graph, its matrices as floats, lowered and run alike = torch"
@@ -45,57 +41,35 @@ class FloatWeights(PlannedWeights):
         return torch.cat([self.planned.dequantized(name) for name in sources])
 
 
-def float_version(
-    target: Target, program: Program, weights: PlannedWeights, asked: Request
-) -> tuple[Program, FloatWeights] | None:
-    """`program` with float matrices, and what they hold; None where the target needs it not, being
+def float_version(made: Build) -> Build | None:
+    """The same with float matrices, and what they hold; None where the target needs it not, being
     exact with codes, or where it is not exact with floats, either."""
-    if target.tolerance(program, exact=target.exact) is not None:
+    target, checkpoint, plan = made.target, made.checkpoint, made.plan
+    if made.tolerance(exact=target.exact) is not None:
         return None
-    checkpoint = weights.checkpoint
-    program = trace(checkpoint.config, target.trace_spec(checkpoint.config, asked))
-    rows = tuple(_as_float(row) for row in weights.plan.rows)
-    apply(pipeline({row.name: parse_format(row.format) for row in rows}), program)
-    if target.tolerance(program, exact=target.exact) is None:
+    rows = tuple(_as_float(row) for row in plan.rows)
+    floats, _ = build(checkpoint, target, replace(plan, rows=rows), made.asked, Silent())
+    if floats.tolerance(exact=target.exact) is None:
         return None
-    plan = replace(weights.plan, rows=rows)
-    return program, FloatWeights(checkpoint, plan, planned=weights)
+    weights = FloatWeights(checkpoint, floats.plan, planned=made.weights)
+    return replace(floats, weights=weights)
 
 
-def float_rungs(
-    target: Target,
-    program: Program,
-    weights: PlannedWeights,
-    asked: Request,
-    matrix: Sequence[Case],
-    progress: Progress,
-) -> list[Rung]:
+def float_rungs(made: Build, matrix: Sequence[Case], progress: Progress) -> list[Rung]:
     """One rung where a target is exact with floats only, else none."""
-    made = float_version(target, program, weights, asked)
-    if made is None:
+    floats = float_version(made)
+    if floats is None:
         return []
-    program, floats = made
     nbytes = sum(row.nbytes for row in floats.plan.rows)
     if nbytes > MOST_NBYTES:
         return [skipped(3, TITLE, f"floats of {nbytes / 2**30:.1f} GiB are too large for a file")]
     if COPIES * nbytes > installed_nbytes():
         return [skipped(3, TITLE, f"it takes {COPIES * nbytes / 2**30:.1f} GiB of memory")]
-    config, context = program.config, asked.context
     with tempfile.TemporaryDirectory(prefix="lfmc-") as path:
-        target.lower(program, floats, asked, Path(path))
-        program.bind(floats.value)
-        reference = target.reference(program, asked, Path(path), exact=target.exact)
-        rung = compare(
-            3,
-            TITLE,
-            target.run(Path(path), exact=target.exact),
-            ChoosingStepper(reference, config, context),
-            matrix,
-            config.vocab_size,
-            tolerance=target.tolerance(program, exact=target.exact),
-            near_tie=NEAR_TIE,
-            progress=progress.step,
-        )
+        floats.lower(Path(path))
+        floats.bind()
+        exact = made.target.exact
+        rung = floats.compare(TITLE, Path(path), matrix, progress, exact=exact, near_tie=NEAR_TIE)
     return [rung]
 
 

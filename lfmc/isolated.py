@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import venv
 from collections.abc import Sequence
-from importlib.metadata import distributions, version
+from importlib.metadata import distributions, requires, version
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -17,19 +18,21 @@ from lfmc.cache import cache_folder
 from lfmc.errors import UnsupportedError
 
 FLAG, READY = "--isolated", ".installed"
+REFERENCE = "reference"  # the extra that rung 1 of parity needs
 
 
 def run_isolated(extra: str, arguments: Sequence[str]) -> int:
     """Run `lfmc` with the arguments, but for `--isolated`, where it has that extra; its exit
-    status. The environment lies in the cache's folder, and is made once for a version of lfmc."""
+    status. The environment lies in the cache's folder, and is made once for what lfmc requires."""
     python = environment(extra)
     rest = [own for own in arguments if own != FLAG]
     return subprocess.run([str(python), "-m", "lfmc", *rest], check=False).returncode
 
 
 def environment(extra: str) -> Path:
-    """The Python of an environment that has lfmc and an extra of it."""
-    folder = cache_folder() / "environments" / f"{extra}-{version('lfmc')}"
+    """The Python of an environment that has lfmc, an extra of it, and what rung 1 needs."""
+    required = hashlib.sha256("\n".join(requires("lfmc") or ()).encode()).hexdigest()[:8]
+    folder = cache_folder() / "environments" / f"{extra}-{version('lfmc')}-{required}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if (folder / READY).is_file():
         return python
@@ -49,9 +52,10 @@ def environment(extra: str) -> Path:
 
 def requirement(extra: str, version: str, direct_url: str | None) -> list[str]:
     """What pip installs this very lfmc by: its source where it came from one, else its version."""
+    extras = f"{extra},{REFERENCE}"
     if direct_url is None:
-        return [f"lfmc[{extra}]=={version}"]
+        return [f"lfmc[{extras}]=={version}"]
     told = json.loads(direct_url)
     source = url2pathname(urlparse(told["url"]).path)
     editable = told.get("dir_info", {}).get("editable", False)
-    return [*(["-e"] if editable else []), f"{source}[{extra}]"]
+    return [*(["-e"] if editable else []), f"{source}[{extras}]"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfmc.build import Build
 from lfmc.calib_free.plan import stored_error
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError
@@ -19,15 +20,14 @@ from lfmc.targets.base import Artifact, StoredTensor, Target
 from lfmc.weights import PlannedWeights
 
 
-def read_back(
-    weights: PlannedWeights, target: Target, folder: Path, artifact: Artifact
-) -> dict[str, float]:
+def read_back(made: Build, folder: Path, artifact: Artifact) -> dict[str, float]:
     """Compare every tensor on disk with the plan, bit for bit; raise `GateError` for a difference.
 
     Returns the measured error of each quantized tensor, as `calib_free.plan.stored_error` has it.
     """
+    weights = made.weights
     seen: Counter[tuple[str, str, int]] = Counter()
-    for stored, whole in _stored(target, folder, artifact.tensors):
+    for stored, whole in _stored(made.target, folder, artifact.tensors):
         for name, value in _parts(whole, stored, weights.checkpoint):
             planned = _planned(weights, name, stored.part)
             if value.dtype != planned.dtype or not torch.equal(value, planned):

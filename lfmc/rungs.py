@@ -9,8 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lfmc.build import Build
 from lfmc.checkpoint import Checkpoint
-from lfmc.choices import NEAR_TIE, NEAR_TIE_SHIPPED, ChoosingStepper
+from lfmc.choices import NEAR_TIE, NEAR_TIE_SHIPPED
 from lfmc.errors import GateError, InputError
 from lfmc.floats import float_rungs
 from lfmc.locate.place import Place
@@ -22,13 +23,11 @@ from lfmc.parity import (
     compare,
     skipped,
 )
-from lfmc.program import Program
 from lfmc.progress import Progress
 from lfmc.quality import Quality, QualityMeter, windows
 from lfmc.reference import TransformersStepper, is_available
 from lfmc.stepping import Stepper, TorchStepper, decoder_stepper, step_each
-from lfmc.targets.base import Artifact, Request, Target
-from lfmc.weights import PlannedWeights
+from lfmc.targets.base import Artifact
 
 WINDOW = 256
 WINDOWS = {"full": 7, "fast": 2}
@@ -79,41 +78,36 @@ class Verification:
 
 
 def verify(
-    checkpoint: Checkpoint,
-    weights: PlannedWeights,
-    program: Program,
-    target: Target,
+    made: Build,
     folder: Path,
     artifact: Artifact,
-    asked: Request,
     check: str,
+    text: Path | None,
     progress: Progress,
-    why_not_here: str | None = None,
-    text: Path | None = None,
 ) -> Verification:
     """Climb all four rungs for the artifact in `folder`; `check` is "full" or "fast". Rung 4 is
-    on the text of a file, or on the bundled passages.
+    on the text of a file, or for None on the bundled passages.
 
-    Where there is a reason why it can't be executed here, rungs 3 and 4 are skipped with it.
-    `program` is the fused, quantized program that the artifact was lowered from.
+    Where this machine can't execute the artifact, rungs 3 and 4 are skipped with the reason.
     """
-    full, context = check == "full", asked.context
-    matrix = cases(checkpoint.config, context, full=full)
+    checkpoint, context = made.checkpoint, made.asked.context
+    matrix = cases(checkpoint.config, context, full=check == "full")
     rungs = []
     with progress.stage("parity 1: decoder against transformers"):
         rungs.append(_decoder_rung(checkpoint, matrix, context, progress))
-    program.bind(weights.value)
+    made.bind()
     with progress.stage("parity 2: graph against decoder"):
-        rungs.append(_graph_rung(checkpoint, weights, program, matrix, context, progress))
+        rungs.append(_graph_rung(made, matrix, progress))
+    why_not_here = made.target.why_not_here(made.asked)
     if why_not_here is not None:
         rungs += [skipped(number, TITLES[number], why_not_here) for number in (3, 4)]
         return Verification(tuple(rungs), None)
     with progress.stage("parity 3: artifact against torch"):
-        rungs += artifact_rungs(target, program, folder, artifact, matrix, asked, progress)
-        rungs += float_rungs(target, program, weights, asked, matrix, progress)
+        rungs += artifact_rungs(made, folder, artifact, matrix, progress)
+        rungs += float_rungs(made, matrix, progress)
     with progress.stage("parity 4: quality on text"):
         judged = passages(checkpoint, min(WINDOW, context), WINDOWS[check], text)
-        quality = measure_quality(checkpoint, target.run(folder), judged, progress)
+        quality = measure_quality(checkpoint, made.target.run(folder), judged, progress)
     return Verification(tuple(rungs), quality)
 
 
@@ -121,7 +115,7 @@ def _decoder_rung(
     checkpoint: Checkpoint, matrix: tuple[Case, ...], context: int, progress: Progress
 ) -> Rung:
     if not is_available():
-        return skipped(1, TITLES[1], "transformers is not installed: pip install 'lfmc[dev]'")
+        return skipped(1, TITLES[1], "transformers is not installed: pip install 'lfmc[reference]'")
     return compare(
         1,
         TITLES[1],
@@ -134,20 +128,13 @@ def _decoder_rung(
     )
 
 
-def _graph_rung(
-    checkpoint: Checkpoint,
-    weights: PlannedWeights,
-    program: Program,
-    matrix: tuple[Case, ...],
-    context: int,
-    progress: Progress,
-) -> Rung:
-    decoder = checkpoint.decoder({name: weights.dequantized(name) for name in checkpoint.tensors})
+def _graph_rung(made: Build, matrix: tuple[Case, ...], progress: Progress) -> Rung:
+    checkpoint, context = made.checkpoint, made.asked.context
     return compare(
         2,
         TITLES[2],
-        TorchStepper(program.module, checkpoint.config, context),
-        decoder_stepper(decoder, context),
+        TorchStepper(made.program.module, checkpoint.config, context),
+        decoder_stepper(made.weights.decoder(), context),
         matrix,
         checkpoint.config.vocab_size,
         tolerance=FLOAT_TOLERANCE,
@@ -156,33 +143,14 @@ def _graph_rung(
 
 
 def artifact_rungs(
-    target: Target,
-    program: Program,
-    folder: Path,
-    artifact: Artifact,
-    matrix: tuple[Case, ...],
-    asked: Request,
-    progress: Progress,
+    made: Build, folder: Path, artifact: Artifact, matrix: tuple[Case, ...], progress: Progress
 ) -> list[Rung]:
     """The artifact with float activations, each n-bit operator alone, and all as it ships."""
-    config, context = program.config, asked.context
-    rungs = [*target.operator_parity(program, folder, artifact)]
-    for exact in (True, False) if target.exact else (False,):
-        tolerance = target.tolerance(program, exact=exact)
-        reference = target.reference(program, asked, folder, exact=exact)
-        rungs.append(
-            compare(
-                3,
-                UNGATED[exact] if tolerance is None else TITLES[3],
-                target.run(folder, exact=exact),
-                ChoosingStepper(reference, config, context),
-                matrix,
-                config.vocab_size,
-                tolerance=tolerance,
-                near_tie=NEAR_TIE if exact else NEAR_TIE_SHIPPED,
-                progress=progress.step,
-            )
-        )
+    rungs = [*made.target.operator_parity(made.program, folder, artifact)]
+    for exact in (True, False) if made.target.exact else (False,):
+        title = UNGATED[exact] if made.tolerance(exact=exact) is None else TITLES[3]
+        near_tie = NEAR_TIE if exact else NEAR_TIE_SHIPPED
+        rungs.append(made.compare(title, folder, matrix, progress, exact=exact, near_tie=near_tie))
     return rungs
 
 

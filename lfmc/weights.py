@@ -11,6 +11,7 @@ from lfmc.calib_free.formats import Floats, Format, parse_format
 from lfmc.calib_free.pack import PackedTensor, stack_rows
 from lfmc.calib_free.plan import BitPlan, float_tensor, quantize_tensor
 from lfmc.checkpoint import Checkpoint
+from lfmc.model import Decoder
 from lfmc.model.rope import inverse_frequencies
 from lfmc.program import Part, Weight
 
@@ -51,10 +52,14 @@ class PlannedWeights:
         return self._cache[name]
 
     def dequantized(self, name: str) -> Tensor:
-        """What the artifact computes with, float32, for `Checkpoint.decoder`."""
+        """A tensor that the artifact computes with, float32."""
         if isinstance(self.format(name), Floats):
             return self.floats((name,)).float()
         return self._packed(name).dequantize()
+
+    def decoder(self) -> Decoder:
+        """The float32 decoder of what the artifact computes with."""
+        return self.checkpoint.decoder({n: self.dequantized(n) for n in self.checkpoint.tensors})
 
     def floats(self, sources: tuple[str, ...]) -> Tensor:
         """Values of tensors that stay float, in the plan's dtype, stacked along dim 0."""

@@ -106,9 +106,10 @@ def command(
     from lfmc.calib_free.fit import Effort
     from lfmc.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, parity_table, plan_table, result_lines
-    from lfmc.exporter import Options, export, plan_for, request
+    from lfmc.exporter import export, plan_for
     from lfmc.isolated import run_isolated
     from lfmc.progress import for_terminal
+    from lfmc.request import Options, request
     from lfmc.targets.base import get_target
 
     chosen = get_target(target)

@@ -62,10 +62,11 @@ def command(
     from lfmc.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, plan_table
     from lfmc.errors import InputError
-    from lfmc.exporter import Options, plan_for
+    from lfmc.exporter import plan_for
     from lfmc.progress import for_terminal
     from lfmc.report.plan_facts import gather_plan
     from lfmc.report.plan_page import plan_page
+    from lfmc.request import Options
     from lfmc.targets.base import get_target
 
     require_absent(output, force)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lfmc.build import Build
 from lfmc.calib_free.formats import parse_format
-from lfmc.locate.bisect import Suspect
 from lfmc.locate.cut import copied, parts, producer, read_weights
 from lfmc.locate.place import Place, parting
 from lfmc.parity import FLOAT_TOLERANCE, Case, draw_tokens, run_case
@@ -30,7 +30,7 @@ Values = Mapping[str, list[Tensor]]  # of each name, what it gave in call after 
 _TOWER = "language_model."  # of a vision-language model: its decoder's modules lie below
 
 
-def find_in_decoder(suspect: Suspect, case: Case, progress: Progress) -> Place | None:
+def find_in_decoder(suspect: Build, case: Case, progress: Progress) -> Place | None:
     """Rung 1: the first module of the decoder whose result is not transformers'."""
     checkpoint = suspect.checkpoint
     decoder = checkpoint.decoder()
@@ -50,11 +50,10 @@ def find_in_decoder(suspect: Suspect, case: Case, progress: Progress) -> Place |
     return replace(place, part=_part_of(place.name), operator=kind)
 
 
-def find_in_passes(suspect: Suspect, case: Case, progress: Progress) -> Place | None:
+def find_in_passes(suspect: Build, case: Case, progress: Progress) -> Place | None:
     """Rung 2: the first pass behind which the graph gives other results, and the first node."""
     checkpoint, weights, asked = suspect.checkpoint, suspect.weights, suspect.asked
-    values = {name: weights.dequantized(name) for name in checkpoint.tensors}
-    reference: Stepper = decoder_stepper(checkpoint.decoder(values), asked.context)
+    reference: Stepper = decoder_stepper(weights.decoder(), asked.context)
     prompt, earlier = draw_tokens(case.length, checkpoint.config.vocab_size)
     expected, _ = run_case(reference, case, prompt, earlier)
     spec = suspect.target.trace_spec(checkpoint.config, asked)
@@ -168,7 +167,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _run(
-    program: Program, suspect: Suspect, case: Case, prompt: Tensor, earlier: Tensor
+    program: Program, suspect: Build, case: Case, prompt: Tensor, earlier: Tensor
 ) -> tuple[Tensor, Values]:
     """Logits of a case, and what every node of the program gives."""
     made = copied(program)

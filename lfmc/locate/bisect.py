@@ -10,38 +10,24 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
 from torch import Tensor, fx
 
-from lfmc.checkpoint import Checkpoint
-from lfmc.choices import ChoosingStepper
+from lfmc.build import Build
 from lfmc.errors import first_line
 from lfmc.locate.cut import ancestors, cut, parts, producer, read_weights, shown_nodes
 from lfmc.locate.place import Parting, Place, parting
 from lfmc.parity import ARTIFACT_TOLERANCE, Case, draw_tokens, run_both, run_case
-from lfmc.program import Program, operator_name
+from lfmc.program import operator_name
 from lfmc.progress import Progress
 from lfmc.stepping import TorchStepper, gives_last_only
-from lfmc.targets.base import Request, Target
-from lfmc.weights import PlannedWeights
 
 # Where a runtime rounds activations, by how much more than rounding does at all values may differ:
 # two right roundings are as far apart as the square root of two.
 ROUNDING = 2.0
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """What was exported and does not agree; `program` is bound to its weights."""
-
-    checkpoint: Checkpoint
-    weights: PlannedWeights
-    program: Program
-    target: Target
-    asked: Request
 
 
 @dataclass(frozen=True)
@@ -69,7 +55,7 @@ class CannotShow(Exception):
 
 
 def find_in_artifact(
-    suspect: Suspect, case: Case, progress: Progress, *, near_tie: float, exact: bool
+    suspect: Build, case: Case, progress: Progress, *, near_tie: float, exact: bool
 ) -> Place | None:
     """The first operator that the target computes otherwise than torch does; None where all agree.
 
@@ -153,27 +139,25 @@ def first_that_differs(
     )
 
 
-def _compare(suspect: Suspect, node: fx.Node, case: Case, near_tie: float, exact: bool) -> Compared:
+def _compare(suspect: Build, node: fx.Node, case: Case, near_tie: float, exact: bool) -> Compared:
     """Lower the program, cut at a node, and run the case on it and on torch."""
-    target, asked = suspect.target, suspect.asked
-    program = cut(suspect.program, node.name)
-    width, config = program.config.vocab_size, suspect.program.config
+    vocab_size = suspect.program.config.vocab_size
+    small = replace(suspect, program=cut(suspect.program, node.name))
+    config = small.program.config
     # Tokens that both may be given: a target takes the width of what is shown for a vocabulary.
-    prompt, earlier = (ids % width for ids in draw_tokens(case.length, config.vocab_size))
+    drawn = draw_tokens(case.length, vocab_size)
+    prompt, earlier = (ids % config.vocab_size for ids in drawn)
     with tempfile.TemporaryDirectory(prefix="lfmc-") as path:
-        folder = Path(path)
-        target.lower(program, suspect.weights, asked, folder)
-        program.bind(suspect.weights.value)
-        stepper = target.run(folder, exact=exact)
-        reference = target.reference(program, asked, folder, exact=exact)
-        torch_side = ChoosingStepper(reference, program.config, asked.context)
+        small.lower(Path(path))
+        small.bind()
+        stepper, torch_side = small.sides(Path(path), exact=exact)
         pair = run_both(stepper, torch_side, case, prompt, earlier, near_tie=near_tie)
         if pair.ours.shape != pair.theirs.shape:
             raise CannotShow(f"it gives {list(pair.ours.shape)}")
         ends = gives_last_only(stepper)
-        tolerance = target.tolerance(program, exact=exact)
+        tolerance = small.tolerance(exact=exact)
         if tolerance is None:
-            plain = TorchStepper(program.module, program.config, asked.context)
+            plain = TorchStepper(small.program.module, config, small.asked.context)
             floats, _ = run_case(plain, case, prompt, earlier, ends=ends)
             tolerance = max(ARTIFACT_TOLERANCE, ROUNDING * _distance(floats, pair.theirs))
     found = parting(pair.ours[: pair.clear], pair.theirs[: pair.clear], tolerance)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from lfmc.build import Build
 from lfmc.choices import NEAR_TIE, NEAR_TIE_SHIPPED
 from lfmc.floats import float_version
 from lfmc.locate.apart import find_in_decoder, find_in_passes
-from lfmc.locate.bisect import Suspect, find_in_artifact
+from lfmc.locate.bisect import find_in_artifact
 from lfmc.locate.place import Place
 from lfmc.parity import Case, Rung, cases
 from lfmc.progress import Progress
@@ -19,7 +18,7 @@ NOTHING = (
 )
 
 
-def find_place(suspect: Suspect, verification: Verification, progress: Progress) -> Place | None:
+def find_place(suspect: Build, verification: Verification, progress: Progress) -> Place | None:
     """The first place that differs on the first rung that failed; None where none has failed.
 
     Takes a lowering for each step of a bisection: minutes for a large model.
@@ -51,15 +50,14 @@ def _worst(failed: Rung, matrix: tuple[Case, ...]) -> Case:
     return next((case for case in matrix if case.name == worst), matrix[0])
 
 
-def _in_artifact(suspect: Suspect, case: Case, progress: Progress) -> Place | None:
+def _in_artifact(suspect: Build, case: Case, progress: Progress) -> Place | None:
     """With float activations first, or float matrices: these leave no doubt."""
-    target, asked = suspect.target, suspect.asked
+    target = suspect.target
     tries = [(suspect, exact) for exact in ((True, False) if target.exact else (False,))]
-    floats = float_version(target, suspect.program, suspect.weights, asked)
+    floats = float_version(suspect)
     if floats is not None:
-        program, weights = floats
-        program.bind(weights.value)
-        tries.insert(0, (replace(suspect, program=program, weights=weights), target.exact))
+        floats.bind()
+        tries.insert(0, (floats, target.exact))
     for own, exact in tries:
         near_tie = NEAR_TIE_SHIPPED if own is suspect and not exact else NEAR_TIE
         found = find_in_artifact(own, case, progress, near_tie=near_tie, exact=exact)

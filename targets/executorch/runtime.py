@@ -37,16 +37,18 @@ class ExecutorchStepper:
                 got=first_line(error),
                 todo="it may be damaged, or of another version of ExecuTorch",
             ) from error
-        self.context = self._fact("get_max_context_len")
-        self._chunk, self._vocab = self._fact("get_max_seq_len"), self._fact("get_vocab_size")
+        (self.context,) = self.told("get_max_context_len")
+        (self._chunk,) = self.told("get_max_seq_len")
+        (self._vocab,) = self.told("get_vocab_size")
         sizes = self._program.metadata("forward").output_tensor_meta(0).sizes()
         self.last_only = sizes[1] < self._chunk
         self.reset()
 
-    def _fact(self, name: str) -> int:
+    def told(self, name: str) -> list[int]:
+        """What a method without arguments gives: numbers that runners ask for."""
         with mute():
             method: Any = self._program.load_method(name)
-            return int(method.execute([])[0])
+            return [int(value) for value in method.execute([])]
 
     def reset(self) -> None:
         """Forget the conversation: the next token is at position 0."""

@@ -119,6 +119,15 @@ class ExecutorchTarget:
 
         return read(folder, stored)
 
+    def stored_tokens(self, folder: Path) -> Mapping[str, Mapping[str, Any]]:
+        """Of the program's methods, which ExecuTorch's own runners ask."""
+        from lfmc.targets.executorch.runtime import ExecutorchStepper
+        from lfmc.targets.executorch.stored import MODEL
+
+        told = ExecutorchStepper(folder).told
+        bos = told("get_bos_id")[0]
+        return {MODEL: {"bos": None if bos < 0 else bos, "stop": told("get_eos_ids")}}
+
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.executorch.runtime import ExecutorchStepper
 

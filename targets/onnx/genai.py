@@ -49,3 +49,10 @@ def genai_config(checkpoint: Checkpoint, context: int) -> str:
     }
     search = {"do_sample": False, "max_length": context, "past_present_share_buffer": True}
     return json.dumps({"model": model, "search": search}, indent=2) + "\n"
+
+
+def told_tokens(text: str) -> dict[str, Any]:
+    """The tokens that `genai_config` wrote."""
+    model = json.loads(text)["model"]
+    names = {"bos": "bos_token_id", "pad": "pad_token_id", "stop": "eos_token_id"}
+    return {own: model[name] for own, name in names.items()}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -134,6 +134,13 @@ class OnnxTarget:
         from lfmc.targets.onnx.readback import read_initializer
 
         return read_initializer(folder, stored.name)
+
+    def stored_tokens(self, folder: Path) -> Mapping[str, Mapping[str, Any]]:
+        """Of genai's configuration, where the layout has one."""
+        from lfmc.targets.onnx.genai import CONFIG_FILE, told_tokens
+
+        path = folder / CONFIG_FILE
+        return {CONFIG_FILE: told_tokens(path.read_text("utf-8"))} if path.is_file() else {}
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.onnx.runtime import OnnxStepper

@@ -19,17 +19,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from lfmc.build import build
 from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.formats import ROW, Capabilities, Format
 from lfmc.calib_free.plan import BitPlan, PlanRow
 from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.exporter import Options, build_program, request
 from lfmc.model import build_decoder, read_config
 from lfmc.progress import Silent
+from lfmc.request import Options, request
 from lfmc.stepping import Stepper
 from lfmc.targets.base import Target, get_target
 from lfmc.timing import time_round
-from lfmc.weights import PlannedWeights
 
 MIXES = {
     "onnx": {"all 4": (4,), "all 2": (2,), "2 and 4": (2, 4), "2, 4 and 8": (2, 4, 8)},
@@ -112,9 +112,9 @@ def _with_width(row: PlanRow, able: Capabilities, widths: tuple[int, ...]) -> Pl
 def lower(checkpoint: Checkpoint, target: Target, plan: BitPlan, folder: Path) -> Stepper:
     """The artifact of a plan, running."""
     asked = request(checkpoint, target, Options(context=512))
-    program, _ = build_program(checkpoint, target, plan, asked, Silent())
+    made, _ = build(checkpoint, target, plan, asked, Silent())
     folder.mkdir()
-    target.lower(program, PlannedWeights(checkpoint, plan), asked, folder)
+    made.lower(folder)
     return target.run(folder)
 
 

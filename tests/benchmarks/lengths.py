@@ -18,15 +18,15 @@ from unittest.mock import patch
 import torch
 from shapes import SHAPES, checkpoint_of
 
+from lfmc.build import build
 from lfmc.calib_free.allocate import make_plan
 from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.exporter import Options, build_program, request
 from lfmc.progress import Silent
+from lfmc.request import Options, request
 from lfmc.targets.base import get_target
 from lfmc.targets.tvm import lower
 from lfmc.targets.tvm.runtime import LIBRARY, TvmStepper
 from lfmc.targets.tvm.walk import Kind
-from lfmc.weights import PlannedWeights
 
 
 def main() -> None:
@@ -68,9 +68,9 @@ def compiled(checkpoint: Checkpoint, chunk: int, folder: Path) -> TvmStepper:
     options = Options(bits="4", context=1024, target_options={"chunk": str(chunk)})
     asked = request(checkpoint, target, options)
     plan = make_plan(checkpoint, target.capabilities(checkpoint.config), "4", None)
-    program, _ = build_program(checkpoint, target, plan, asked, Silent())
+    made, _ = build(checkpoint, target, plan, asked, Silent())
     folder.mkdir()
-    target.lower(program, PlannedWeights(checkpoint, plan), asked, folder)
+    made.lower(folder)
     return TvmStepper(folder)
 
 

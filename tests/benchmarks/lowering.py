@@ -22,10 +22,10 @@ from shapes import SHAPES, checkpoint_of
 from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.formats import parse_format
 from lfmc.checkpoint import open_checkpoint
-from lfmc.exporter import Options, request
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
 from lfmc.program import Program, operator_name
+from lfmc.request import Options, request
 from lfmc.targets.base import get_target
 from lfmc.trace import trace
 from lfmc.weights import PlannedWeights

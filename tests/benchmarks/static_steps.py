@@ -17,18 +17,17 @@ import click
 import torch
 from torch import Tensor
 
+from lfmc.build import build
 from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.calib_free.texts import write_texts
 from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.exporter import build_program
 from lfmc.progress import Silent
 from lfmc.targets.base import Request, get_target
 from lfmc.targets.npu.bound import Bound
 from lfmc.targets.npu.forms import BY_TAPS, Style, multiplies
 from lfmc.targets.npu.lowering import LENGTH, NpuLowering
 from lfmc.targets.npu.steps import every, none, rounding, torch_stepper
-from lfmc.weights import PlannedWeights
 
 JUDGED_SEED = 1
 
@@ -60,18 +59,19 @@ def judge(checkpoint: Checkpoint, count: int) -> dict[str, tuple[float, float]]:
     target = get_target("qualcomm")
     plan = make_plan(checkpoint, target.capabilities(checkpoint.config), "8", None)
     asked = Request(LENGTH, {})
-    program, _ = build_program(checkpoint, target, plan, asked, Silent())
-    weights = PlannedWeights(checkpoint, plan)
-    program.bind(weights.value)
+    made, _ = build(checkpoint, target, plan, asked, Silent())
+    made.bind()
     decoder = StreamedDecoder(checkpoint)
     texts = write_texts(decoder, count, LENGTH, JUDGED_SEED, lambda part: None)
-    bound, found = Bound(program), {}
+    bound, found = Bound(made.program), {}
     for way in WAYS:
-        own = NpuLowering(program, weights, LENGTH, LENGTH, way.bits, way.style, way.balanced)
+        own = NpuLowering(
+            made.program, made.weights, LENGTH, LENGTH, way.bits, way.style, way.balanced
+        )
 
         def logits(keep: Callable[[Tensor, str], Tensor], own: NpuLowering = own) -> Tensor:
             parts = []
-            args = program, own.interface, [LENGTH], bound, bound.embed(own.embedding), keep
+            args = made.program, own.interface, [LENGTH], bound, bound.embed(own.embedding), keep
             stepper = torch_stepper(*args, own.style)
             for text in texts:
                 stepper.reset()

@@ -16,7 +16,7 @@ import pytest
 from lfmc.checkpoint import open_checkpoint
 from lfmc.cli import COMMANDS, cli
 from lfmc.errors import UnsupportedError
-from lfmc.exporter import Options, request
+from lfmc.request import Options, request
 from lfmc.targets.base import get_target
 from tests.docs.blocks import PAGES, Block, commands, name_of, runnable, spans
 

@@ -11,9 +11,10 @@ import pytest
 from lfmc.bundle import Bundle
 from lfmc.calib_free.auto import Allocation
 from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.exporter import Options, Report, export, plan_for
+from lfmc.exporter import Report, export, plan_for
 from lfmc.progress import Silent
 from lfmc.report.plan_facts import PlanFacts, gather_plan
+from lfmc.request import Options
 from lfmc.targets.base import get_target
 
 

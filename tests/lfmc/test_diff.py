@@ -17,8 +17,9 @@ from lfmc.checkpoint import Checkpoint, open_checkpoint
 from lfmc.commands.diff import command
 from lfmc.diff import Side, difference, open_side, with_activations
 from lfmc.errors import InputError
-from lfmc.exporter import Options, export
+from lfmc.exporter import export
 from lfmc.progress import Silent
+from lfmc.request import Options
 from lfmc.targets.base import get_target
 
 

@@ -19,9 +19,10 @@ from lfmc.calib_free.plan import BitPlan
 from lfmc.calib_free.training import Course
 from lfmc.checkpoint import demo_path, open_checkpoint
 from lfmc.errors import GateError, InputError, LfmcError
-from lfmc.exporter import Options, Report, export
+from lfmc.exporter import Report, export
 from lfmc.generate import check_golden
 from lfmc.progress import Silent
+from lfmc.request import Options
 from lfmc.reverify import reverify
 from lfmc.targets.base import Artifact, StoredTensor, get_target
 from lfmc.targets.onnx.target import OnnxTarget

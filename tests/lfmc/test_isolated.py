@@ -17,10 +17,10 @@ def test_this_very_lfmc_is_installed() -> None:
     url = {"url": "file:///source/lfmc", "dir_info": {"editable": True}}
     wheel = {"url": "file:///wheels/lfmc-0.1.0-py3-none-any.whl", "archive_info": {}}
     of = isolated.requirement
-    assert of("ethos-u", "0.1.0", None) == ["lfmc[ethos-u]==0.1.0"]
-    assert of("ethos-u", "0.1.0", json.dumps(url)) == ["-e", "/source/lfmc[ethos-u]"]
+    assert of("ethos-u", "0.1.0", None) == ["lfmc[ethos-u,reference]==0.1.0"]
+    assert of("ethos-u", "0.1.0", json.dumps(url)) == ["-e", "/source/lfmc[ethos-u,reference]"]
     assert of("ethos-u", "0.1.0", json.dumps(wheel)) == [
-        "/wheels/lfmc-0.1.0-py3-none-any.whl[ethos-u]"
+        "/wheels/lfmc-0.1.0-py3-none-any.whl[ethos-u,reference]"
     ]
 
 
@@ -55,7 +55,7 @@ def test_it_is_made_once_and_runs_the_rest_of_the_command(
     assert len(made) == 1
     install, *runs = run.commands
     assert install[1:4] == ["-m", "pip", "install"]
-    assert install[-1].endswith("[ethos-u]")
+    assert install[-1].endswith("[ethos-u,reference]")
     rest = ["export", "./model", "--target", "ethos-u", "--force"]
     assert [own[1:] for own in runs] == [["-m", "lfmc", *rest]] * 2
 

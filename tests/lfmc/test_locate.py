@@ -18,9 +18,9 @@ from lfmc.checkpoint import open_checkpoint
 from lfmc.commands.places import place_text
 from lfmc.commands.verify import command
 from lfmc.errors import GateError
-from lfmc.exporter import Options, export
+from lfmc.exporter import export
 from lfmc.locate import apart
-from lfmc.locate.bisect import CannotShow, Suspect, first_that_differs
+from lfmc.locate.bisect import CannotShow, first_that_differs
 from lfmc.locate.cut import ancestors, cut, parts, shown_nodes
 from lfmc.locate.place import Parting, parting, stored_place
 from lfmc.locate.search import NOTHING, find_place
@@ -29,6 +29,7 @@ from lfmc.passes.base import Pass
 from lfmc.passes.pipeline import pipeline
 from lfmc.program import Program
 from lfmc.progress import Silent
+from lfmc.request import Options
 from lfmc.rungs import Verification
 from lfmc.stepping import TorchStepper
 from lfmc.targets.base import get_target
@@ -43,10 +44,6 @@ def made(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPath
     """A right artifact of a tiny model."""
     checkpoint = open_checkpoint(tiny_checkpoint("lfm2", vocab_size=256))
     return lower(checkpoint, four_bit, tmp_path_factory.mktemp("onnx"), context=48)
-
-
-def suspect(made: Lowered) -> Suspect:
-    return Suspect(made.checkpoint, made.weights, made.program, made.target, made.request)
 
 
 def failed(number: int, case: str = "one shot") -> Verification:
@@ -153,7 +150,7 @@ def test_rung_1_names_the_module(made: Lowered, monkeypatch: pytest.MonkeyPatch)
                 self.model.model.layers[2].ffn_norm.weight.mul_(1.01)
 
     monkeypatch.setattr(apart, "TransformersStepper", Wrong)
-    place = find_place(suspect(made), failed(1, "prefill, then decode"), Silent())
+    place = find_place(made, failed(1, "prefill, then decode"), Silent())
     assert place is not None
     assert (place.part, place.layer, place.operator) == ("layer 2", 2, "RmsNorm")
     assert place.name == "model.layers.2.ffn_norm"
@@ -181,7 +178,7 @@ def test_rung_2_names_the_pass_and_the_operator(
         return [*steps[:3], _LosesEpsilon(), *steps[3:]]
 
     monkeypatch.setattr(apart, "pipeline", wrong)
-    place = find_place(suspect(made), failed(2), Silent())
+    place = find_place(made, failed(2), Silent())
     assert place is not None
     assert (place.part, place.operator) == ("layer 1", "lfm.add_rms_norm")
     assert place.weights == ("model.layers.1.operator_norm.weight",)
@@ -190,12 +187,12 @@ def test_rung_2_names_the_pass_and_the_operator(
 
 def test_nothing_is_named_where_nothing_differs(made: Lowered) -> None:
     right = Rung(3, "a title", 1.0, (CaseResult("one shot", 0.0, 1.0),))
-    assert find_place(suspect(made), Verification((right,), None), Silent()) is None
+    assert find_place(made, Verification((right,), None), Silent()) is None
     for number in (1, 2):
-        place = find_place(suspect(made), failed(number), Silent())
+        place = find_place(made, failed(number), Silent())
         assert place is not None
         assert (place.part, place.difference) == ("file", 0.5)
-    place = find_place(suspect(made), failed(3), Silent())
+    place = find_place(made, failed(3), Silent())
     assert place is not None
     assert place.note == NOTHING
 

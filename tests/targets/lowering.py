@@ -8,35 +8,28 @@ from pathlib import Path
 
 import torch
 
+from lfmc.build import Build, build
 from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.formats import GENERIC, Capabilities, Floats, Format
 from lfmc.calib_free.grids import PALETTE
 from lfmc.calib_free.plan import BitPlan, PlanRow
 from lfmc.checkpoint import Checkpoint
-from lfmc.exporter import Options, build_program, request
-from lfmc.program import Program
 from lfmc.progress import Silent
-from lfmc.targets.base import Artifact, Request, Target, get_target
-from lfmc.weights import PlannedWeights
+from lfmc.request import Options, request
+from lfmc.targets.base import Artifact, get_target
 
 Choose = Callable[[PlanRow], Format | Floats]
 
 
 @dataclass(frozen=True)
-class Lowered:
+class Lowered(Build):
     """An artifact in a folder and what it was made from; the program is bound to its weights."""
 
-    checkpoint: Checkpoint
-    plan: BitPlan
-    weights: PlannedWeights
-    program: Program
-    target: Target
-    request: Request
     folder: Path
     artifact: Artifact
 
     def reference(self, *, exact: bool) -> torch.nn.Module:
-        return self.target.reference(self.program, self.request, self.folder, exact=exact)
+        return self.target.reference(self.program, self.asked, self.folder, exact=exact)
 
 
 def lower(
@@ -52,11 +45,10 @@ def lower(
     target = get_target(name)
     plan = choose_formats(checkpoint, choose, target.capabilities(checkpoint.config))
     asked = request(checkpoint, target, Options(context=context, target_options=options or {}))
-    weights = PlannedWeights(checkpoint, plan)
-    program, _ = build_program(checkpoint, target, plan, asked, Silent())
-    artifact = target.lower(program, weights, asked, folder)
-    program.bind(weights.value)
-    return Lowered(checkpoint, plan, weights, program, target, asked, folder, artifact)
+    made, _ = build(checkpoint, target, plan, asked, Silent())
+    artifact = made.lower(folder)
+    made.bind()
+    return Lowered(checkpoint, made.weights, made.program, target, asked, folder, artifact)
 
 
 def choose_formats(

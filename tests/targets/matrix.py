@@ -14,10 +14,11 @@ from lfmc.bundle import Bundle
 from lfmc.calib_free.allocate import Budget
 from lfmc.checkpoint import open_checkpoint
 from lfmc.errors import InputError
-from lfmc.exporter import Options, export
+from lfmc.exporter import export
 from lfmc.generate import continue_tokens
 from lfmc.parity import cases, compare
 from lfmc.progress import Silent
+from lfmc.request import Options
 from lfmc.stepping import Stepper, TorchStepper
 from lfmc.targets.base import get_target
 from tests.factories import random_tokens
@@ -26,7 +27,7 @@ from tests.targets.lowering import Lowered
 
 def assert_matrix(made: Lowered, stepper: Stepper) -> None:
     """The whole matrix, to float precision, against the same quantized weights in torch."""
-    config, context = made.checkpoint.config, made.request.context
+    config, context = made.checkpoint.config, made.asked.context
     rung = compare(
         3,
         "artifact",
@@ -52,7 +53,7 @@ def assert_starts_over(made: Lowered, chunk: int) -> None:
 
 def assert_context_ends(made: Lowered) -> None:
     """The context is used to its end, what comes behind is refused, and so is a wrong token."""
-    config, context = made.checkpoint.config, made.request.context
+    config, context = made.checkpoint.config, made.asked.context
     tokens = random_tokens(config, 1, context)[0]
     stepper = made.target.run(made.folder)
     found = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])

@@ -69,12 +69,12 @@ class RunnerStepper:
 def as_bundle(made: Lowered, folder: Path) -> Path:
     """A folder with the artifact and as much of a manifest as a runner reads."""
     folder.mkdir(exist_ok=True)
-    config, request = made.checkpoint.config, made.request
+    config, asked = made.checkpoint.config, made.asked
     manifest = {
         "target": made.target.name,
-        "options": dict(request.options),
+        "options": dict(asked.options),
         "artifact": list(made.artifact.files),
-        "context": request.context,
+        "context": asked.context,
         "chunk": made.artifact.facts["chunk"],
         "model": {"vocab_size": config.vocab_size},
         "tokens": {"bos": config.bos_id, "stop": list(made.checkpoint.stop_ids)},

@@ -9,35 +9,34 @@ from typing import Any
 
 import pytest
 
+from lfmc.build import Build, build
 from lfmc.calib_free.formats import Format
 from lfmc.calib_free.plan import PlanRow
 from lfmc.checkpoint import open_checkpoint
-from lfmc.choices import NEAR_TIE, ChoosingStepper
+from lfmc.choices import NEAR_TIE
 from lfmc.errors import GateError
-from lfmc.exporter import Options, build_program, request
 from lfmc.floats import float_rungs
-from lfmc.locate.bisect import Suspect
 from lfmc.locate.search import find_place
-from lfmc.parity import cases, compare
+from lfmc.parity import cases
 from lfmc.progress import Silent
 from lfmc.readback import read_back
+from lfmc.request import Options, request
 from lfmc.rungs import Verification, artifact_rungs
 from lfmc.targets.base import get_target
-from lfmc.weights import PlannedWeights
 from tests.faults.fault import ALL, Fault, FaultyTarget
 from tests.faults.table import FAULTS, fault_table
 from tests.targets.lowering import Choose, choose_formats, four_bit
 from tests.targets.qualcomm.programs import both
 
-Right = Callable[[str, str], Suspect]
+Right = Callable[[str, str], Build]
 
 
 @pytest.fixture(scope="module")
 def right(tiny_checkpoint: Callable[..., Path]) -> Right:
     """`right(kind, target)`: what an artifact is lowered from and compared with, made once."""
-    made: dict[tuple[str, str], Suspect] = {}
+    made: dict[tuple[str, str], Build] = {}
 
-    def make(kind: str, name: str) -> Suspect:
+    def make(kind: str, name: str) -> Build:
         if (kind, name) not in made:
             checkpoint = open_checkpoint(tiny_checkpoint(kind, vocab_size=256))
             target = get_target(name)
@@ -45,10 +44,8 @@ def right(tiny_checkpoint: Callable[..., Path]) -> Right:
             plan = choose_formats(checkpoint, choose, target.capabilities(checkpoint.config))
             options = {"stage": "edge", "chunk": "16"} if name == "qualcomm" else {}
             asked = request(checkpoint, target, Options(context=48, target_options=options))
-            weights = PlannedWeights(checkpoint, plan)
-            program, _ = build_program(checkpoint, target, plan, asked, Silent())
-            program.bind(weights.value)
-            made[kind, name] = Suspect(checkpoint, weights, program, target, asked)
+            made[kind, name], _ = build(checkpoint, target, plan, asked, Silent())
+            made[kind, name].bind()
         return made[kind, name]
 
     return make
@@ -73,35 +70,25 @@ TYPICAL = ("w1 and w3 swapped", "rope off by one", "scales one group off")
 TYPICAL_OF_MLIR = TYPICAL[1:2]
 
 
-def rungs_of(made: Suspect, target: FaultyTarget, folder: Path) -> Verification:
+def rungs_of(made: Build, target: FaultyTarget, folder: Path) -> Verification:
     """All parts of rung 3, as an export climbs them, for an artifact with the target's fault."""
-    artifact = target.lower(made.program, made.weights, made.asked, folder)
+    wrong = replace(made, target=target)
     matrix = cases(made.checkpoint.config, made.asked.context, full=True)
-    given = made.program, folder, artifact, matrix, made.asked, Silent()
-    rungs = artifact_rungs(target, *given)
-    rungs += float_rungs(target, made.program, made.weights, made.asked, matrix, Silent())
+    rungs = artifact_rungs(wrong, folder, wrong.lower(folder), matrix, Silent())
+    rungs += float_rungs(wrong, matrix, Silent())
     return Verification(tuple(rungs), None)
 
 
-def matrix_of(made: Suspect, target: FaultyTarget, folder: Path) -> Verification:
+def matrix_of(made: Build, target: FaultyTarget, folder: Path) -> Verification:
     """Of rung 3 only what has a tolerance for the whole artifact: with float activations."""
-    target.lower(made.program, made.weights, made.asked, folder)
-    config, context = made.checkpoint.config, made.asked.context
-    reference = made.target.reference(made.program, made.asked, folder, exact=True)
-    rung = compare(
-        3,
-        "artifact",
-        made.target.run(folder, exact=True),
-        ChoosingStepper(reference, config, context),
-        cases(config, context, full=True),
-        config.vocab_size,
-        tolerance=made.target.tolerance(made.program, exact=True),
-        near_tie=NEAR_TIE,
-    )
+    wrong = replace(made, target=target)
+    wrong.lower(folder)
+    matrix = cases(made.checkpoint.config, made.asked.context, full=True)
+    rung = wrong.compare("artifact", folder, matrix, Silent(), exact=True, near_tie=NEAR_TIE)
     return Verification((rung,), None)
 
 
-def assert_named(made: Suspect, target: FaultyTarget, found: Verification) -> None:
+def assert_named(made: Build, target: FaultyTarget, found: Verification) -> None:
     """A trace of what failed names the fault's operator."""
     fault = target.fault
     place = find_place(replace(made, target=target), found, Silent())
@@ -110,12 +97,12 @@ def assert_named(made: Suspect, target: FaultyTarget, found: Verification) -> No
     assert place.difference > place.tolerance
 
 
-def assert_read_back(made: Suspect, target: FaultyTarget, folder: Path) -> None:
+def assert_read_back(made: Build, target: FaultyTarget, folder: Path) -> None:
     """What is on disk is not the plan's, and the error names the tensor and its piece."""
     fault = target.fault
     artifact = target.lower(made.program, made.weights, made.asked, folder)
     with pytest.raises(GateError, match=r"on disk are not the plan's") as caught:
-        read_back(made.weights, made.target, folder, artifact)
+        read_back(made, folder, artifact)
     place = caught.value.place
     assert place is not None
     assert (place.part, place.operator) == (fault.part, fault.operator), place

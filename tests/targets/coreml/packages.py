@@ -63,7 +63,7 @@ FLOAT16 = 1e-2  # rounding mode gives 1.9e-3 to 4.6e-3 on these packages
 
 def matrix_rung(made: Lowered, side: Stepper, tolerance: float) -> Rung:
     """The whole matrix of a package, run by `side`, against its program in torch."""
-    config, context = made.checkpoint.config, made.request.context
+    config, context = made.checkpoint.config, made.asked.context
     reference = TorchStepper(made.program.module, config, context)
     matrix = cases(config, context, full=True)
     return compare(3, "package", side, reference, matrix, config.vocab_size, tolerance=tolerance)

@@ -44,7 +44,7 @@ def test_constants_on_disk_are_the_plan(
     lowered: Make, name: str, choose: Choose, options: dict[str, str]
 ) -> None:
     made = lowered(name, choose, "coreml", **options)
-    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    errors = read_back(made, made.folder, made.artifact)
     quantized = {row.name for row in made.plan.rows if row.format.startswith(("int", "lut"))}
     assert set(errors) == quantized
     stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
@@ -86,7 +86,7 @@ def test_it_tells_which_experts_were_chosen(lowered: Make) -> None:
     made = lowered("lfm2_moe", mixed, "coreml")
     config, side = made.checkpoint.config, made.target.run(made.folder, exact=True)
     assert config.moe is not None
-    reference = ChoosingStepper(made.program.module, config, made.request.context)
+    reference = ChoosingStepper(made.program.module, config, made.asked.context)
     tokens = random_tokens(config, 1, 11)[0]
     for piece in (tokens[:9], tokens[9:10]):  # prefill, then decode
         reference.step(piece)
@@ -124,7 +124,7 @@ def test_tall_matrices_in_pieces(
     assert [sum(f".piece{i}" in name for name in names) > 0 for i in range(4)] == [1, 1, 1, 0]
     rung = matrix_rung(made, made.target.run(made.folder, exact=True), TOLERANCE / 100)
     assert rung.passed, rung
-    read_back(made.weights, made.target, made.folder, made.artifact)
+    read_back(made, made.folder, made.artifact)
     operators = operator_parity(made.program, made.folder, made.artifact)
     assert operators.passed or (choose is half and operators.skipped), operators
 
@@ -141,7 +141,7 @@ def test_a_padded_chunk_leaves_no_trace(lowered: Make) -> None:
 
 def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
     made = lowered("lfm2", four_bit, "coreml")
-    context = made.request.context
+    context = made.asked.context
     tokens = random_tokens(made.checkpoint.config, 1, context)[0]
     stepper = made.target.run(made.folder, exact=True)
     reference = TorchStepper(made.program.module, made.checkpoint.config, context)
@@ -168,4 +168,4 @@ def test_a_changed_weight_is_found(
     program = next(tmp_path.rglob("model.mlmodel"))
     program.touch()
     with pytest.raises(GateError, match="are not the plan's"):
-        read_back(own.weights, own.target, tmp_path, own.artifact)
+        read_back(own, tmp_path, own.artifact)

@@ -71,7 +71,7 @@ def test_16_bits(lowered: Make, name: str) -> None:
 def test_the_graphs_hold_the_plans_codes(lowered: Make) -> None:
     """Read back from the constants, which lie in what Vela was given, too."""
     made = made_of(lowered, "lfm2_moe-scaled", "ethos-u85-256")
-    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    errors = read_back(made, made.folder, made.artifact)
     matrices = [row.name for row in made.plan.rows if row.format.startswith("int")]
     assert set(errors) == set(matrices)
     graphs = [(made.folder / TOSA.format(name)).read_bytes() for name in ("decode", "prefill")]

@@ -25,7 +25,7 @@ Make = Callable[..., Lowered]
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
     made = lowered(name, choose, "executorch")
-    config, context = made.checkpoint.config, made.request.context
+    config, context = made.checkpoint.config, made.asked.context
     reference = TorchStepper(made.reference(exact=False), config, context)
     tolerance = 1e-5 if choose is floats else 3e-2  # roundings turn
     rung = compare(
@@ -45,7 +45,7 @@ def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
 def test_logits_of_the_last_token_only(lowered: Make) -> None:
     every = lowered("lfm2_moe", mixed, "executorch")
     last = lowered("lfm2_moe", mixed, "executorch", logits="last")
-    config, context = last.checkpoint.config, last.request.context
+    config, context = last.checkpoint.config, last.asked.context
     tokens = random_tokens(config, 1, 50)[0]
     ours, theirs = (made.target.run(made.folder) for made in (last, every))
     found = ours.step(tokens)  # in two calls
@@ -68,7 +68,7 @@ def test_logits_of_the_last_token_only(lowered: Make) -> None:
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_constants_on_disk_are_the_plan(lowered: Make, name: str, choose: Choose) -> None:
     made = lowered(name, choose, "executorch")
-    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    errors = read_back(made, made.folder, made.artifact)
     assert set(errors) == {row.name for row in made.plan.rows if row.format.startswith("int")}
     stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
     assert stored == sum(row.nbytes for row in made.plan.rows)
@@ -142,7 +142,7 @@ def test_a_changed_weight_is_found(lowered: Make, tmp_path: Path) -> None:
     data[data.index(codes) + 100] ^= 0x10
     (tmp_path / MODEL).write_bytes(data)
     with pytest.raises(InputError, match="has no constant 'codes:8192x32"):
-        read_back(made.weights, made.target, tmp_path, made.artifact)
+        read_back(made, tmp_path, made.artifact)
 
 
 def _shortened(data: bytes) -> bytes:

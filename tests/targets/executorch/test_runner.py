@@ -38,7 +38,7 @@ def start(runner: Runner) -> Iterator[Callable[[Lowered, Path], RunnerStepper]]:
     begun = []
 
     def begin(made: Lowered, folder: Path) -> RunnerStepper:
-        vocab_size, context = made.checkpoint.config.vocab_size, made.request.context
+        vocab_size, context = made.checkpoint.config.vocab_size, made.asked.context
         begun.append(RunnerStepper(runner, as_bundle(made, folder), context, vocab_size))
         return begun[-1]
 
@@ -56,7 +56,7 @@ def test_matrix(
     tmp_path: Path,
 ) -> None:
     made = lowered(name, choose, "executorch")
-    config, context = made.checkpoint.config, made.request.context
+    config, context = made.checkpoint.config, made.asked.context
     rung = compare(
         3,
         "runner",

@@ -48,7 +48,7 @@ def test_a_conversation(
     made = lowered(kind, choose, "mlir", device=DEVICE)
     config = made.checkpoint.config
     tokens = random_tokens(config, 1, sum(CALLS))[0]
-    expected = TorchStepper(made.program.module, config, made.request.context).step(tokens)
+    expected = TorchStepper(made.program.module, config, made.asked.context).step(tokens)
     found = _converse(made, [*run_module], tokens, tmp_path)
     scale = float(expected.abs().max())
     for conversation in found:

@@ -10,8 +10,9 @@ import lfmc
 from lfmc.bundle import Bundle
 from lfmc.checkpoint import open_checkpoint
 from lfmc.errors import InputError, UnsupportedError
-from lfmc.exporter import Options, export
+from lfmc.exporter import export
 from lfmc.progress import Silent
+from lfmc.request import Options
 from lfmc.reverify import reverify
 from lfmc.targets.base import get_target
 from tests.targets.matrix import assert_example_agrees, export_demo

@@ -97,7 +97,7 @@ def test_trained_checkpoints(
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_constants_on_disk_are_the_plan(lowered: Make, name: str, choose: Choose) -> None:
     made = lowered(name, choose, "mlir")
-    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    errors = read_back(made, made.folder, made.artifact)
     assert set(errors) == {row.name for row in made.plan.rows if row.format.startswith("int")}
     stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
     assert stored <= sum(row.nbytes for row in made.plan.rows)
@@ -109,7 +109,7 @@ def test_a_changed_weight_is_found(lowered: Make, tmp_path: Path) -> None:
     data[-2000 - len(data) // 2] ^= 0x10
     (tmp_path / PARAMETERS).write_bytes(data)
     with pytest.raises(GateError, match="on disk are not the plan's"):
-        read_back(made.weights, made.target, tmp_path, made.artifact)
+        read_back(made, tmp_path, made.artifact)
 
 
 def test_a_wrong_scale_fails_the_matrix(lowered: Make) -> None:
@@ -181,7 +181,7 @@ def test_sizes_that_the_layout_does_not_take_are_refused(
     tiny_checkpoint: Callable[..., Path],
 ) -> None:
     from lfmc.checkpoint import open_checkpoint
-    from lfmc.exporter import Options, request
+    from lfmc.request import Options, request
 
     path = tiny_checkpoint("lfm2", hidden_size=72, num_attention_heads=3, num_key_value_heads=1)
     with pytest.raises(UnsupportedError, match="the hidden size is no multiple of 16"):
@@ -194,7 +194,7 @@ GPUS = [name for name, device in DEVICES.items() if not device.is_cpu and name !
 @pytest.mark.parametrize("device", GPUS)
 def test_code_for_gpus_is_compiled_and_says_that_it_was_not_run(lowered: Make, device: str) -> None:
     made = lowered("lfm2-untied", four_bit, "mlir", device=device)
-    assert made.target.why_not_here(made.request) is not None
+    assert made.target.why_not_here(made.asked) is not None
     facts = made.artifact.facts["code_objects"]
     if not device.startswith("hip"):
         mark = b"GLSL.std.450" if device.startswith("vulkan") else b".target sm_80"
@@ -203,12 +203,12 @@ def test_code_for_gpus_is_compiled_and_says_that_it_was_not_run(lowered: Make, d
     else:
         assert facts["kernels"] > 20
         assert facts["wave"] == (64 if device == "hip:gfx942" else 32)
-    read_back(made.weights, made.target, made.folder, made.artifact)
+    read_back(made, made.folder, made.artifact)
 
 
 def test_another_cpu(lowered: Make) -> None:
     made = lowered("lfm2-untied", four_bit, "mlir", device="cpu:aarch64")
-    assert "another CPU" in made.target.why_not_here(made.request)
+    assert "another CPU" in made.target.why_not_here(made.asked)
     code = (made.folder / MODULE).read_bytes()
     machines = {code[m.start() + 18] for m in re.finditer(b"\x7fELF", code)}
     assert machines == {183}  # 64-bit Arm, of ELF

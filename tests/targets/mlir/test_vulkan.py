@@ -21,6 +21,6 @@ def test_matrix(
 ) -> None:
     monkeypatch.setenv("VK_ICD_FILENAMES", str(LAVAPIPE))
     made = lowered(kind, choose, "mlir", device="vulkan", chunk="16")
-    if (reason := made.target.why_not_here(made.request)) is not None:
+    if (reason := made.target.why_not_here(made.asked)) is not None:
         pytest.skip(reason)
     assert_matrix(made, made.target.run(made.folder))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lfmc.build import build
 from lfmc.checkpoint import Checkpoint
-from lfmc.exporter import build_program
 from lfmc.parity import cases, compare
 from lfmc.progress import Silent
 from lfmc.stepping import TorchStepper
@@ -20,7 +20,6 @@ from lfmc.targets.npu.graph import traced
 from lfmc.targets.npu.host import HostStepper
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.reference import Rounded
-from lfmc.weights import PlannedWeights
 from tests.factories import KINDS
 from tests.targets.lowering import choose_formats
 from tests.targets.qualcomm.programs import eight_bit
@@ -40,9 +39,9 @@ def test_matrix(any_checkpoint: Callable[[str], Checkpoint], kind: str, style: S
     checkpoint = any_checkpoint(kind)
     config, target = checkpoint.config, get_target("qualcomm")
     plan = choose_formats(checkpoint, eight_bit, target.capabilities(config))
-    program, _ = build_program(checkpoint, target, plan, Request(CONTEXT, {}), Silent())
-    weights = PlannedWeights(checkpoint, plan)
-    program.bind(weights.value)
+    made, _ = build(checkpoint, target, plan, Request(CONTEXT, {}), Silent())
+    made.bind()
+    program, weights = made.program, made.weights
     interface, given = Interface.of(config, CONTEXT, 16), Bound(program)
     table = weights.dequantized("model.embed_tokens.weight")
 
@@ -50,9 +49,9 @@ def test_matrix(any_checkpoint: Callable[[str], Checkpoint], kind: str, style: S
         own = interface.of_tokens(count)
         assert {name: tuple(value.shape) for name, value in inputs.items()} == own.inputs
         with torch.no_grad():
-            made = Forms(program, own, given, keep, style).run(inputs)
-        assert {name: tuple(value.shape) for name, value in made.items()} == own.outputs
-        return made
+            outputs = Forms(program, own, given, keep, style).run(inputs)
+        assert {name: tuple(value.shape) for name, value in outputs.items()} == own.outputs
+        return outputs
 
     host = HostStepper(interface, [1, 16], execute, lambda ids: table[ids])  # type: ignore[arg-type]
     plain = TorchStepper(program.module, config, CONTEXT)
@@ -72,7 +71,7 @@ def test_names_are_the_same_for_every_length(any_checkpoint: Callable[[str], Che
     checkpoint = any_checkpoint("lfm2_moe")
     config, target = checkpoint.config, get_target("qualcomm")
     plan = choose_formats(checkpoint, eight_bit, target.capabilities(config))
-    program, _ = build_program(checkpoint, target, plan, Request(CONTEXT, {}), Silent())
+    made, _ = build(checkpoint, target, plan, Request(CONTEXT, {}), Silent())
     interface = Interface.of(config, CONTEXT, 16)
 
     def shape(sources: tuple[str, ...]) -> tuple[int, ...]:
@@ -80,7 +79,7 @@ def test_names_are_the_same_for_every_length(any_checkpoint: Callable[[str], Che
         return found[::-1] if len(found) == 2 else found
 
     graphs = [
-        traced(program, interface.of_tokens(count), shape, keep, BY_TAPS) for count in (1, 16)
+        traced(made.program, interface.of_tokens(count), shape, keep, BY_TAPS) for count in (1, 16)
     ]
     assert graphs[0].kept == graphs[1].kept
     assert graphs[0].constants == graphs[1].constants

@@ -32,7 +32,7 @@ def test_tensors_on_disk_are_the_plan(
     lowered: Make, name: str, choose: Choose, layout: str
 ) -> None:
     made = lowered(name, choose, layout=layout)
-    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    errors = read_back(made, made.folder, made.artifact)
     quantized = {row.name for row in made.plan.rows if row.format.startswith("int")}
     assert set(errors) == quantized
     stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
@@ -58,7 +58,7 @@ def test_a_changed_code_is_named(lowered: Make, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 0x10
     (tmp_path / DATA_FILE).write_bytes(data)
     with pytest.raises(GateError, match="on disk are not the plan's"):
-        read_back(made.weights, made.target, tmp_path, made.artifact)
+        read_back(made, tmp_path, made.artifact)
 
 
 def test_an_unknown_constant_is_refused(lowered: Make) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from lfmc.errors import UnsupportedError
-from lfmc.exporter import Options, request
 from lfmc.generate import continue_tokens
+from lfmc.request import Options, request
 from lfmc.targets.base import get_target
 from lfmc.targets.onnx.genai import CONFIG_FILE
 from tests.targets.lowering import Lowered, mixed
@@ -38,7 +38,7 @@ def test_the_configuration_lists_every_stop_id(lowered: Callable[..., Lowered]) 
     config = json.loads((made.folder / CONFIG_FILE).read_text())
     assert config["model"]["eos_token_id"] == [2, 4]
     assert config["model"]["decoder"]["conv_cache_size"] == 2
-    assert config["model"]["context_length"] == made.request.context
+    assert config["model"]["context_length"] == made.asked.context
 
 
 @pytest.mark.parametrize("layout", ["genai", "transformers.js"])

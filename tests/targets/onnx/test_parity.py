@@ -50,7 +50,7 @@ def test_matrix_with_float_activations(
     lowered: Make, name: str, choose: Choose, layout: str
 ) -> None:
     made = lowered(name, choose, layout=layout)
-    config, context = made.checkpoint.config, made.request.context
+    config, context = made.checkpoint.config, made.asked.context
     matrix = cases(config, context, full=True)
     assert any("window" in case.name for case in matrix) == (SLIDING in config.layer_types)
     assert made.target.tolerance(made.program, exact=True) == ARTIFACT_TOLERANCE

@@ -70,7 +70,7 @@ def test_floats_as_onnx(lowered: Make) -> None:
     tokens = random_tokens(made.checkpoint.config, 1, 75)[0]
     found = made.target.run(made.folder).step(tokens)
     made.program.bind(made.weights.value)
-    plain = TorchStepper(made.program.module, made.checkpoint.config, made.request.context)
+    plain = TorchStepper(made.program.module, made.checkpoint.config, made.asked.context)
     expected = plain.step(tokens)
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
 
@@ -126,7 +126,7 @@ def test_qnn_starts_over(lowered: Make) -> None:
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_constants_on_disk_are_the_plan(lowered: Make, name: str, choose: Choose) -> None:
     made = lowered(name, choose, "qualcomm", stage="edge", activations="int16", chunk="16")
-    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    errors = read_back(made, made.folder, made.artifact)
     assert set(errors) == {row.name for row in made.plan.rows if row.format.startswith("int")}
     stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
     assert stored == sum(row.nbytes for row in made.plan.rows)
@@ -159,7 +159,7 @@ def test_a_changed_file_is_found(lowered: Make, tmp_path: Path) -> None:
     try:
         path.write_bytes(changed)
         with pytest.raises(GateError, match="on disk are not the plan's"):
-            read_back(made.weights, made.target, made.folder, made.artifact)
+            read_back(made, made.folder, made.artifact)
     finally:
         path.write_bytes(data)
 
@@ -183,13 +183,13 @@ def test_what_is_missing_is_told(
     finally:
         path.write_bytes(data)
     monkeypatch.setattr(session, "has_qnn", lambda: False)
-    asked = {**made.request.options, "stage": "context"}
+    asked = {**made.asked.options, "stage": "context"}
     with pytest.raises(UnsupportedError, match="onnxruntime-qnn"):
         made.target.check(made.checkpoint.config, Request(96, asked))
     reason = made.target.why_not_here(Request(96, asked))
     assert reason is not None
     assert "onnxruntime-qnn" in reason
-    assert made.target.why_not_here(made.request) is None
+    assert made.target.why_not_here(made.asked) is None
 
 
 def test_floats_and_n_bit_weights_do_not_mix(

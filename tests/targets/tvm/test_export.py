@@ -9,8 +9,9 @@ import pytest
 import lfmc
 from lfmc.bundle import Bundle
 from lfmc.checkpoint import open_checkpoint
-from lfmc.exporter import Options, export
+from lfmc.exporter import export
 from lfmc.progress import Silent
+from lfmc.request import Options
 from lfmc.reverify import reverify
 from lfmc.targets.base import get_target
 from tests.targets.matrix import export_demo

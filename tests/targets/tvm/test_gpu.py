@@ -10,9 +10,10 @@ import pytest
 import tvm
 
 from lfmc.errors import GateError, InputError, UnsupportedError
-from lfmc.exporter import Options, export
+from lfmc.exporter import export
 from lfmc.progress import Silent
 from lfmc.readback import read_back
+from lfmc.request import Options
 from lfmc.targets.base import get_target
 from lfmc.targets.code_object import check_code_objects
 from lfmc.targets.tvm import target
@@ -41,7 +42,7 @@ def test_code_for_amd(lowered: Make, device: str) -> None:
     assert facts["wave"] == (64 if device == "rocm:gfx942" else 32)
     assert facts["kernels"] > 20
     assert facts["most_shared_nbytes"] <= 64 << 10
-    read_back(made.weights, made.target, made.folder, made.artifact)
+    read_back(made, made.folder, made.artifact)
     other = next(gpu for gpu in GPUS.values() if gpu.kind == "rocm" and gpu.name != device)
     with pytest.raises(GateError, match="is not what it has to be"):
         check_code_objects(made.folder / LIBRARY, other.arch, other.wave, "tvm")
@@ -79,13 +80,13 @@ def test_opencl_is_compiled_and_says_that_it_was_not_run(
 def test_missing_tools_are_named(
     lowered: Make, any_checkpoint: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = lowered("lfm3-attention-bias", mixed, "tvm").request
+    asked = lowered("lfm3-attention-bias", mixed, "tvm").asked
     missing = ["an lld (Debian: lld-22)"]
     monkeypatch.setattr(target, "missing_of", lambda device: missing)
     chosen = get_target("tvm")
     assert chosen.missing_tools()["device=rocm:gfx1100"] == missing
     with pytest.raises(UnsupportedError, match="install an lld"):
-        chosen.check(any_checkpoint("lfm3").config, request)  # type: ignore[attr-defined]
+        chosen.check(any_checkpoint("lfm3").config, asked)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", ["cuda", "rocm"])
@@ -102,7 +103,7 @@ def test_matrix(lowered: Make, kind: str, name: str, choose: Choose) -> None:
 @pytest.mark.parametrize(("name", "choose"), mostly_slow(PROGRAMS, "lfm2_moe"))
 def test_matrix_by_opencl(lowered: Make, name: str, choose: Choose, tmp_path: Path) -> None:
     made = lowered(name, choose, "tvm", device="opencl")
-    vocab_size, context = made.checkpoint.config.vocab_size, made.request.context
+    vocab_size, context = made.checkpoint.config.vocab_size, made.asked.context
     command = [sys.executable, "-m", "tests.targets.tvm.pocl"]
     stepper = RunnerStepper(command, as_bundle(made, tmp_path), context, vocab_size)
     try:

@@ -31,7 +31,7 @@ Make = Callable[..., Lowered]
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
     made = lowered(name, choose, "tvm")
-    config, context = made.checkpoint.config, made.request.context
+    config, context = made.checkpoint.config, made.asked.context
     exact = choose is not floats  # with floats, what ships rounds nothing
     rung = compare(
         3,
@@ -52,7 +52,7 @@ def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_constants_on_disk_are_the_plan(lowered: Make, name: str, choose: Choose) -> None:
     made = lowered(name, choose, "tvm")
-    errors = read_back(made.weights, made.target, made.folder, made.artifact)
+    errors = read_back(made, made.folder, made.artifact)
     assert set(errors) == {row.name for row in made.plan.rows if row.format.startswith("int")}
     stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
     assert stored <= sum(row.nbytes for row in made.plan.rows)
@@ -119,7 +119,7 @@ def test_a_changed_weight_is_found(lowered: Make, tmp_path: Path) -> None:
     data[-2000 - len(data) // 2] ^= 0x10
     (tmp_path / PARAMETERS).write_bytes(data)
     with pytest.raises(GateError, match="on disk are not the plan's"):
-        read_back(made.weights, made.target, tmp_path, made.artifact)
+        read_back(made, tmp_path, made.artifact)
 
 
 def test_a_prompt_gives_the_logits_of_its_last_token(lowered: Make) -> None:
@@ -179,7 +179,7 @@ def test_a_cpu_that_can_not_run_it_is_told_so(
 
 def test_sizes_that_kernels_do_not_take_are_refused(tiny_checkpoint: Callable[..., Path]) -> None:
     from lfmc.checkpoint import open_checkpoint
-    from lfmc.exporter import Options, request
+    from lfmc.request import Options, request
 
     path = tiny_checkpoint("lfm2", hidden_size=72, num_attention_heads=3, num_key_value_heads=1)
     with pytest.raises(UnsupportedError, match="the hidden size is no multiple of 16"):

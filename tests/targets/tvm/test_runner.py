@@ -40,7 +40,7 @@ def start(runner: Runner) -> Iterator[Start]:
     begun = []
 
     def begin(made: Lowered, folder: Path) -> RunnerStepper:
-        vocab_size, context = made.checkpoint.config.vocab_size, made.request.context
+        vocab_size, context = made.checkpoint.config.vocab_size, made.asked.context
         begun.append(RunnerStepper(runner[0], as_bundle(made, folder), context, vocab_size))
         return begun[-1]
 
@@ -55,7 +55,7 @@ def test_matrix(
 ) -> None:
     """Floats to float precision; rounded activations to what turned roundings move."""
     made = lowered(name, choose, "tvm", device=runner[1])
-    config, context = made.checkpoint.config, made.request.context
+    config, context = made.checkpoint.config, made.asked.context
     rung = compare(
         3,
         "runner",
