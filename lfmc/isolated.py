@@ -46,8 +46,15 @@ def environment(extra: str) -> Path:
         raise UnsupportedError(
             "the environment can't be made", where=folder, got=f"pip install {' '.join(wanted)}"
         )
-    (folder / READY).touch()
+    freeze = [str(python), "-m", "pip", "freeze"]
+    found = subprocess.run(freeze, check=True, capture_output=True, text=True)
+    (folder / READY).write_text(found.stdout, encoding="utf-8")
     return python
+
+
+def installed_in(python: Path) -> list[str]:
+    """The packages, with their versions, of an environment that `environment` made."""
+    return (python.parents[1] / READY).read_text(encoding="utf-8").splitlines()
 
 
 def requirement(extra: str, version: str, direct_url: str | None) -> list[str]:

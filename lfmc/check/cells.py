@@ -19,10 +19,10 @@ from typing import Any, Literal
 from lfmc.bundle import MANIFEST, open_bundle
 from lfmc.check.baseline import Numbers
 from lfmc.check.config import Cell, Gates
-from lfmc.check.key import cell_key
+from lfmc.check.key import cell_key, versions
 from lfmc.checkpoint import open_checkpoint
 from lfmc.errors import GateError, InputError, LfmcError, UnsupportedError
-from lfmc.isolated import environment
+from lfmc.isolated import environment, installed_in
 from lfmc.targets.base import get_target
 
 Status = Literal["passed", "failed", "not executed", "skipped", "error"]
@@ -67,8 +67,10 @@ def run_cell(cell: Cell, folder: Path, bundles: Path, *, fresh: bool = False) ->
 def _run(cell: Cell, folder: Path, bundles: Path, fresh: bool) -> Outcome:
     model = None if cell.model is None else _model(cell.model, folder)
     checkpoint = open_checkpoint(model)
-    place = bundles / cell_key(cell, checkpoint, folder)
-    python = environment(get_target(cell.target).extra) if cell.isolated else Path(sys.executable)
+    extra = get_target(cell.target).extra
+    python = environment(extra) if cell.isolated else Path(sys.executable)
+    packages = installed_in(python) if cell.isolated else versions(extra)
+    place = bundles / cell_key(cell, checkpoint, folder, packages)
     if fresh and place.exists():
         shutil.rmtree(place)  # else a failed export would leave it to be kept
     kept = (place / MANIFEST).is_file()

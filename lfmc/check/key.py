@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import requires
@@ -14,6 +15,7 @@ from lfmc.bundle import describe
 from lfmc.cache import key_of, machine
 from lfmc.check.config import Cell
 from lfmc.checkpoint import TOKENIZER_FILES, Checkpoint
+from lfmc.isolated import REFERENCE
 from lfmc.targets.base import get_target
 from lfmc.versions import installed
 
@@ -22,8 +24,8 @@ OWN = ("lfmc", "lfmc.passes", "lfmc.targets", "lfmc.calib_free")
 FILES = ("--text", "--plan")  # flags whose files count, not their names
 
 
-def cell_key(cell: Cell, checkpoint: Checkpoint, folder: Path) -> str:
-    """The key of a cell: lfmc's own code, the packages of its target, this kind of machine, the
+def cell_key(cell: Cell, checkpoint: Checkpoint, folder: Path, packages: Sequence[str]) -> str:
+    """The key of a cell: lfmc's own code, the packages that it runs with, this kind of machine, the
     checkpoint, and every flag. Paths among the flags are relative to `folder`."""
     tokenizer = [
         [name, describe(checkpoint.path / name)["sha256"]]
@@ -34,7 +36,7 @@ def cell_key(cell: Cell, checkpoint: Checkpoint, folder: Path) -> str:
     return key_of(
         RULE,
         code_digest(type(target).__module__.partition(".")[0]),
-        sorted(versions(target.extra).items()),
+        list(packages),
         machine(),
         [checkpoint.fingerprint, tokenizer],
         [cell.target, cell.isolated, _contents(cell.arguments, folder)],
@@ -50,14 +52,14 @@ def _contents(arguments: tuple[str, ...], folder: Path) -> list[str]:
     ]
 
 
-def versions(extra: str) -> dict[str, str | None]:
-    """Versions of the packages that lfmc, or an extra of it, asks for."""
-    asked = map(Requirement, requires("lfmc") or ())
-    return {
-        own.name: installed(own.name)
+def versions(extra: str) -> list[str]:
+    """The packages that lfmc, an extra of it, and rung 1 ask for, with their versions here."""
+    asked, wanted = map(Requirement, requires("lfmc") or ()), ("", extra, REFERENCE)
+    return sorted(
+        f"{own.name}=={installed(own.name)}"
         for own in asked
-        if own.marker is None or any(own.marker.evaluate({"extra": e}) for e in ("", extra))
-    }
+        if own.marker is None or any(own.marker.evaluate({"extra": e}) for e in wanted)
+    )
 
 
 @lru_cache

@@ -24,6 +24,9 @@ def test_this_very_lfmc_is_installed() -> None:
     ]
 
 
+FROZEN = "torch==2.13.0\nlfmc==1\n"
+
+
 class Recorder:
     """Stands for `subprocess.run`: keeps commands, and ends as it is told."""
 
@@ -33,7 +36,9 @@ class Recorder:
 
     def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         self.commands.append(command)
-        return subprocess.CompletedProcess(command, next(self._statuses))
+        return subprocess.CompletedProcess(
+            command, next(self._statuses), "torch==2.13.0\nlfmc==1\n"
+        )
 
 
 def test_it_is_made_once_and_runs_the_rest_of_the_command(
@@ -47,15 +52,18 @@ def test_it_is_made_once_and_runs_the_rest_of_the_command(
         made.append(folder)
 
     monkeypatch.setattr(isolated.venv, "create", create)
-    run = Recorder(0, 3, 0)
+    run = Recorder(0, 0, 3, 0)
     monkeypatch.setattr(isolated.subprocess, "run", run)
     arguments = ["export", "./model", "--target", "ethos-u", "--isolated", "--force"]
     assert isolated.run_isolated("ethos-u", arguments) == 3
     assert isolated.run_isolated("ethos-u", arguments) == 0
     assert len(made) == 1
-    install, *runs = run.commands
+    install, freeze, *runs = run.commands
     assert install[1:4] == ["-m", "pip", "install"]
     assert install[-1].endswith("[ethos-u,reference]")
+    assert freeze[1:] == ["-m", "pip", "freeze"]
+    python = isolated.environment("ethos-u")
+    assert isolated.installed_in(python) == ["torch==2.13.0", "lfmc==1"]
     rest = ["export", "./model", "--target", "ethos-u", "--force"]
     assert [own[1:] for own in runs] == [["-m", "lfmc", *rest]] * 2
 
