@@ -10,14 +10,14 @@ from typing import Any
 def _softmax_forms(target: str) -> tuple[dict[str, Any], Callable[..., Any]]:
     """A target's table of forms, and one for the operator that no LFM has."""
     if target == "onnx":
-        from lfmc.targets.onnx import lower as onnx
+        from lfmc.targets.onnx import handlers as onnx
 
         return onnx.HANDLERS, lambda low, node: low.emit.op(
             "Softmax", low.value(node.args[0]), axis=-1
         )
     from coremltools.converters.mil import Builder
 
-    from lfmc.targets.coreml import lower as coreml
+    from lfmc.targets.coreml import handlers as coreml
 
     return coreml.HANDLERS, lambda low, node: Builder.softmax(x=low.value(node.args[0]), axis=-1)
 
