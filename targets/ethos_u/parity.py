@@ -13,8 +13,8 @@ from lfmc.targets.ethos_u.accelerators import ACCELERATORS
 from lfmc.targets.ethos_u.compile import CODING, tosa_of
 from lfmc.targets.ethos_u.runtime import run_tosa
 from lfmc.targets.npu.bundle import HOST_FILE, steps_of, style_of
-from lfmc.targets.npu.forms import PARTS_BY_TABLE, SIGMOID
 from lfmc.targets.npu.interface import Interface
+from lfmc.targets.npu.names import PARTS_BY_TABLE, SIGMOID
 from lfmc.targets.npu.pairs import paired
 from lfmc.targets.npu.parity import Kept, operators_rung
 from lfmc.targets.npu.steps import Step

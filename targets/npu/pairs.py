@@ -19,8 +19,9 @@ from torch.export import export
 
 from lfmc.program import Program
 from lfmc.targets.npu.constants import matrix_bits, read_matrix
-from lfmc.targets.npu.forms import MATRIX, Forms, Keep, Style
+from lfmc.targets.npu.forms import Forms, Keep, Style
 from lfmc.targets.npu.interface import Interface
+from lfmc.targets.npu.names import MATRIX
 from lfmc.targets.npu.steps import Step, balanced_step
 from lfmc.targets.parameters import Parameters
 from lfmc.targets.plain import Held

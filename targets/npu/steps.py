@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lfmc.program import Program
-from lfmc.targets.npu.forms import BELOW, MASKED, SCALED, SIGMOID, Forms, Given, Keep, Style
+from lfmc.targets.npu.forms import Forms, Given, Keep, Style
 from lfmc.targets.npu.host import Embed, HostStepper
 from lfmc.targets.npu.interface import Interface
+from lfmc.targets.npu.names import BELOW, MASKED, SCALED, SIGMOID
 
 OUT_OF_SIGHT = 12.0  # below the largest score: e^-12 is less than half a step of 16 bits
 

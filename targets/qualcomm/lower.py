@@ -9,9 +9,10 @@ from torch import Tensor
 
 from lfmc.program import Program
 from lfmc.targets.npu.bundle import HOST_FILE, graph_name
-from lfmc.targets.npu.forms import BY_TAPS, PLAIN, multiplies
+from lfmc.targets.npu.forms import BY_TAPS, PLAIN
 from lfmc.targets.npu.graph import Graph, traced
 from lfmc.targets.npu.lowering import ROOM, Made, NpuLowering
+from lfmc.targets.npu.names import multiplies
 from lfmc.targets.npu.operator import marked
 from lfmc.targets.npu.pairs import paired
 from lfmc.targets.npu.steps import none

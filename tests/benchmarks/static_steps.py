@@ -25,8 +25,9 @@ from lfmc.checkpoint import Checkpoint, open_checkpoint
 from lfmc.progress import Silent
 from lfmc.targets.base import Request, get_target
 from lfmc.targets.npu.bound import Bound
-from lfmc.targets.npu.forms import BY_TAPS, Style, multiplies
+from lfmc.targets.npu.forms import BY_TAPS, Style
 from lfmc.targets.npu.lowering import LENGTH, NpuLowering
+from lfmc.targets.npu.names import multiplies
 from lfmc.targets.npu.steps import every, none, rounding, torch_stepper
 
 JUDGED_SEED = 1

@@ -10,8 +10,9 @@ import torch
 from lfmc.targets.npu.bound import Bound
 from lfmc.targets.npu.bundle import HOST_FILE, steps_of
 from lfmc.targets.npu.constants import read_matrix
-from lfmc.targets.npu.forms import BY_TAPS, MATRIX, Forms
+from lfmc.targets.npu.forms import BY_TAPS, Forms
 from lfmc.targets.npu.interface import Interface
+from lfmc.targets.npu.names import MATRIX
 from lfmc.targets.npu.pairs import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE, Coding, Pairs, paired
 from lfmc.targets.npu.steps import Step, rounding
 from lfmc.targets.parameters import open_parameters
