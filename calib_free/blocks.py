@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lfmc.calib_free.distill import kl
-from lfmc.calib_free.plan import BitPlan, dequantized_weights
+from lfmc.calib_free.plan import BitPlan
+from lfmc.calib_free.planned import dequantized_weights
 from lfmc.calib_free.roles import EMBEDDING, HEAD
 from lfmc.checkpoint import Checkpoint
 from lfmc.model import DecoderConfig, initial_state

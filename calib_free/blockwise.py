@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lfmc.calib_free.blocks import Block, embed, push
 from lfmc.calib_free.fitted import Parts
-from lfmc.calib_free.plan import BitPlan, dequantized_weights
+from lfmc.calib_free.plan import BitPlan
+from lfmc.calib_free.planned import dequantized_weights
 from lfmc.calib_free.sensitivity import channel_worth
 from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.calib_free.student import BYTES_PER_PARAM, Student

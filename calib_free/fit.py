@@ -19,7 +19,8 @@ from lfmc.calib_free.blockwise import block_nbytes, fit_blocks
 from lfmc.calib_free.distill import distill
 from lfmc.calib_free.fitted import Parts, digest
 from lfmc.calib_free.formats import Format, parse_format
-from lfmc.calib_free.plan import FITTED, BitPlan, PlanRow, stored_error
+from lfmc.calib_free.plan import FITTED, BitPlan, PlanRow
+from lfmc.calib_free.planned import stored_error
 from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.calib_free.student import BYTES_PER_PARAM
 from lfmc.calib_free.texts import write_texts

@@ -11,7 +11,8 @@ from lfmc.calib_free.fakequant import FakePalette, FakeQuant, straight_through
 from lfmc.calib_free.fitted import Parts, parts_of
 from lfmc.calib_free.formats import Floats, parse_format
 from lfmc.calib_free.pack import split_rows, stack_rows
-from lfmc.calib_free.plan import BitPlan, float_tensor, quantize_tensor
+from lfmc.calib_free.plan import BitPlan
+from lfmc.calib_free.planned import float_tensor, quantize_tensor
 from lfmc.checkpoint import Checkpoint
 
 # Float tensors that learn too. Routers, their biases and gates stay: what they decide is discrete,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lfmc.bundle import PLAN, Bundle, open_bundle
-from lfmc.calib_free.plan import BitPlan, PlanRow, dequantized_weights
+from lfmc.calib_free.plan import BitPlan, PlanRow
+from lfmc.calib_free.planned import dequantized_weights
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
 from lfmc.model import Decoder

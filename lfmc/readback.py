@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lfmc.build import Build
-from lfmc.calib_free.plan import stored_error
+from lfmc.calib_free.planned import stored_error
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import GateError
 from lfmc.locate.place import Place, stored_place
@@ -23,7 +23,7 @@ from lfmc.weights import PlannedWeights
 def read_back(made: Build, folder: Path, artifact: Artifact) -> dict[str, float]:
     """Compare every tensor on disk with the plan, bit for bit; raise `GateError` for a difference.
 
-    Returns the measured error of each quantized tensor, as `calib_free.plan.stored_error` has it.
+    Returns each quantized tensor's measured error, as `calib_free.planned.stored_error` has it.
     """
     weights = made.weights
     seen: Counter[tuple[str, str, int]] = Counter()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lfmc.calib_free.formats import Floats, Format, parse_format
 from lfmc.calib_free.pack import PackedTensor, stack_rows
-from lfmc.calib_free.plan import BitPlan, float_tensor, quantize_tensor
+from lfmc.calib_free.plan import BitPlan
+from lfmc.calib_free.planned import float_tensor, quantize_tensor
 from lfmc.checkpoint import Checkpoint
 from lfmc.model import Decoder
 from lfmc.model.rope import inverse_frequencies

@@ -16,7 +16,8 @@ from lfmc.cache import default_cache
 from lfmc.calib_free.allocate import make_plan
 from lfmc.calib_free.budget import Budget
 from lfmc.calib_free.formats import GENERIC
-from lfmc.calib_free.plan import BitPlan, dequantized_weights
+from lfmc.calib_free.plan import BitPlan
+from lfmc.calib_free.planned import dequantized_weights
 from lfmc.calib_free.resources import Resources
 from lfmc.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import InputError

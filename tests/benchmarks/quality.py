@@ -24,7 +24,8 @@ from lfmc.cache import default_cache
 from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
 from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.formats import GENERIC, Capabilities
-from lfmc.calib_free.plan import BitPlan, dequantized_weights
+from lfmc.calib_free.plan import BitPlan
+from lfmc.calib_free.planned import dequantized_weights
 from lfmc.calib_free.resources import ALONE, Resources
 from lfmc.checkpoint import Checkpoint, demo_path, open_checkpoint
 from lfmc.errors import LfmcError

@@ -15,7 +15,8 @@ from lfmc.calib_free.distill import distill, kl
 from lfmc.calib_free.fit import with_fitted
 from lfmc.calib_free.fitted import Parts
 from lfmc.calib_free.formats import GENERIC
-from lfmc.calib_free.plan import BitPlan, dequantized_weights
+from lfmc.calib_free.plan import BitPlan
+from lfmc.calib_free.planned import dequantized_weights
 from lfmc.calib_free.sensitivity import channel_worth
 from lfmc.calib_free.streamed import StreamedDecoder
 from lfmc.calib_free.student import Student

@@ -11,7 +11,7 @@ from lfmc.calib_free.allocate import Budget, make_plan
 from lfmc.calib_free.blockwise import block_nbytes
 from lfmc.calib_free.fit import Effort, Work, fit_plan
 from lfmc.calib_free.formats import GENERIC, Capabilities, Format
-from lfmc.calib_free.plan import quantize_tensor, stored_error
+from lfmc.calib_free.planned import quantize_tensor, stored_error
 from lfmc.calib_free.training import Course
 from lfmc.errors import InputError, UnsupportedError
 from tests.calib_free.conftest import MakeCheckpoint

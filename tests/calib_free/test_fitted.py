@@ -18,7 +18,8 @@ from lfmc.calib_free.fitted import (
 )
 from lfmc.calib_free.formats import GENERIC, Format
 from lfmc.calib_free.grids import quantize
-from lfmc.calib_free.plan import FITTED, BitPlan, fitted_folder, float_tensor, quantize_tensor
+from lfmc.calib_free.plan import FITTED, BitPlan, fitted_folder
+from lfmc.calib_free.planned import float_tensor, quantize_tensor
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
 from tests.calib_free.conftest import MakeCheckpoint

@@ -10,13 +10,8 @@ import torch
 
 from lfmc.calib_free.allocate import Budget, make_plan
 from lfmc.calib_free.formats import GENERIC, Format, parse_format
-from lfmc.calib_free.plan import (
-    BitPlan,
-    PlanRow,
-    dequantized_weights,
-    float_tensor,
-    quantize_tensor,
-)
+from lfmc.calib_free.plan import BitPlan, PlanRow
+from lfmc.calib_free.planned import dequantized_weights, float_tensor, quantize_tensor
 from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
 
