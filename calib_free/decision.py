@@ -9,8 +9,9 @@ from math import log2
 from lfmc.calib_free.formats import Capabilities, Floats, Format
 from lfmc.calib_free.roles import KEPT, Unit, role
 from lfmc.calib_free.solve import Choice, Option
-from lfmc.checkpoint import Checkpoint, TensorInfo
+from lfmc.checkpoint import Checkpoint
 from lfmc.errors import UnsupportedError
+from lfmc.weight_files import TensorInfo
 
 LONG = 1 << 20  # columns that a palette or a whole row counts as
 

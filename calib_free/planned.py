@@ -14,8 +14,9 @@ from lfmc.calib_free.grids import quantize
 from lfmc.calib_free.importance import decode
 from lfmc.calib_free.pack import PackedTensor
 from lfmc.calib_free.plan import BitPlan, PlanRow
-from lfmc.checkpoint import Checkpoint, LazyTensors
+from lfmc.checkpoint import Checkpoint
 from lfmc.errors import InputError
+from lfmc.weight_files import LazyTensors
 
 
 def quantize_tensor(checkpoint: Checkpoint, plan: BitPlan, name: str) -> PackedTensor:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lfmc.calib_free.roles import EMBEDDING, HEAD, QUANTIZED, role
-from lfmc.checkpoint import Checkpoint, read_tensor
+from lfmc.checkpoint import Checkpoint
 from lfmc.model import build_decoder, initial_state
 from lfmc.model.config import CONV
 from lfmc.model.decoder import attention_inputs
 from lfmc.model.experts import SparseMoe
+from lfmc.weight_files import read_tensor
 
 Observe = Callable[[str, Tensor, Tensor, Tensor], None]
 # Told, in the backward pass, the name of a matrix `[N, K]`, its inputs `[n, K]`, the gradients

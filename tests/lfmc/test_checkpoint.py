@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lfmc.checkpoint import INDEX, SINGLE, demo_path, open_checkpoint
+from lfmc.checkpoint import demo_path, open_checkpoint
 from lfmc.errors import InputError
+from lfmc.weight_files import INDEX, SINGLE
 from tests.conftest import TRAINED
 from tests.factories import KINDS, reference_model
 
