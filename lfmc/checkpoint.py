@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lfmc.errors import InputError, first_line
 from lfmc.model import Decoder, DecoderConfig, build_decoder, read_config
-from lfmc.model.config import read_token_ids
 from lfmc.model.experts import SparseMoe
+from lfmc.model.read import read_token_ids
 from lfmc.weight_files import (
     LazyTensors,
     TensorInfo,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lfmc.checkpoint import Checkpoint
-from lfmc.model.config import VISION_TYPES
+from lfmc.model.read import VISION_TYPES
 from lfmc.quiet import quiet
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from lfmc.bundle import MANIFEST, Bundle
 from lfmc.checkpoint import Checkpoint, stop_ids
 from lfmc.errors import GateError
-from lfmc.model.config import read_config
+from lfmc.model.read import read_config
 from lfmc.targets.base import get_target
 
 CONFIG = "config.json"

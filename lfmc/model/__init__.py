@@ -1,7 +1,8 @@
 """The export decoder: plain torch operators, explicit state in and out, nothing mutated."""
 
-from lfmc.model.config import DecoderConfig, Moe, Rope, read_config
+from lfmc.model.config import DecoderConfig, Moe, Rope
 from lfmc.model.decoder import Decoder, build_decoder
+from lfmc.model.read import read_config
 from lfmc.model.state import StateSpec, initial_state, state_specs
 
 __all__ = [
