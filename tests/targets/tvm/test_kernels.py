@@ -18,7 +18,7 @@ from lfmc.ops import _REFERENCES
 from lfmc.targets.rounding import round_groups
 from lfmc.targets.tvm.compile import target_of
 from lfmc.targets.tvm.cpus import CPUS, Cpu, machine_flags, this_cpu
-from lfmc.targets.tvm.kernels import attention, moe
+from lfmc.targets.tvm.kernels import attention, routing
 from lfmc.targets.tvm.kernels.builder import Columns
 from lfmc.targets.tvm.kernels.embedding import embedding_nbits
 from lfmc.targets.tvm.kernels.gated_short_conv import gated_short_conv
@@ -215,13 +215,13 @@ def test_places_are_sorted_by_expert() -> None:
     scores, choice = torch.rand(7, 5), torch.rand(7, 5)
     chosen, shares = torch.empty(7, 2, dtype=torch.int32), torch.empty(7, 2)
     args = (5, 2, True, 2.5, None)
-    run(moe.route, *args, given=[scores, choice], results=[chosen, shares])
+    run(routing.route, *args, given=[scores, choice], results=[chosen, shares])
     best = torch.topk(choice, 2).indices
     assert torch.equal(chosen.long(), best)
     picked = scores.gather(1, best)
     assert torch.allclose(shares, 2.5 * picked / (picked.sum(1, keepdim=True) + 1e-6))
     order, begins = torch.empty(14, dtype=torch.int32), torch.empty(6, dtype=torch.int32)
-    run(moe.group, 5, 2, None, given=[chosen], results=[order, begins])
+    run(routing.group, 5, 2, None, given=[chosen], results=[order, begins])
     assert torch.equal(order.sort().values, torch.arange(14, dtype=torch.int32))
     assert np.array_equal(begins, [0, *torch.bincount(best.flatten(), minlength=5).cumsum(0)])
     owners = chosen.flatten()[order.long()]

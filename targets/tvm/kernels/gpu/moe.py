@@ -1,4 +1,4 @@
-"""Sparse experts: see `lfmc.targets.tvm.kernels.moe`."""
+"""Sparse experts: see `lfmc.targets.tvm.kernels.moe` and `routing`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from lfmc.calib_free.formats import Format
 from lfmc.targets.blocks import ROWS
-from lfmc.targets.tvm.kernels import moe as cpu
+from lfmc.targets.tvm.kernels import routing as cpu
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Expr,
@@ -32,7 +32,7 @@ from lfmc.targets.tvm.kernels.gpu.linear import (
     float_product,
 )
 from lfmc.targets.tvm.kernels.matrix import Matrix, sized
-from lfmc.targets.tvm.kernels.moe import Floats, Stack, places
+from lfmc.targets.tvm.kernels.moe import Floats, Stack, beside, places
 from lfmc.targets.tvm.kernels.row import Row
 from lfmc.targets.tvm.kernels.swiglu import gated
 
@@ -53,7 +53,7 @@ def gate_up(
 ) -> PrimFunc:
     count = tokens_of(tokens)
     first = _matrix(one)
-    second = cpu.beside(first, three)
+    second = beside(first, three)
     ones, threes = first.parameters("w1"), second.parameters("w3")
     parameters = [
         ("x", (count, first.columns), "float32"),
