@@ -9,26 +9,16 @@ size and a gap remains, HiGHS (`scipy.optimize.milp`) closes it.
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import (  # type: ignore[import-untyped]
-    Bounds,
-    LinearConstraint,
-    milp,
-)
-from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
 
+from lfmc.calib_free.highs import GAP, exact
 from lfmc.errors import InputError
 
 MILP_BINARIES = 20_000  # above this the Lagrangian answer, whose gap shrinks with size, stands
-MILP_NODES = 2_000  # a limit in nodes, not in seconds: the same answer on every machine
-GAP = 1e-6  # relative; a solution this close to the bound is not improved further
 _HALVINGS = 100
 
 Picks = NDArray[np.int64]  # [U]: which option of each choice
@@ -66,27 +56,9 @@ class Solution:
         return max(0.0, (self.cost - self.bound) / max(abs(self.cost), 1e-300))
 
 
-@contextmanager
-def solver_silent() -> Iterator[None]:
-    """Drop what is written to file descriptor 1 meanwhile.
-
-    HiGHS 1.12 in scipy 1.17 leaves a debugging line on stdout ("HighsMipSolverData::..."), past
-    Python and whatever `disp` says; stdout is for results, and stderr for what users can use.
-    """
-    sys.stdout.flush()
-    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(nowhere)
-
-
 def smallest(choices: Sequence[Choice]) -> int:
     """The fewest bytes that any solution takes."""
-    problem = _Problem(choices)
+    problem = Problem(choices)
     return problem.nbytes(problem.cheapest(np.inf))
 
 
@@ -95,7 +67,7 @@ def solve(choices: Sequence[Choice], limit: int) -> Solution:
 
     Raises `InputError` where even the smallest options take more.
     """
-    problem = _Problem(choices)
+    problem = Problem(choices)
     picks = problem.cheapest(np.inf)
     if problem.nbytes(picks) > limit:
         raise InputError(
@@ -105,11 +77,11 @@ def solve(choices: Sequence[Choice], limit: int) -> Solution:
         )
     best = _lagrangian(problem, picks, limit)
     if best.gap > GAP and problem.size <= MILP_BINARIES:
-        best = _exact(problem, best, limit)
+        best = exact(problem, best, limit)
     return best
 
 
-class _Problem:
+class Problem:
     """The choices as arrays: `[U, O]` over units and options, padded with infinite costs.
 
     A layout is open to a bundle where every member has an option of it; a choice of no bundle is
@@ -192,7 +164,7 @@ def _open_layouts(choices: Sequence[Choice]) -> Iterator[list[dict[int, list[int
         yield found
 
 
-def _lagrangian(problem: _Problem, smallest: Picks, limit: int) -> Solution:
+def _lagrangian(problem: Problem, smallest: Picks, limit: int) -> Solution:
     """Bisect the price to the least one that fits, then spend what is left."""
     free = problem.cheapest(0.0)
     if problem.nbytes(free) <= limit:
@@ -214,13 +186,13 @@ def _lagrangian(problem: _Problem, smallest: Picks, limit: int) -> Solution:
     return problem.solution(_fill(problem, best, limit), bound)
 
 
-def _high_price(problem: _Problem) -> float:
+def _high_price(problem: Problem) -> float:
     """A price at which the smallest options win everywhere: all the cost there is, for one byte."""
     largest = problem.cost[np.isfinite(problem.cost)].max()
     return float(largest * len(problem.choices)) + 1.0
 
 
-def _fill(problem: _Problem, picks: Picks, limit: int) -> Picks:
+def _fill(problem: Problem, picks: Picks, limit: int) -> Picks:
     """Spend the bytes that are left: the step that saves most per byte first, while one fits."""
     picks, left = picks.copy(), limit - problem.nbytes(picks)
     units = np.arange(len(picks))
@@ -237,7 +209,7 @@ def _fill(problem: _Problem, picks: Picks, limit: int) -> Picks:
 
 
 def _steps(
-    problem: _Problem, units: Picks, picks: Picks
+    problem: Problem, units: Picks, picks: Picks
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Of each option of `units`, in its layout: bytes more than now, and cost saved per byte.
 
@@ -249,55 +221,3 @@ def _steps(
     allowed = problem.layout[units] == problem.layout[units, now][:, None]
     rate = np.where(more > 0, saved / np.maximum(more, 1), np.inf)
     return more, np.where(allowed & (saved > 0), rate, 0.0)
-
-
-def _exact(problem: _Problem, start: Solution, limit: int) -> Solution:
-    """The 0/1 program by HiGHS; `start` where it finds nothing better within its node limit."""
-    columns: list[tuple[int, int]] = []
-    rows: list[tuple[int, int, float]] = []
-    lower: list[float] = []
-    switches = sum(len(layouts) for layouts in problem.bundles)
-    column, switch = switches, 0
-    for layouts in problem.bundles:
-        one = len(lower)
-        lower.append(1.0)  # exactly one layout a bundle
-        for options in layouts:
-            rows.append((one, switch, 1.0))
-            for u, own in options.items():
-                same = len(lower)
-                lower.append(0.0)  # and one option a unit, of that layout
-                rows.append((same, switch, -1.0))
-                for o in own:
-                    rows.append((same, column, 1.0))
-                    columns.append((u, o))
-                    column += 1
-            switch += 1
-    scale = max(start.cost, 1e-300)
-    cost = np.array([0.0] * switches + [problem.cost[u, o] / scale for u, o in columns])
-    nbytes = np.array([0.0] * switches + [problem.bytes[u, o] for u, o in columns])
-    i, j, v = zip(*rows, strict=True)
-    equal = coo_matrix((v, (i, j)), shape=(len(lower), column)).tocsr()
-    with solver_silent():
-        result = milp(
-            cost,
-            integrality=np.ones(column),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(equal, lower, lower),
-                LinearConstraint(nbytes[None, :] / limit, -np.inf, 1.0),
-            ],
-            options={"mip_rel_gap": GAP, "node_limit": MILP_NODES},
-        )
-    if result.x is None:
-        return start
-    picks = np.array(start.picks)
-    for (u, o), value in zip(columns, result.x[switches:], strict=True):
-        if value > 0.5:
-            picks[u] = o
-    bound = start.bound
-    if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound):
-        bound = max(bound, float(result.mip_dual_bound) * scale)
-    found = problem.solution(picks, bound)
-    if found.nbytes > limit or found.cost >= start.cost:
-        return replace(start, bound=bound)
-    return found

@@ -19,7 +19,7 @@ from scipy.optimize import (  # type: ignore[import-untyped]
 )
 from scipy.sparse import csr_matrix, eye, kron  # type: ignore[import-untyped]
 
-from lfmc.calib_free.solve import solver_silent
+from lfmc.calib_free.highs import solver_silent
 from lfmc.errors import GateError
 
 TABLE_CELLS = 200_000_000  # one byte each

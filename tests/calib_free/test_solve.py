@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmc.calib_free import solve as module
+from lfmc.calib_free.highs import solver_silent
 from lfmc.calib_free.solve import Choice, Option, smallest, solve
 from lfmc.errors import InputError
 
@@ -163,7 +164,7 @@ def test_a_budget_that_nothing_fits_is_refused() -> None:
 
 
 def test_the_solver_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
-    with module.solver_silent():
+    with solver_silent():
         os.write(1, b"HighsMipSolverData::noise\n")
     os.write(1, b"result\n")
     assert capfd.readouterr() == ("result\n", "")
