@@ -68,10 +68,11 @@ class Verification:
         if rung is None:
             return
         worst = max(rung.cases, key=lambda case: case.difference)
+        allowed = math.inf if rung.tolerance is None else rung.tolerance
         raise GateError(
             f"parity rung {rung.number} failed: {rung.title}",
             where=worst.case if place is None else f"{place.where}; {worst.case}",
-            expected=f"a difference of at most {rung.tolerance or math.inf:g} of the logit scale",
+            expected=f"a difference of at most {allowed:g} of the logit scale",
             got=f"{worst.difference:.3g}",
             todo=TRACE if place is None else REPORT,
         ).at(place)

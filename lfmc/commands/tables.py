@@ -74,15 +74,20 @@ def parity_table(rungs: Sequence[Rung]) -> Table:
             table.add_row(str(rung.number), rung.title, rung.skipped, "-", "-", "skipped")
             continue
         worst = max(rung.cases, key=lambda case: case.difference)
-        allowed = "-" if rung.tolerance is None else f"{rung.tolerance:.0e}"
+        allowed = "-" if rung.tolerance is None else _number(rung.tolerance, 0)
         verdict = "reported" if rung.tolerance is None else "ok" if rung.passed else "FAILED"
-        difference = f"{worst.difference:.1e}"
+        difference = _number(worst.difference, 1)
         apart = sum(case.apart for case in rung.cases)
         if apart:
             most = max(case.difference_apart for case in rung.cases)
             difference += f"\n{apart} tokens behind a near tie of experts: {most:.1e}"
         table.add_row(str(rung.number), rung.title, worst.case, difference, allowed, verdict)
     return table
+
+
+def _number(value: float, digits: int) -> str:
+    """A small number by its size; one that counts steps, or is a ratio, plainly."""
+    return f"{value:.{digits}e}" if 0 < value < 0.01 else f"{value:.3g}"
 
 
 def result_lines(report: Report, quality: Quality | None, text: Path | None = None) -> str:

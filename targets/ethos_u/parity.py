@@ -7,16 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lfmc.parity import Rung
+from lfmc.parity import CaseResult, Rung
 from lfmc.program import Program
 from lfmc.targets.ethos_u.accelerators import ACCELERATORS
 from lfmc.targets.ethos_u.compile import CODING, tosa_of
-from lfmc.targets.ethos_u.runtime import run_tosa
-from lfmc.targets.npu.bundle import HOST_FILE, steps_of, style_of
+from lfmc.targets.ethos_u.runtime import run_tosa, shipped_graph
+from lfmc.targets.npu.bundle import HOST_FILE, graph_name, steps_of, style_of
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.names import PARTS_BY_TABLE, SIGMOID
 from lfmc.targets.npu.pairs import paired
-from lfmc.targets.npu.parity import Kept, operators_rung
+from lfmc.targets.npu.parity import SAME, Kept, operators_rung, same_outputs
 from lfmc.targets.npu.steps import Step
 from lfmc.targets.parameters import open_parameters
 
@@ -26,30 +26,35 @@ ALLOWED, ALLOWED_OF_LINES = 1.0, 64.0
 FUNCTIONS = (SIGMOID, *PARTS_BY_TABLE)
 
 
-def rung(program: Program, folder: Path) -> Rung:
-    """Every operator of the artifact in a folder."""
+def rungs(program: Program, folder: Path) -> tuple[Rung, Rung]:
+    """Every operator of the artifact in a folder, in graphs that give what it keeps, too; and that
+    these graphs compute what the artifact's own do, which show nothing of what is inside."""
     held = open_parameters(folder, HOST_FILE)
     steps, style, constants = steps_of(held), style_of(held), open_parameters(folder)
     accelerator = ACCELERATORS[held.facts["accelerator"]]
+    same: list[CaseResult] = []
 
     def probe(interface: Interface, inputs: Mapping[str, Tensor]) -> Kept:
         pairs = paired(program, interface, steps, constants, CODING, style, probed=True, coded=True)
         tosa, places = tosa_of(pairs, accelerator)
         given = [CODING.codes(inputs[name], steps[name]) for name in interface.inputs]
-        skipped = len(interface.outputs)
+        outputs = len(interface.outputs)
         known = [
             (name, place)
-            for name, place in zip(pairs.kept, places[skipped:], strict=True)
+            for name, place in zip(pairs.kept, places[outputs:], strict=True)
             if place >= 0
         ]
-        made = run_tosa(tosa, [place for _, place in known])(given)
+        made = run_tosa(tosa, [*places[:outputs], *(place for _, place in known)])(given)
+        shipped, name = shipped_graph(folder, interface.tokens), graph_name(interface.tokens)
+        same.append(same_outputs(name, shipped(given), made[:outputs]))
         return [
             (name, CODING.values(own, steps[name]))
-            for (name, _), own in zip(known, made, strict=True)
+            for (name, _), own in zip(known, made[outputs:], strict=True)
         ]
 
     def allowed(name: str, step: Step) -> float:
         lines = step.bits == 16 and name.endswith(FUNCTIONS)
         return ALLOWED_OF_LINES if lines else ALLOWED
 
-    return operators_rung(program, folder, probe, allowed)
+    operators = operators_rung(program, folder, probe, allowed)
+    return Rung(3, SAME, 0.0, tuple(same)), operators

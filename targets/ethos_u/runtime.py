@@ -30,10 +30,7 @@ def stepper(folder: Path) -> HostStepper:
     interface = Interface.from_dict(facts["interface"])
     outputs = [Step(*own) for own in facts["output_steps"]]
     names = list(interface.outputs)
-    graphs = {
-        count: run_tosa(_read(folder / TOSA.format(graph_name(count))), facts["places"][str(count)])
-        for count in facts["lengths"]
-    }
+    graphs = {count: shipped_graph(folder, count) for count in facts["lengths"]}
 
     def execute(count: int, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         codes = [CODING.codes(inputs[name], steps[name]) for name in interface.inputs]
@@ -42,6 +39,12 @@ def stepper(folder: Path) -> HostStepper:
         return {n: CODING.values(own, step).reshape(shapes[n]) for n, own, step in made}
 
     return HostStepper(interface, facts["lengths"], execute, embedding(folder))
+
+
+def shipped_graph(folder: Path, tokens: int) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """The artifact's graph for calls of so many tokens: codes of inputs to codes of outputs."""
+    places = open_parameters(folder, HOST_FILE).facts["places"][str(tokens)]
+    return run_tosa(_read(folder / TOSA.format(graph_name(tokens))), places)
 
 
 def run_tosa(tosa: bytes, places: Sequence[int]) -> Callable[[Sequence[Tensor]], list[Tensor]]:

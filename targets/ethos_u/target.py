@@ -117,16 +117,17 @@ class EthosUTarget(NpuTarget):
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
-        """Every operator on the artifact's own inputs, in steps of its result; and all together
-        where they are exact: tables of 16 bits are not, and what rounds so little shows it."""
-        from lfmc.targets.ethos_u.parity import rung
+        """Every operator on the artifact's own inputs, in steps of its result, in graphs that give
+        exactly what the artifact's do; and all together where operators are exact: tables of 16
+        bits are not, and what rounds so little shows it."""
+        from lfmc.targets.ethos_u.parity import rungs
         from lfmc.targets.noise import LIMIT, noise_rung
         from lfmc.targets.npu.bundle import HOST_FILE
         from lfmc.targets.npu.parity import reference
         from lfmc.targets.parameters import open_parameters
 
-        operators = rung(program, folder)
+        alone = rungs(program, folder)
         if open_parameters(folder, HOST_FILE).facts["activations"] == "int16":
-            return (operators,)
+            return alone
         together = noise_rung(program, reference(program, folder), self.run(folder), LIMIT)
-        return operators, together
+        return (*alone, together)

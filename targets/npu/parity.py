@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lfmc.errors import GateError
-from lfmc.parity import CaseResult, Rung
+from lfmc.parity import CaseResult, Rung, difference
 from lfmc.program import Program
 from lfmc.targets.npu.bound import Bound
 from lfmc.targets.npu.bundle import HOST_FILE, steps_of, style_of
@@ -19,9 +20,12 @@ from lfmc.targets.npu.forms import Forms
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.reference import Rounded
 from lfmc.targets.npu.steps import Step, rounding, torch_stepper
-from lfmc.targets.parameters import open_parameters
+from lfmc.targets.parameters import Parameters, open_parameters
 
 TITLE = "every operator = torch, on the artifact's own inputs, over what is allowed"
+# Where an artifact shows nothing of what is inside, its graph is made again so that it does: the
+# same one, if it gives what the artifact's gives.
+SAME = "the artifact's graphs = those whose operators are compared"
 CONSTANTS = "constants"
 BEFORE = 21  # tokens of a conversation that an operator's inputs come from
 
@@ -34,10 +38,28 @@ Probe = Callable[[Interface, Mapping[str, Tensor]], Kept]
 def reference(program: Program, folder: Path) -> Rounded:
     """The program's graphs with the steps of the artifact in `folder`."""
     held = open_parameters(folder, HOST_FILE)
-    steps, interface = steps_of(held), Interface.from_dict(held.facts["interface"])
+    steps, interface = steps_of(held), _interface(program, held)
     keep, bound = rounding(steps) if steps else _half, Bound(program)
     embed = bound.embed(held.facts["embedding"])
     return Rounded(program, interface, bound, embed, keep, style_of(held))
+
+
+def _interface(program: Program, held: Parameters) -> Interface:
+    """The program's own, and `GateError` for an artifact that tells its host another."""
+    told = Interface.from_dict(held.facts["interface"])
+    right = Interface.of(program.config, told.context, told.tokens)
+    wrong = [
+        own.name for own in fields(Interface) if getattr(told, own.name) != getattr(right, own.name)
+    ]
+    if wrong:
+        raise GateError(
+            "what the artifact tells its host is not the model's",
+            where=f"{HOST_FILE}: interface, {wrong[0]}",
+            expected=getattr(right, wrong[0]),
+            got=getattr(told, wrong[0]),
+            todo="this artifact is wrong; please report it",
+        )
+    return right
 
 
 def _half(value: Tensor, name: str) -> Tensor:
@@ -52,7 +74,7 @@ def operators_rung(
     the largest difference of a kind of operator in steps, over what is allowed."""
     held = open_parameters(folder, HOST_FILE)
     steps, facts, style = steps_of(held), held.facts, style_of(held)
-    interface = Interface.from_dict(facts["interface"])
+    interface = _interface(program, held)
     found: dict[str, float] = defaultdict(float)
     bound = Bound(program)
     embed, lengths = bound.embed(facts["embedding"]), facts["lengths"]
@@ -70,6 +92,12 @@ def operators_rung(
         teacher.ended()
     cases = tuple(CaseResult(kind, worst, 1.0) for kind, worst in sorted(found.items()))
     return Rung(3, TITLE, 1.0, cases)
+
+
+def same_outputs(name: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> CaseResult:
+    """Of the outputs of two graphs for the same inputs those that differ most."""
+    found = [difference(name, a.float(), b.float()) for a, b in zip(ours, theirs, strict=True)]
+    return max(found, key=lambda case: case.difference)
 
 
 class _Teacher:

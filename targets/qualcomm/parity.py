@@ -10,17 +10,17 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import Tensor
 
-from lfmc.parity import Rung
+from lfmc.parity import CaseResult, Rung
 from lfmc.program import Program
 from lfmc.targets.npu.bundle import HOST_FILE, graph_name, steps_of, style_of
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.pairs import paired
-from lfmc.targets.npu.parity import Kept, operators_rung
+from lfmc.targets.npu.parity import SAME, Kept, operators_rung, same_outputs
 from lfmc.targets.npu.steps import Step
 from lfmc.targets.parameters import PARAMETERS, open_parameters
 from lfmc.targets.qualcomm.delegate import CODING, compile_graph, open_pte
 from lfmc.targets.qualcomm.qdq import kept_name, probed
-from lfmc.targets.qualcomm.runtime import COMPILED, SOURCE
+from lfmc.targets.qualcomm.runtime import COMPILED, SOURCE, shipped_graph
 from lfmc.targets.qualcomm.session import open_session, run
 from lfmc.targets.qualcomm.socs import SOCS
 
@@ -30,20 +30,27 @@ EDGE = 1.0
 ALLOWED = {16: 128.0, 8: 2.0}
 
 
-def rung(program: Program, folder: Path) -> Rung:
-    """Every operator of the artifact in a folder."""
+def rungs(program: Program, folder: Path) -> tuple[Rung, ...]:
+    """Every operator of the artifact in a folder; where its graphs had to be made again for that,
+    also that these are the same."""
     facts = open_parameters(folder, HOST_FILE).facts
     compiled = facts["stage"] == "context"
+    same: list[CaseResult] = []
 
     def probe(interface: Interface, inputs: Mapping[str, Tensor]) -> Kept:
         if compiled and facts["runtime"] == "executorch":
-            return _by_executorch(program, folder, interface, inputs)
+            kept, outputs = _by_executorch(program, folder, interface, inputs)
+            shipped = shipped_graph(folder, interface)(inputs)
+            ours = [shipped[name] for name in interface.outputs]
+            same.append(same_outputs(graph_name(interface.tokens), ours, outputs))
+            return kept
         return _by_onnxruntime(folder, interface, inputs)
 
     def allowed(name: str, step: Step) -> float:
         return ALLOWED[step.bits] if compiled else EDGE
 
-    return operators_rung(program, folder, probe, allowed)
+    operators = operators_rung(program, folder, probe, allowed)
+    return (Rung(3, SAME, 0.0, tuple(same)), operators) if same else (operators,)
 
 
 def _by_onnxruntime(folder: Path, interface: Interface, inputs: Mapping[str, Tensor]) -> Kept:
@@ -61,8 +68,8 @@ def _by_onnxruntime(folder: Path, interface: Interface, inputs: Mapping[str, Ten
 
 def _by_executorch(
     program: Program, folder: Path, interface: Interface, inputs: Mapping[str, Tensor]
-) -> Kept:
-    """The same but for constants, which no delegate gives."""
+) -> tuple[Kept, list[Tensor]]:
+    """The same but for constants, which no delegate gives; and the graph's outputs."""
     held = open_parameters(folder, HOST_FILE)
     steps, soc, own = steps_of(held), SOCS[held.facts["soc"]], open_parameters(folder)
     pairs = paired(program, interface, steps, own, CODING, style_of(held), probed=True)
@@ -71,4 +78,5 @@ def _by_executorch(
         compile_graph(pairs, soc, path, halves=False)
         places = list(map(str, range(len(pairs.kept))))
         made = open_pte(path, list(interface.inputs), [*interface.outputs, *places])(inputs)
-    return [(name, made[place]) for name, place in zip(pairs.kept, places, strict=True)]
+    kept = [(name, made[place]) for name, place in zip(pairs.kept, places, strict=True)]
+    return kept, [made[name] for name in interface.outputs]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +26,9 @@ def stepper(folder: Path) -> HostStepper:
     """One conversation with the bundle in a folder."""
     facts = open_parameters(folder, HOST_FILE).facts
     interface = Interface.from_dict(facts["interface"])
-    graphs = {count: _open(folder, facts, interface.of_tokens(count)) for count in facts["lengths"]}
+    graphs = {
+        count: shipped_graph(folder, interface.of_tokens(count)) for count in facts["lengths"]
+    }
 
     def execute(count: int, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return graphs[count](inputs)
@@ -35,8 +36,9 @@ def stepper(folder: Path) -> HostStepper:
     return HostStepper(interface, facts["lengths"], execute, embedding(folder))
 
 
-def _open(folder: Path, facts: Mapping[str, Any], interface: Interface) -> Run:
-    """The graph for calls of `interface`."""
+def shipped_graph(folder: Path, interface: Interface) -> Run:
+    """The artifact's graph for calls of `interface`."""
+    facts = open_parameters(folder, HOST_FILE).facts
     compiled, runtime = facts["stage"] == "context", facts["runtime"]
     name = COMPILED[runtime] if compiled else SOURCE
     path = folder / name.format(graph_name(interface.tokens))

@@ -117,12 +117,12 @@ class QualcommTarget(NpuTarget):
         from lfmc.targets.npu.bundle import HOST_FILE
         from lfmc.targets.npu.parity import reference
         from lfmc.targets.parameters import open_parameters
-        from lfmc.targets.qualcomm.parity import rung
+        from lfmc.targets.qualcomm.parity import rungs
 
         facts = open_parameters(folder, HOST_FILE).facts
         rounds = reference(program, folder)
         halves, compiled = facts["activations"] == "float16", facts["stage"] == "context"
-        own = () if halves else (rung(program, folder),)
+        own = () if halves else rungs(program, folder)
         if compiled and not halves:
             return own
         limit = LIMIT_OF_HALVES if compiled else LIMIT

@@ -27,7 +27,8 @@ needs_sdk = pytest.mark.skipif(
 def test_every_operator(lowered: Make, name: str, choose: Choose) -> None:
     made = lowered(name, choose, "qualcomm", runtime="executorch", chunk="16")
     made.program.bind(made.weights.value)
-    (operators,) = made.target.operator_parity(made.program, made.folder, made.artifact)
+    same, operators = made.target.operator_parity(made.program, made.folder, made.artifact)
+    assert same.passed, same
     assert operators.passed, operators
     assert {"attention", "attention.scores", "conv_#"} <= {case.case for case in operators.cases}
     assert {"decode.pte", "prefill.pte"} < set(made.artifact.beside)
