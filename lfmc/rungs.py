@@ -72,7 +72,7 @@ class Verification:
         raise GateError(
             f"parity rung {rung.number} failed: {rung.title}",
             where=worst.case if place is None else f"{place.where}; {worst.case}",
-            expected=f"a difference of at most {allowed:g} of the logit scale",
+            expected=f"a difference of at most {allowed:g}",
             got=f"{worst.difference:.3g}",
             todo=TRACE if place is None else REPORT,
         ).at(place)

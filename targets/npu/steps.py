@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lfmc.errors import GateError
 from lfmc.program import Program
 from lfmc.targets.npu.forms import Forms, Given, Keep, Style
 from lfmc.targets.npu.host import Embed, HostStepper
@@ -132,5 +133,11 @@ def torch_stepper(
 
 
 def rounding(steps: Mapping[str, Step]) -> Keep:
-    """Rounds every value by its step."""
-    return lambda value, name: steps[name].rounded(value)
+    """Rounds every value by its step; `GateError` for one that has none."""
+
+    def keep(value: Tensor, name: str) -> Tensor:
+        if name not in steps:
+            raise GateError("the artifact has no step for a value of the model", where=name)
+        return steps[name].rounded(value)
+
+    return keep

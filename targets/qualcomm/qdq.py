@@ -17,6 +17,7 @@ import torch
 from onnxscript import opset23
 
 import lfmc.targets.npu.operator  # noqa: F401  (registers the rounding)
+from lfmc.errors import GateError
 from lfmc.quiet import quiet
 from lfmc.targets.npu.constants import Matrix, NpuConstants
 from lfmc.targets.npu.graph import Graph
@@ -128,7 +129,12 @@ def kept_name(index: int) -> str:
 def _name_kept(graph: ir.Graph, count: int) -> None:
     found = [node.outputs[0] for node in graph if node.op_type == DQ]
     if len(found) != count:
-        raise ValueError(f"{count} values are rounded, and the model rounds {len(found)}")
+        raise GateError(
+            "the ONNX graph does not round what the program rounds",
+            expected=f"{count} values",
+            got=len(found),
+            todo="this is a fault of lfmc; please report it",
+        )
     for index, value in enumerate(found):
         if not value.is_graph_output():
             value.name = kept_name(index)

@@ -160,12 +160,20 @@ def test_is_named(right: Right, name: str, fault: Fault, tmp_path: Path) -> None
     assert_named(made, target, rungs_of(made, target, tmp_path))
 
 
+# A program that is wired otherwise may lack a value that the right one has, or round one twice.
+NOT_ALIKE = (
+    r"rung 3 failed|does not keep a value|tells its host is not the model's|"
+    r"has no step for a value|does not round what the program rounds"
+)
+NOT_LOWERED = "sliding window off by one"  # the host has no such mask: there is no artifact
+
+
 def _of_accelerators() -> list[Any]:
     """Every fault of what is computed; states are not written in place there, nor given back."""
     return [
         pytest.param(fault, id=_id(fault), marks=() if fault.name in TYPICAL else pytest.mark.slow)
         for fault in WRONG
-        if fault.targets >= ALL - {"coreml"}
+        if fault.targets >= ALL - {"coreml"} and fault.name != NOT_LOWERED
     ]
 
 
@@ -175,11 +183,13 @@ def test_an_accelerator_computes_otherwise(right: Right, fault: Fault, tmp_path:
     what the host makes of a position with what the model asks for."""
     made = right(fault.kind, "qualcomm")
     target = FaultyTarget(made.target, fault)
-    artifact = target.lower(made.program, made.weights, made.asked, tmp_path)
-    # A program that is wired otherwise may have no value where the right one has an operator.
-    wrong = r"rung 3 failed|does not keep a value|tells its host is not the model's"
-    with pytest.raises(GateError, match=wrong):
+
+    def export() -> None:
+        artifact = target.lower(made.program, made.weights, made.asked, tmp_path)
         Verification(made.target.operator_parity(made.program, tmp_path, artifact), None).require()
+
+    with pytest.raises(GateError, match=NOT_ALIKE):
+        export()
 
 
 def test_the_page_has_every_fault() -> None:
