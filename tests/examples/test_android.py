@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -16,14 +15,12 @@ import tree_sitter_kotlin
 import lfmc
 from lfmc.bundle import Bundle
 from lfmc.chat import render
+from tests.examples.kotlin import ANDROID, KOTLIN, SOURCES, assert_bundle_is_read, fields
 from tests.examples.parsing import broken_lines
 
 tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
-ANDROID = Path(__file__).parents[2] / "examples" / "android"
-KOTLIN = sorted(ANDROID.rglob("*.kt"))
 GRADLE = sorted(ANDROID.rglob("*.kts"))
-SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in KOTLIN}
 
 
 @pytest.fixture(scope="module")
@@ -87,39 +84,23 @@ def test_the_manifest_names_what_is_there() -> None:
     ).read_text(encoding="utf-8")
 
 
-def fields(source: str, name: str) -> set[str]:
-    """Names in JSON of a serializable class's properties."""
-    body = source.split(f"class {name}(", 1)[1].split("\n)", 1)[0].split(")\n", 1)[0]
-    found = re.findall(r'(?:@SerialName\("(\w+)"\) )?val (\w+):', body)
-    return {serial or plain for serial, plain in found}
-
-
 def test_fields_are_found() -> None:
-    assert fields(SOURCES["Bundle"], "Golden") == {"text", "prompt", "tokens", "margin"}
-    assert fields(SOURCES["Bundle"], "Model") == {"name", "vocab_size"}
+    assert fields(SOURCES["Manifest"], "Golden") == {"text", "prompt", "tokens", "margin"}
+    assert fields(SOURCES["Manifest"], "Model") == {"name", "vocab_size"}
 
 
 def test_kotlin_reads_what_the_bundle_has(bundle: Bundle) -> None:
-    source, manifest = SOURCES["Bundle"], bundle.manifest
-    assert fields(source, "Manifest") == {
+    assert fields(SOURCES["Manifest"], "Manifest") == {
         "target",
         "artifact",
         "context",
-        "chunk",
         "model",
         "tokens",
         "chat_prompt",
         "files",
     }
-    assert fields(source, "Manifest") <= set(manifest)
-    assert fields(source, "Model") <= set(manifest["model"])
-    assert fields(source, "Tokens") <= set(manifest["tokens"])
-    assert all(fields(source, "Stored") <= set(stored) for stored in manifest["files"].values())
-    golden = json.loads((bundle.path / "golden.json").read_text())
-    assert all(fields(source, "Golden") <= set(one) for one in golden)
-    named = set(re.findall(r'"(\w+\.json)"', source)) - {"manifest.json"}
-    assert named == {"tokenizer.json", "golden.json"}
-    assert named | set(manifest["artifact"]) <= set(manifest["files"])
+    assert fields(SOURCES["Manifest"], "ExecuTorchFacts") == {"chunk"} <= set(bundle.manifest)
+    assert_bundle_is_read(bundle)
 
 
 def test_kotlin_calls_the_program_as_it_is(bundle: Bundle) -> None:
@@ -132,7 +113,7 @@ def test_kotlin_calls_the_program_as_it_is(bundle: Bundle) -> None:
     assert list(position.sizes()) == [1]
     assert tokens.dtype() == position.dtype()
     assert metadata.num_inputs() == 2
-    source = SOURCES["LanguageModel"]
+    source = SOURCES["ExecuTorchModel"]
     assert "fromBlob(ids, longArrayOf(1, piece.size.toLong()))" in source
     assert "fromBlob(longArrayOf(length.toLong()), longArrayOf(1))" in source
     assert "forward(EValue.from(input), EValue.from(position))" in source

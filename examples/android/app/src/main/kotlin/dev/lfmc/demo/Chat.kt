@@ -9,16 +9,8 @@ import androidx.lifecycle.viewModelScope
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
-import org.pytorch.executorch.extension.llm.LlmCallback
-import org.pytorch.executorch.extension.llm.LlmGenerationConfig
-import org.pytorch.executorch.extension.llm.LlmModule
 
-/**
- * What the screen shows, and what its buttons do.
- *
- * Text is ExecuTorch's own runner's work: it tokenizes, samples, and stops at the tokens that the
- * program names as its ends.
- */
+/** What the screen shows, and what its buttons do. */
 class Chat(application: Application) : AndroidViewModel(application) {
     var status by mutableStateOf("Unpacking the model ...")
         private set
@@ -30,13 +22,17 @@ class Chat(application: Application) : AndroidViewModel(application) {
         private set
 
     private var bundle: Bundle? = null
-    private var runner: LlmModule? = null
+    private var model: LanguageModel? = null
+    private var writer: Writer? = null
 
     init {
         work {
-            val found = Bundle.unpack(getApplication())
+            val found = unpack(getApplication())
+            status = "Opening the model ..."
+            val opened = openModel(found)
+            writer = Writer(opened, found)
+            model = opened
             bundle = found
-            runner = LlmModule(found.program, found.tokenizer, TEMPERATURE).apply { load() }
             status = "${found.manifest.model.name} is ready."
         }
     }
@@ -44,50 +40,33 @@ class Chat(application: Application) : AndroidViewModel(application) {
     /** Asks in a new conversation; the answer comes piece by piece. */
     fun ask(message: String) {
         val manifest = bundle?.manifest ?: return
-        val runner = runner ?: return
+        val writer = writer ?: return
         answer = ""
         work {
             val form = manifest.chatPrompt ?: throw BundleException("The bundle has no chat prompt.")
             val prompt = form.replace("{message}", message)
-            val config =
-                LlmGenerationConfig.create()
-                    .echo(false)
-                    .seqLen(manifest.context)
-                    .temperature(TEMPERATURE)
-                    .build()
-            runner.resetContext()
-            var pieces = 0
             var begun = 0L
-            runner.generate(
-                prompt,
-                config,
-                object : LlmCallback {
-                    override fun onResult(result: String) {
-                        if (pieces++ == 0) begun = System.nanoTime()
-                        answer += result
-                        val seconds = (System.nanoTime() - begun) / 1e9
-                        if (pieces > 1) status = "%.1f tokens per second".format((pieces - 1) / seconds)
-                    }
-
-                    override fun onError(errorCode: Int, message: String) {
-                        status = "Error $errorCode: $message"
-                    }
-                },
-            )
+            writer.write(prompt, TEMPERATURE) { text, tokens ->
+                if (tokens == 1) begun = System.nanoTime()
+                answer = text
+                val seconds = (System.nanoTime() - begun) / 1e9
+                if (tokens > 1) status = "%.1f tokens per second".format((tokens - 1) / seconds)
+            }
         }
     }
 
     fun check() {
         val bundle = bundle ?: return
-        work { checks = selfTest(bundle) }
+        val model = model ?: return
+        work { checks = selfTest(model, bundle.golden()) }
     }
 
     fun stop() {
-        runner?.stop()
+        writer?.stop()
     }
 
     override fun onCleared() {
-        runner?.stop()
+        writer?.stop()
     }
 
     private fun work(task: () -> Unit) {

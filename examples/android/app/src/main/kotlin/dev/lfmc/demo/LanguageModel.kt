@@ -1,47 +1,25 @@
 package dev.lfmc.demo
 
 import java.io.Closeable
-import org.pytorch.executorch.EValue
-import org.pytorch.executorch.Module
-import org.pytorch.executorch.Tensor
 
-/**
- * Tokens in, scores out. The program keeps the conversation; it forgets it when a call begins at
- * position 0. For one thread at a time.
- */
-class LanguageModel(private val bundle: Bundle) : Closeable {
-    private val module = Module.load(bundle.program, Module.LOAD_MODE_MMAP)
-    private var length = 0
-
+/** Tokens in, scores out: one conversation. For one thread at a time. */
+interface LanguageModel : Closeable {
     /** The next token begins a conversation. */
-    fun reset() {
-        length = 0
-    }
+    fun reset()
 
     /** Scores of every word of the vocabulary to follow these tokens. */
-    fun step(tokens: List<Int>): FloatArray {
-        val manifest = bundle.manifest
-        require(tokens.isNotEmpty()) { "A step needs at least one token." }
-        require(tokens.all { it in 0 until manifest.model.vocabSize }) {
-            "A token is outside of the vocabulary."
-        }
-        if (length + tokens.size > manifest.context) {
-            throw BundleException("The conversation is longer than ${manifest.context} tokens.")
-        }
-        var scores = FloatArray(0)
-        for (piece in tokens.chunked(manifest.chunk)) {
-            val ids = LongArray(piece.size) { piece[it].toLong() }
-            val input = Tensor.fromBlob(ids, longArrayOf(1, piece.size.toLong()))
-            val position = Tensor.fromBlob(longArrayOf(length.toLong()), longArrayOf(1))
-            val output = module.forward(EValue.from(input), EValue.from(position))
-            val all = output[0].toTensor().dataAsFloatArray
-            scores = all.copyOfRange(all.size - manifest.model.vocabSize, all.size)
-            length += piece.size
-        }
-        return scores
-    }
+    fun step(tokens: List<Int>): FloatArray
+}
 
-    override fun close() = module.close()
+/** Throws where a conversation of `length` tokens can't go on with these. */
+fun Manifest.requireTokens(tokens: List<Int>, length: Int) {
+    if (tokens.isEmpty()) throw BundleException("A step needs at least one token.")
+    if (tokens.any { it !in 0 until model.vocabSize }) {
+        throw BundleException("A token is outside of the vocabulary.")
+    }
+    if (length + tokens.size > context) {
+        throw BundleException("The conversation is longer than $context tokens.")
+    }
 }
 
 /** The first of the largest. */
