@@ -11,7 +11,7 @@ android {
 
     defaultConfig {
         applicationId = "dev.lfmc.demo"
-        minSdk = 26
+        minSdk = 27
         targetSdk = 35
         versionCode = 1
         versionName = "1.0"
@@ -19,7 +19,10 @@ android {
     }
 
     // The bundle is copied out of the package at the first start: nothing is won by compressing it.
-    androidResources { noCompress += "pte" }
+    androidResources { noCompress += listOf("pte", "onnx", "safetensors") }
+
+    // The DSP opens its half of QNN as a file.
+    packaging { jniLibs { useLegacyPackaging = true } }
 
     buildFeatures { compose = true }
 
@@ -37,4 +40,10 @@ dependencies {
     implementation(libs.lifecycle.viewmodel.compose)
     implementation(libs.serialization.json)
     implementation(libs.executorch)
+    implementation(libs.onnxruntime)
+    // Under Qualcomm's own licence: see README.md.
+    if (providers.gradleProperty("qnn").orNull == "accept") {
+        runtimeOnly(libs.qnn.provider)
+        runtimeOnly(libs.qnn.runtime)
+    }
 }

@@ -23,7 +23,8 @@ fun unpack(context: Context): Bundle {
     if (!stamp.exists() || stamp.readText() != text) {
         folder.deleteRecursively()
         folder.mkdirs()
-        for ((name, stored) in JSON.decodeFromString<Manifest>(text).files) {
+        val needed = JSON.decodeFromString<Manifest>(text).files - needless(text)
+        for ((name, stored) in needed) {
             val file = File(folder, name)
             read(assets, name).use { from -> file.outputStream().use(from::copyTo) }
             if (file.length() != stored.nbytes) {

@@ -29,7 +29,7 @@ class Chat(application: Application) : AndroidViewModel(application) {
         work {
             val found = unpack(getApplication())
             status = "Opening the model ..."
-            val opened = openModel(found)
+            val opened = openModel(getApplication(), found)
             writer = Writer(opened, found)
             model = opened
             bundle = found
