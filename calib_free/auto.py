@@ -102,7 +102,7 @@ def allocate_auto(
     measured = measure(checkpoint, capabilities, found, seed, progress, resources)
     progress("choosing formats")
     choices = [
-        unit_choice(checkpoint, capabilities, unit, partial(_unit_cost, measured, unit))
+        unit_choice(checkpoint, capabilities, unit, partial(unit_cost, measured, unit))
         for unit in found
     ]
     solution = solve(choices, limit)
@@ -235,5 +235,6 @@ def _shared(units: Sequence[Unit], cost: Mapping[str, float]) -> dict[str, float
     return {name: (1 - SHARED) * cost[name] + SHARED * means[name] for name in means}
 
 
-def _unit_cost(measured: Mapping[str, Measured], unit: Unit, f: Format) -> float:
+def unit_cost(measured: Mapping[str, Measured], unit: Unit, f: Format) -> float:
+    """What a unit costs in a format: the sum over its tensors."""
     return sum(measured[name].costs[f] for name in unit.names)

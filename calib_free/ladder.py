@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from lfmc.calib_free.auto import Measured
+from lfmc.calib_free.auto import Measured, unit_cost
 from lfmc.calib_free.decision import unit_choice
-from lfmc.calib_free.formats import Capabilities, Format
+from lfmc.calib_free.formats import Capabilities
 from lfmc.calib_free.roles import Unit, units
 from lfmc.calib_free.solve import Choice, smallest, solve
 from lfmc.calib_free.uniform import alike, formats_by_preference
@@ -53,7 +53,7 @@ def ladder(
     """
     found = units(checkpoint, capabilities)
     choices = [
-        unit_choice(checkpoint, capabilities, unit, partial(_cost, measured, unit))
+        unit_choice(checkpoint, capabilities, unit, partial(unit_cost, measured, unit))
         for unit in found
     ]
     limits = _limits(choices, checkpoint.num_params, fixed)
@@ -66,10 +66,6 @@ def ladder(
         steps[solution.nbytes + fixed] = Step(solution.nbytes + fixed, solution.cost)
     same = _uniform(capabilities, found, choices, fixed)
     return Ladder(tuple(steps.values()), tuple(s for s in same if s.nbytes <= limits[-1]), gap)
-
-
-def _cost(measured: Mapping[str, Measured], unit: Unit, f: Format) -> float:
-    return sum(measured[name].costs[f] for name in unit.names)
 
 
 def _limits(choices: Sequence[Choice], num_params: int, fixed: int) -> list[int]:

@@ -27,6 +27,11 @@ class StateSpec:
     shape: tuple[int, ...]
     window: int | None = None
 
+    @property
+    def identifier(self) -> str:
+        """The name for where a dot can't be in one."""
+        return self.name.replace(".", "_")
+
 
 def state_specs(config: DecoderConfig, batch: int, context: int) -> tuple[StateSpec, ...]:
     """States in the order in which the decoder takes and returns them."""

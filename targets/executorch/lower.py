@@ -210,10 +210,6 @@ class Lowering:
         return self.once(("window", size), make)  # type: ignore[no-any-return]
 
 
-def state_name(spec: StateSpec) -> str:
-    return f"{spec.kind}_{spec.layer}"
-
-
 def state_shape(spec: StateSpec) -> tuple[int, ...]:
     """Of a filter `[1, taps - 1, H]`, of keys and values `[1, C, K, D]`."""
     batch, channels, *rest = spec.shape

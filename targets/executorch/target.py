@@ -78,7 +78,7 @@ class ExecutorchTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
-        from lfmc.targets.executorch.lower import Lowering, state_name, state_shape
+        from lfmc.targets.executorch.lower import Lowering, state_shape
         from lfmc.targets.executorch.stored import MODEL
 
         chunk = min(int(request.options["chunk"]), request.context)
@@ -96,7 +96,7 @@ class ExecutorchTarget:
         (folder / MODEL).write_bytes(made.data)
         states = [
             {
-                "name": state_name(spec),
+                "name": spec.identifier,
                 "shape": list(state_shape(spec)),
                 "dtype": "float32",
                 "kept_by": "the program",

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from lfmc.passes.pattern import arguments
 from lfmc.program import Program, operator_name
 from lfmc.targets.npu.handlers import HANDLERS
-from lfmc.targets.npu.interface import Interface, state_name
+from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.names import MATRIX, SIGMOID
 from lfmc.targets.plain import Held, call_plain
 
@@ -76,7 +76,7 @@ class Forms:
         self.inputs = {name: self.taken(value, name) for name, value in inputs.items()}
         graph = self.program.graph
         tokens, positions, *states = (n for n in graph.nodes if n.op == "placeholder")
-        names = map(state_name, self.interface.states)
+        names = (spec.identifier for spec in self.interface.states)
         held = [State(name, self.inputs[name]) for name in names]
         known: dict[fx.Node, Any] = dict(zip(states, held, strict=True))
         known[tokens] = torch.zeros(1, self.interface.tokens, dtype=torch.int32)  # its shape

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lfmc.stepping import require_tokens
-from lfmc.targets.npu.interface import Interface, carried, state_name
+from lfmc.targets.npu.interface import Interface, carried
 
 Execute = Callable[[int, Mapping[str, Tensor]], Mapping[str, Tensor]]
 Embed = Callable[[Tensor], Tensor]
@@ -46,7 +46,7 @@ class HostStepper:
         count = len(ids)
         made = self._execute(length, self.inputs(ids, length))
         self._states = [
-            carried(spec, state, made[f"{state_name(spec)}_new"], self._length, count)
+            carried(spec, state, made[f"{spec.identifier}_new"], self._length, count)
             for spec, state in zip(self._specs, self._states, strict=True)
         ]
         self._length += count
@@ -57,6 +57,6 @@ class HostStepper:
         interface = self._interfaces[length]
         hidden = torch.zeros(interface.inputs["hidden"])
         hidden[0, : len(ids)] = self._embed(ids)
-        names = map(state_name, self._specs)
+        names = (spec.identifier for spec in self._specs)
         states = dict(zip(names, self._states, strict=True))
         return {"hidden": hidden, **interface.tables(self._length), **states}

@@ -71,12 +71,12 @@ class Interface:
         for kind in self.rotary:
             shapes |= {f"cos_{kind}": angles, f"sin_{kind}": angles}
         shapes |= {mask_name(window): mask for window in self.windows}
-        return shapes | {state_name(s): self.state_shape(s, self.context) for s in self.states}
+        return shapes | {s.identifier: self.state_shape(s, self.context) for s in self.states}
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name, in the order of a graph's outputs."""
-        news = {f"{state_name(s)}_new": self.new_shape(s) for s in self.states}
+        news = {f"{s.identifier}_new": self.new_shape(s) for s in self.states}
         return {"logits": (1, self.tokens, self.vocab_size), **news}
 
     def state_shape(self, spec: StateSpec, slots: int) -> tuple[int, ...]:
@@ -112,10 +112,6 @@ class Interface:
 
 def mask_name(window: int) -> str:
     return f"mask_{window}" if window else "mask"
-
-
-def state_name(spec: StateSpec) -> str:
-    return f"{spec.kind}_{spec.layer}"
 
 
 def time_dim(spec: StateSpec) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lfmc.program import Program
 from lfmc.targets.npu.forms import Forms, Given, Keep, Style
 from lfmc.targets.npu.host import Embed
-from lfmc.targets.npu.interface import Interface, state_name
+from lfmc.targets.npu.interface import Interface
 
 
 class Rounded(nn.Module):
@@ -33,11 +33,11 @@ class Rounded(nn.Module):
         inputs = {"hidden": self._embed(tokens[0])[None], **interface.tables(int(positions[0]))}
         for spec, state in zip(interface.states, states, strict=True):
             flat = state if spec.kind == "conv" else state[0]
-            inputs[state_name(spec)] = flat.transpose(1, 2) if spec.kind == "key" else flat
+            inputs[spec.identifier] = flat.transpose(1, 2) if spec.kind == "key" else flat
         made = Forms(self._program, interface, self._given, self._keep, self._style).run(inputs)
         after = []
         for spec, state in zip(interface.states, states, strict=True):
-            new = made[f"{state_name(spec)}_new"]
+            new = made[f"{spec.identifier}_new"]
             if spec.kind == "conv":
                 after.append(torch.cat([state, new], 2)[..., -state.shape[2] :])
                 continue

@@ -92,7 +92,7 @@ class TvmTarget:
         from lfmc.targets.tvm.compile import compile_library
         from lfmc.targets.tvm.lower import Lowering
         from lfmc.targets.tvm.runtime import LIBRARY
-        from lfmc.targets.tvm.walk import state_name, state_shape
+        from lfmc.targets.tvm.walk import state_shape
 
         device = find_device(request.options["device"])
         lowering = Lowering(program, weights, request.context, device)
@@ -100,7 +100,7 @@ class TvmTarget:
         compile_library(lowering.module, device, chunk, folder / LIBRARY)
         states = [
             {
-                "name": state_name(spec),
+                "name": spec.identifier,
                 "shape": list(state_shape(spec)),
                 "dtype": "float32",
                 "kept_by": "the app",

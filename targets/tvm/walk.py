@@ -42,10 +42,6 @@ class Value:
     columns: Columns
 
 
-def state_name(spec: StateSpec) -> str:
-    return f"{spec.kind}_{spec.layer}"
-
-
 def state_shape(spec: StateSpec) -> tuple[int, ...]:
     """Of a filter `[taps - 1, H]`, of keys `[K, C / 16, D, 16]`, of values `[K, C, D]`; `C` is
     the context, filled up to a multiple of 16."""
@@ -75,7 +71,7 @@ class Walk:
         self.tokens = _var("tokens", (self.length,), "int32")
         self.start = _var("start", (1,), "int32")
         specs = self.program.states
-        self._given = [_var(state_name(s), state_shape(s), "float32") for s in specs]
+        self._given = [_var(s.identifier, state_shape(s), "float32") for s in specs]
         self.states: dict[fx.Node, Any] = dict(zip(states, self._given, strict=True))
         self.results: dict[fx.Node, Any] = {tokens: self.tokens, positions: None}
         builder = lowering.builder
