@@ -61,7 +61,8 @@ class CaseResult:
 class Rung:
     """One rung: what was compared, the worst case, and whether it is within the tolerance.
 
-    `skipped` says why nothing was compared; a skipped rung has not passed.
+    `skipped` says why nothing was compared; a skipped rung has not passed. `first` is, where all
+    operators were compared one by one, the first with more than is allowed: `case` is its value.
     """
 
     number: int
@@ -69,6 +70,7 @@ class Rung:
     tolerance: float | None
     cases: tuple[CaseResult, ...] = ()
     skipped: str | None = None
+    first: CaseResult | None = None
 
     @property
     def worst(self) -> float | None:

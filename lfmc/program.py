@@ -50,6 +50,11 @@ class Program:
             if node.op == "call_function" and operator_name(node) == name:
                 yield node
 
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """Tokens, positions, and the states in their order."""
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
     def tensor_behind(self, weight: fx.Node) -> str:
         """The checkpoint's tensor of a constant, or of the codes that a call dequantizes."""
         constant: Any = weight.args[0] if weight.op == "call_function" else weight

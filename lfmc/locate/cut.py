@@ -55,7 +55,7 @@ def cut(program: Program, name: str) -> Program:
 def shown_nodes(program: Program) -> list[fx.Node]:
     """Nodes that `cut` can show: floats for each token, on the way to the logits, in order."""
     graph = program.graph
-    tokens = next(node for node in graph.nodes if node.op == "placeholder").meta["val"]
+    tokens = program.inputs[0].meta["val"]
     logits: fx.Node = graph.output_node().args[0][0]  # type: ignore[index, assignment]
     wanted = ancestors(logits)
     return [

@@ -7,8 +7,10 @@ from lfmc.choices import NEAR_TIE, NEAR_TIE_SHIPPED
 from lfmc.floats import float_version
 from lfmc.locate.apart import find_in_decoder, find_in_passes
 from lfmc.locate.bisect import find_in_artifact
+from lfmc.locate.cut import parts, read_weights
 from lfmc.locate.place import Place
-from lfmc.parity import Case, Rung, cases
+from lfmc.parity import Case, CaseResult, Rung, cases
+from lfmc.program import Program, operator_name
 from lfmc.progress import Progress
 from lfmc.rungs import Verification
 
@@ -32,6 +34,8 @@ def find_place(suspect: Build, verification: Verification, progress: Progress) -
             found = find_in_decoder(suspect, case, progress)
         elif failed.number == 2:
             found = find_in_passes(suspect, case, progress)
+        elif failed.first is not None:
+            found = _compared_alone(suspect.program, failed.first)
         else:
             found = _in_artifact(suspect, case, progress)
     if found is not None:
@@ -48,6 +52,29 @@ def _worst(failed: Rung, matrix: tuple[Case, ...]) -> Case:
     """The case that differs most; for a rung that compares operators, the first of the matrix."""
     worst = max(failed.cases, key=lambda case: case.difference).case
     return next((case for case in matrix if case.name == worst), matrix[0])
+
+
+def _compared_alone(program: Program, first: CaseResult) -> Place | None:
+    """The operator whose value a target compared by itself, named by its node, or by the state that
+    it adds to."""
+    name = first.case.partition(".")[0]
+    states = zip(program.states, program.inputs[2:], strict=True)
+    adding = [user for own, state in states if own.identifier == name for user in state.users]
+    found = [node for node in program.graph.nodes if node.name == name] + adding
+    if not found:
+        return None
+    node = found[0]
+    where, reads = parts(program)[node], read_weights(program, node)
+    return Place(
+        3,
+        where,
+        operator_name(node),
+        node.name,
+        first.difference,
+        1.0,
+        weights=reads,
+        note=f"{first.case}, of the artifact's own inputs; in steps over what is allowed",
+    )
 
 
 def _in_artifact(suspect: Build, case: Case, progress: Progress) -> Place | None:

@@ -155,9 +155,7 @@ class Lowering:
         return result
 
     def _inputs(self, function: Function) -> None:
-        tokens, positions, *states = (
-            node for node in self.program.graph.nodes if node.op == "placeholder"
-        )
+        tokens, positions, *states = self.program.inputs
         given = function.inputs
         self.values[tokens] = given["input_ids"]
         self.start = given["position"]

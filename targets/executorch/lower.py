@@ -60,7 +60,7 @@ class Lowering:
         self.stored: list[StoredTensor] = []
         self._constants: dict[Any, Any] = {}
         self._once: dict[Any, Any] = {}
-        tokens, positions, *states = (n for n in program.graph.nodes if n.op == "placeholder")
+        tokens, positions, *states = program.inputs
         self.tokens = Given((1, self.length), torch.int64)
         self.start_pos = Given((1,), torch.int64)
         self.states = {

@@ -75,7 +75,7 @@ class Forms:
         """Outputs by name, of inputs by name."""
         self.inputs = {name: self.taken(value, name) for name, value in inputs.items()}
         graph = self.program.graph
-        tokens, positions, *states = (n for n in graph.nodes if n.op == "placeholder")
+        tokens, positions, *states = self.program.inputs
         names = (spec.identifier for spec in self.interface.states)
         held = [State(name, self.inputs[name]) for name in names]
         known: dict[fx.Node, Any] = dict(zip(states, held, strict=True))

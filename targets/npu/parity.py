@@ -76,6 +76,7 @@ def operators_rung(
     steps, facts, style = steps_of(held), held.facts, style_of(held)
     interface = _interface(program, held)
     found: dict[str, float] = defaultdict(float)
+    firsts: list[CaseResult] = []
     bound = Bound(program)
     embed, lengths = bound.embed(facts["embedding"]), facts["lengths"]
     for length in lengths:
@@ -86,12 +87,13 @@ def operators_rung(
         host = torch_stepper(program, interface, lengths, bound, embed, keep, style)
         host.step(ids[:count])
         inputs, own = host.inputs(ids[count:], length), interface.of_tokens(length)
-        teacher = _Teacher(steps, probe(own, inputs), set(own.inputs), found, allowed)
+        kept = probe(own, inputs)
+        teacher = _Teacher(steps, kept, set(own.inputs), found, firsts, allowed)
         with torch.no_grad():
             Forms(program, own, bound, teacher.keep, style).run(inputs)
         teacher.ended()
     cases = tuple(CaseResult(kind, worst, 1.0) for kind, worst in sorted(found.items()))
-    return Rung(3, TITLE, 1.0, cases)
+    return Rung(3, TITLE, 1.0, cases, first=next(iter(firsts), None))
 
 
 def same_outputs(name: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> CaseResult:
@@ -109,9 +111,11 @@ class _Teacher:
         kept: Kept,
         inputs: Set[str],
         found: dict[str, float],
+        beyond: list[CaseResult],
         allowed: Callable[[str, Step], float],
     ) -> None:
         self._steps, self._inputs, self._found, self._allowed = steps, inputs, found, allowed
+        self._beyond = beyond
         self._kept = iter(kept)
         self._next = next(self._kept, None)
 
@@ -124,7 +128,10 @@ class _Teacher:
         theirs = self._next[1].reshape(value.shape)
         self._next = next(self._kept, None)
         apart = float((step.codes(value) - step.codes(theirs)).abs().max())
-        self._found[kind] = max(self._found[kind], apart / self._allowed(name, step))
+        apart /= self._allowed(name, step)
+        self._found[kind] = max(self._found[kind], apart)
+        if not apart <= 1.0:
+            self._beyond.append(CaseResult(name, apart, 0.0))
         return theirs
 
     def ended(self) -> None:

@@ -88,9 +88,7 @@ class Lowering:
 
     def _inputs(self) -> None:
         emit, int64 = self.emit, ir.DataType.INT64
-        tokens, positions, *states = (
-            node for node in self.program.graph.nodes if node.op == "placeholder"
-        )
+        tokens, positions, *states = self.program.inputs
         self.values[tokens] = emit.input("input_ids", int64, ["batch", "time"])
         self.values[positions] = None  # attention counts positions by the mask
         mask = emit.input("attention_mask", int64, ["batch", "total"])

@@ -67,7 +67,7 @@ class Walk:
         self.operators: list[tuple[str, str]] = []
         self._params: dict[str, Any] = {}
         self._once: dict[Any, Any] = {}
-        tokens, positions, *states = (n for n in self.program.graph.nodes if n.op == "placeholder")
+        tokens, positions, *states = self.program.inputs
         self.tokens = _var("tokens", (self.length,), "int32")
         self.start = _var("start", (1,), "int32")
         specs = self.program.states

@@ -84,7 +84,7 @@ def stale_state(kind: str) -> Edit:
     def edit(program: Program) -> None:
         output = program.graph.output_node()
         results = list(output.args[0])  # type: ignore[arg-type]
-        given = [node for node in program.graph.nodes if node.op == "placeholder"][2:]
+        given = program.inputs[2:]
         place = states_of(program, kind)[0]
         state = given[place - 1]
         with program.graph.inserting_before(output):
