@@ -38,7 +38,7 @@ def made_of(checkpoint: Checkpoint, name: str) -> tuple[Build, FaultyTarget]:
     return made, FaultyTarget(target, next(own for own in FAULTS if own.name == name))
 
 
-@pytest.mark.parametrize("name", ["w1 and w3 swapped", "wrong epsilon"])
+@pytest.mark.parametrize("name", ["w1 and w3 swapped", "q and k norms swapped"])
 def test_operators_differ(
     any_checkpoint: Callable[[str], Checkpoint], name: str, tmp_path: Path
 ) -> None:
