@@ -26,7 +26,7 @@ from lfmc.passes.base import Applied
 from lfmc.progress import Progress
 from lfmc.readback import read_back
 from lfmc.request import Options, request
-from lfmc.rungs import PARITY_BYTES_PER_PARAM, Verification, verify
+from lfmc.rungs import Verification, require_parity_memory, verify
 from lfmc.stepping import Stepper, TorchStepper
 from lfmc.targets.base import Artifact, Target
 from lfmc.timing import require_speed
@@ -139,8 +139,7 @@ def _require_memory(checkpoint: Checkpoint, target: Target, options: Options) ->
     needed = int(each * checkpoint.num_params)
     require_memory(checkpoint, needed, "lowering", "export it on a machine with more memory")
     if options.check != "off":
-        needed = PARITY_BYTES_PER_PARAM * checkpoint.num_params
-        require_memory(checkpoint, needed, "parity", "--check off leaves it out")
+        require_parity_memory(checkpoint, "--check off leaves it out")
 
 
 def _prove(

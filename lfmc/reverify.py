@@ -14,10 +14,9 @@ from lfmc.errors import InputError
 from lfmc.generate import check_golden
 from lfmc.locate.search import find_place
 from lfmc.manifest import described_artifact
-from lfmc.memory import require_memory
 from lfmc.progress import Progress
 from lfmc.readback import read_back, stored_parts
-from lfmc.rungs import PARITY_BYTES_PER_PARAM, verify
+from lfmc.rungs import require_parity_memory, verify
 from lfmc.targets.base import Request, get_target
 from lfmc.tokens import check_tokens
 
@@ -54,6 +53,7 @@ def reverify(
         found["not_executed"] = why_not_here
     if checkpoint is not None:
         _require_same(bundle, checkpoint)
+        require_parity_memory(checkpoint, "leave MODEL out")
         plan, artifact = bundled_plan(bundle, checkpoint), described_artifact(bundle.manifest)
         made, _ = build(checkpoint, target, plan, asked, progress)
         with progress.stage("read the file back"):
@@ -67,7 +67,7 @@ def reverify(
 
 
 def _require_same(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    """Raise for another checkpoint than the bundle's, or for one that does not fit in memory."""
+    """Raise `InputError` for another checkpoint than the bundle's."""
     known = bundle.manifest["model"]["fingerprint"]
     if checkpoint.fingerprint != known:
         raise InputError(
@@ -76,8 +76,6 @@ def _require_same(bundle: Bundle, checkpoint: Checkpoint) -> None:
             expected=f"fingerprint {known[:16]}...",
             got=f"{checkpoint.fingerprint[:16]}...",
         )
-    needed = PARITY_BYTES_PER_PARAM * checkpoint.num_params
-    require_memory(checkpoint, needed, "parity", "leave MODEL out")
 
 
 def bundled_plan(bundle: Bundle, checkpoint: Checkpoint) -> BitPlan:

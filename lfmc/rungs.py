@@ -15,6 +15,7 @@ from lfmc.choices import NEAR_TIE, NEAR_TIE_SHIPPED
 from lfmc.errors import GateError, InputError
 from lfmc.floats import float_rungs
 from lfmc.locate.place import Place
+from lfmc.memory import require_memory
 from lfmc.parity import (
     FLOAT_TOLERANCE,
     Case,
@@ -32,8 +33,7 @@ from lfmc.targets.base import Artifact
 WINDOW = 256
 WINDOWS = {"full": 7, "fast": 2}
 CHECKS = ("full", "fast", "off")
-# Two float32 models side by side, and the codes of a third.
-PARITY_BYTES_PER_PARAM = 10
+BYTES_PER_PARAM = 10  # two float32 models side by side, and the codes of a third
 
 TITLES = {
     1: "decoder = transformers, float32",
@@ -110,6 +110,11 @@ def verify(
         judged = passages(checkpoint, min(WINDOW, context), WINDOWS[check], text)
         quality = measure_quality(checkpoint, made.target.run(folder), judged, progress)
     return Verification(tuple(rungs), quality)
+
+
+def require_parity_memory(checkpoint: Checkpoint, todo: str) -> None:
+    """Raise `UnsupportedError` where this machine has less memory than the rungs take."""
+    require_memory(checkpoint, BYTES_PER_PARAM * checkpoint.num_params, "parity", todo)
 
 
 def _decoder_rung(

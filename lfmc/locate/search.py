@@ -54,27 +54,20 @@ def _worst(failed: Rung, matrix: tuple[Case, ...]) -> Case:
     return next((case for case in matrix if case.name == worst), matrix[0])
 
 
-def _compared_alone(program: Program, first: CaseResult) -> Place | None:
+def _compared_alone(program: Program, first: CaseResult) -> Place:
     """The operator whose value a target compared by itself, named by its node, or by the state that
-    it adds to."""
+    it adds to; the value, where no operator computes it."""
     name = first.case.partition(".")[0]
     states = zip(program.states, program.inputs[2:], strict=True)
     adding = [user for own, state in states if own.identifier == name for user in state.users]
     found = [node for node in program.graph.nodes if node.name == name] + adding
+    note = f"{first.case}, of the artifact's own inputs; in steps over what is allowed"
     if not found:
-        return None
+        return Place(3, "file", "value", first.case, first.difference, 1.0, note=note)
     node = found[0]
     where, reads = parts(program)[node], read_weights(program, node)
-    return Place(
-        3,
-        where,
-        operator_name(node),
-        node.name,
-        first.difference,
-        1.0,
-        weights=reads,
-        note=f"{first.case}, of the artifact's own inputs; in steps over what is allowed",
-    )
+    given = operator_name(node), node.name, first.difference, 1.0
+    return Place(3, where, *given, weights=reads, note=note)
 
 
 def _in_artifact(suspect: Build, case: Case, progress: Progress) -> Place | None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import tree_sitter_kotlin
 
-import lfmc
 from lfmc.bundle import Bundle
 from lfmc.chat import render
+from tests.examples.bundles import app_bundle
 from tests.examples.kotlin import ANDROID, KOTLIN, SOURCES, assert_bundle_is_read, fields
 from tests.examples.parsing import broken_lines
 
@@ -25,14 +25,8 @@ GRADLE = sorted(ANDROID.rglob("*.kts"))
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return lfmc.export(
-        target="executorch",
-        bits="4",
-        output=tmp_path_factory.mktemp("android") / "bundle",
-        check="off",
-        context=64,
-        target_options={"chunk": "32"},
-    )
+    output = tmp_path_factory.mktemp("android") / "bundle"
+    return app_bundle(output, "executorch", "4", chunk="32")
 
 
 @pytest.mark.parametrize("path", [*KOTLIN, *GRADLE], ids=lambda path: path.name)

@@ -9,7 +9,6 @@ import onnx
 import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-import lfmc
 from lfmc.bundle import Bundle
 from lfmc.targets.base import get_target
 from lfmc.targets.npu.bundle import DECODE, HOST_FILE, PREFILL, TABLE_FILE
@@ -18,6 +17,7 @@ from lfmc.targets.npu.interface import MASKED
 from lfmc.targets.parameters import PARAMETERS, open_parameters
 from lfmc.targets.qualcomm import session
 from lfmc.targets.qualcomm.runtime import COMPILED, SOURCE
+from tests.examples.bundles import app_bundle
 from tests.examples.kotlin import SOURCES, assert_bundle_is_read, fields
 
 HOSTED = [
@@ -40,14 +40,8 @@ HOSTED = [
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return lfmc.export(
-        target="qualcomm",
-        bits="8",
-        output=tmp_path_factory.mktemp("android") / "bundle",
-        check="off",
-        context=64,
-        target_options={"stage": "edge", "chunk": "16"},
-    )
+    output = tmp_path_factory.mktemp("android") / "bundle"
+    return app_bundle(output, "qualcomm", "8", stage="edge", chunk="16")
 
 
 def test_kotlin_reads_what_the_bundle_has(bundle: Bundle) -> None:

@@ -11,8 +11,8 @@ import pytest
 import tree_sitter_swift
 from openstep_parser import OpenStepDecoder
 
-import lfmc
 from lfmc.bundle import Bundle
+from tests.examples.bundles import app_bundle
 from tests.examples.parsing import broken_lines
 
 IOS = Path(__file__).parents[2] / "examples" / "ios"
@@ -24,14 +24,7 @@ KIT = {path.stem: path.read_text(encoding="utf-8") for path in SOURCES if "LfmKi
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("ios")
     return {
-        layout: lfmc.export(
-            target="coreml",
-            bits="4",
-            output=folder / layout,
-            check="off",
-            context=64,
-            target_options={"layout": layout},
-        )
+        layout: app_bundle(folder / layout, "coreml", "4", layout=layout)
         for layout in ("mlstate", "conv-io")
     }
 
