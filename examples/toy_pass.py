@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import torch
 
+from lfmc.graph.program import Program
 from lfmc.passes.pattern import Op, Var, match
-from lfmc.program import Program
 
 FUNCTIONS = {"aten.cos": torch.ops.aten.cos.default, "aten.sin": torch.ops.aten.sin.default}
 

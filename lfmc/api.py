@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lfmc.bundle import Bundle, open_bundle
-from lfmc.calib_free.allocate import FAST, Effort
-from lfmc.calib_free.alphaq import AlphaQOptions
-from lfmc.calib_free.budget import Budget
-from lfmc.calib_free.plan import BitPlan
-from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.bundle.bundle import Bundle, open_bundle
+from lfmc.calib_free.allocate.budget import Budget
+from lfmc.calib_free.alphaq.allocation import AlphaQOptions
+from lfmc.calib_free.make_plan import FAST, Effort
+from lfmc.calib_free.plan.bit_plan import BitPlan
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import InputError
-from lfmc.progress import Silent
-from lfmc.stepping import Stepper
+from lfmc.machine.progress import Silent
+from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Target, get_target
 
 
@@ -47,8 +47,8 @@ def plan(
     `effort` is an `lfmc.Effort`: Effort("best", minutes=10) also fits codes, scales and norms.
     `workers` is the `dask://HOST:PORT` of a cluster that measures; `cache` keeps what was measured.
     """
-    from lfmc.exporter import plan_for
-    from lfmc.request import Options
+    from lfmc.exporter.export import plan_for
+    from lfmc.lowering.request import Options
 
     options = Options(
         bits=bits,
@@ -75,12 +75,12 @@ def export(
 ) -> Bundle:
     """Quantize, lower, prove and write a bundle; see `lfmc export`.
 
-    `plan` is the file of a plan to obey. `options` are those of `lfmc.exporter.Options`: bits,
-    context, target_options (a dict), check, max_kl, min_top1, seed, effort, alphaq, workers, cache.
-    Raises the same errors as the command.
+    `plan` is the file of a plan to obey. `options` are those of `lfmc.lowering.request.Options`:
+    bits, context, target_options (a dict), check, max_kl, min_top1, seed, effort, alphaq, workers,
+    cache. Raises the same errors as the command.
     """
-    from lfmc.exporter import export as run
-    from lfmc.request import Options
+    from lfmc.exporter.export import export as run
+    from lfmc.lowering.request import Options
 
     checkpoint, chosen = open_checkpoint(model), get_target(target)
     folder = default_output(checkpoint, chosen) if output is None else Path(output)
@@ -95,7 +95,7 @@ def export(
 
 def verify(bundle: str | Path, model: str | Path | None = None) -> dict[str, Any]:
     """Prove a bundle again: files, golden prompts and, given its checkpoint, all rungs."""
-    from lfmc.reverify import reverify
+    from lfmc.exporter.reverify import reverify
 
     return reverify(
         open_bundle(bundle), None if model is None else open_checkpoint(model), Silent()

@@ -8,8 +8,8 @@ from importlib import import_module
 
 import click
 
-import lfmc
 from lfmc.errors import GateError, LfmcError
+from lfmc.version import __version__
 
 # name: (module that defines `command`, what `lfmc --help` says)
 COMMANDS = {
@@ -44,7 +44,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(lfmc.__version__, prog_name="lfmc")
+@click.version_option(__version__, prog_name="lfmc")
 def cli() -> None:
     """Quantize and export Liquid Foundation Models, with every artifact proven.
 

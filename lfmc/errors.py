@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar, Protocol
 
-if TYPE_CHECKING:
-    from lfmc.locate.place import Place
+
+class Place(Protocol):
+    """Where two models differ first (`lfmc.parity.place.Place`)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The place as JSON values."""
 
 
 class LfmcError(Exception):

@@ -1,3 +1,3 @@
 """Graph rewrites, one a file; `pipeline.py` is the only ordered list of them."""
 
-import lfmc.ops  # noqa: F401 (registers the operators that passes put into graphs)
+import lfmc.graph.ops  # noqa: F401 (registers the operators that passes put into graphs)

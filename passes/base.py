@@ -8,9 +8,9 @@ from typing import ClassVar, Protocol
 
 import torch
 
-import lfmc.ops  # noqa: F401 (registers the operators that passes write)
+import lfmc.graph.ops  # noqa: F401 (registers the operators that passes write)
 from lfmc.errors import LfmcError
-from lfmc.program import Program
+from lfmc.graph.program import Program
 
 
 class Pass(Protocol):

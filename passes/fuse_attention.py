@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from lfmc.graph.program import Program, operator_name
 from lfmc.passes.pattern import ANY, Match, OneOf, Op, Var, match
-from lfmc.program import Program, operator_name
 
 _ANGLES = Op(
     "aten.mul",

@@ -21,8 +21,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from lfmc.graph.program import Program
 from lfmc.passes.pattern import ANY, Match, OneOf, Op, Var, match
-from lfmc.program import Program
 
 _CHUNK = OneOf(
     Op("aten.chunk", Op("aten.transpose", Var("bcx"), 1, 2), 3, 1, bind="chunk"),

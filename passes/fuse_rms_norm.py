@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from lfmc.graph.program import Program
 from lfmc.passes.pattern import Op, Var, match
-from lfmc.program import Program
 
 _X = Var("x")
 _MEAN = Op("aten.mean", Op("aten.pow", _X, 2), [-1], True)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from lfmc.graph.program import Program
 from lfmc.passes.pattern import Op, Var, match
-from lfmc.program import Program
 
 _PATTERN = Op("aten.mul", Op("aten.silu", Var("gate")), Var("up"))
 

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from lfmc.graph.program import Program, Weight
 from lfmc.passes.pattern import Op, Var, match
-from lfmc.program import Program, Weight
 
 _LINEAR = Op("aten.linear", Var("x"), Var("weight"))
 _MEETINGS = {"lfm.attention": 3, "lfm.swiglu": 2}

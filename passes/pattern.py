@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from lfmc.program import operator_name
+from lfmc.graph.program import operator_name
 
 COMMUTATIVE = frozenset({"aten.add", "aten.mul", "aten.__and__"})
 PLACEMENT = frozenset({"device", "layout", "pin_memory"})

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
-from lfmc.calib_free.formats import Floats, Format
+from lfmc.calib_free.grid.formats import Floats, Format
 from lfmc.errors import InputError
-from lfmc.program import Part, Program, Weight
+from lfmc.graph.program import Part, Program, Weight
 
 Formats = Mapping[str, Format | Floats]
 

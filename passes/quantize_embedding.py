@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import torch
 
+from lfmc.graph.program import Program
 from lfmc.passes.pattern import arguments
 from lfmc.passes.quantize import Formats, add_parts, planned_format
-from lfmc.program import Program
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lfmc.program import Program
+from lfmc.graph.program import Program
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 from torch import fx
 
+from lfmc.graph.program import Program, operator_name
 from lfmc.passes.pattern import arguments
-from lfmc.program import Program, operator_name
 
 _COPIES = frozenset({"aten.contiguous", "aten.alias", "aten.detach", "aten.clone"})
 

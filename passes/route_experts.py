@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from lfmc.graph.program import Program
 from lfmc.passes.pattern import ANY, Match, OneOf, Op, Var, match
-from lfmc.program import Program
 
 _CHOSEN = Op("getitem", Op("aten.topk", Var("choice"), Var("k")), 1)
 _PICKED = Op("aten.gather", Var("scores"), 1, _CHOSEN)

@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, fx
 
-from lfmc.calib_free.formats import Capabilities
+from lfmc.calib_free.grid.formats import Capabilities
 from lfmc.errors import InputError, UnsupportedError
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program, operator_name
+from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
-from lfmc.parity import Rung
-from lfmc.program import Program, operator_name
-from lfmc.stepping import Stepper
-from lfmc.trace import TraceSpec
-from lfmc.weights import PlannedWeights
+from lfmc.parity.compare import Rung
+from lfmc.run.stepper import Stepper
 
 TARGETS: Mapping[str, str] = {
     "coreml": "lfmc.targets.coreml.target:CoremlTarget",

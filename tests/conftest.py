@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lfmc.checkpoint import Checkpoint, demo_path, open_checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint, demo_path, open_checkpoint
 from tests.factories import KINDS, save_tiny_checkpoint
 
 TRAINED = ("lfm2-moe-8m", "lfm2-moe-38m", "lfm2-17m", "lfm3-17m")

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from lfmc.checkpoint import TOKENIZER_FILES, demo_path
+from lfmc.checkpoint.checkpoint import TOKENIZER_FILES, demo_path
 from lfmc.model import Decoder, DecoderConfig, initial_state
 
 _SIZES = {

@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfmc.cache import default_cache
-from lfmc.calib_free.allocate import make_plan
-from lfmc.calib_free.budget import Budget
-from lfmc.calib_free.formats import GENERIC
-from lfmc.calib_free.plan import BitPlan
-from lfmc.calib_free.planned import dequantized_weights
-from lfmc.calib_free.resources import Resources
-from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.calib_free.allocate.budget import Budget
+from lfmc.calib_free.allocate.resources import Resources
+from lfmc.calib_free.grid.formats import GENERIC
+from lfmc.calib_free.make_plan import make_plan
+from lfmc.calib_free.plan.bit_plan import BitPlan
+from lfmc.calib_free.plan.planned_tensors import dequantized_weights
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import InputError
-from lfmc.quality import QualityMeter, logits_of
-from lfmc.report import heat
+from lfmc.machine.cache import default_cache
+from lfmc.parity.text_quality import QualityMeter, logits_of
+from lfmc.report import heat_map as heat
 from lfmc.report.page import templates
 from lfmc.report.plan_facts import tensor_facts
 from lfmc.report.plot import Line, Mark, Plot, axes
-from lfmc.rungs import WINDOW, WINDOWS, passages
+from lfmc.verification.rungs import WINDOW, WINDOWS, passages
 
 FOLDER = Path(__file__).parents[1] / "plots"
 BUDGETS = (2.5, 3.0, 3.5, 4.0, 4.5, 5.5, 6.5)

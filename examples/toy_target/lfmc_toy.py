@@ -12,17 +12,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lfmc.calib_free.formats import FLOAT_NBYTES, Capabilities, Format, parse_format
+from lfmc.calib_free.grid.formats import FLOAT_NBYTES, Capabilities, Format, parse_format
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program, Weight
+from lfmc.graph.trace import TraceSpec, trace
 from lfmc.model import DecoderConfig, read_config
 from lfmc.model.rope import inverse_frequencies
-from lfmc.parity import FLOAT_TOLERANCE
+from lfmc.parity.compare import FLOAT_TOLERANCE
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
-from lfmc.program import Program, Weight
-from lfmc.stepping import Stepper, TorchStepper
+from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
-from lfmc.trace import TraceSpec, trace
-from lfmc.weights import PlannedWeights
 
 MODEL = "model.safetensors"
 FORMATS = tuple(Format(bits, 32, True, "float16") for bits in (2, 3, 4, 8))

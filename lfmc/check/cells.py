@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lfmc.bundle import MANIFEST, open_bundle
+from lfmc.bundle.bundle import MANIFEST, open_bundle
 from lfmc.check.baseline import Numbers
+from lfmc.check.cell_key import cell_key, versions
 from lfmc.check.config import Cell, Gates
-from lfmc.check.key import cell_key, versions
-from lfmc.checkpoint import open_checkpoint
+from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.errors import GateError, InputError, LfmcError, UnsupportedError
-from lfmc.isolated import environment, installed_in
+from lfmc.machine.isolated import environment, installed_in
 from lfmc.targets.base import get_target
 
 Status = Literal["passed", "failed", "not executed", "skipped", "error"]
@@ -110,7 +110,7 @@ def _stopped(outcome: Outcome, told: _Told) -> Outcome:
 
 
 def _where(place: Mapping[str, Any]) -> str:
-    """A place as `lfmc.locate.place` has it, in a line."""
+    """A place as `lfmc.parity.place` has it, in a line."""
     case = "" if place["case"] is None else f", in {place['case']}"
     off = float(place["difference"])
     return f"first place that differs: {place['where']}, by {off:.3g}{case}"

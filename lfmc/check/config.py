@@ -1,6 +1,6 @@
 """`.lfmc.toml`: what to export and which numbers to hold. Its keys are the flags of `lfmc export`.
 
-The schema of a cell is made of the command's own options, so neither knows a flag the other lacks.
+The schema of a cell is built from the options of that command, which the caller passes in.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from lfmc.check.lines import Lines, line_of, lines_of
-from lfmc.commands.export import command as export_command
+from lfmc.check.toml_lines import Lines, line_of, lines_of
 from lfmc.errors import InputError, LfmcError
 from lfmc.targets.base import target_names
 
@@ -77,7 +76,7 @@ class Matrix:
     cells: tuple[Cell, ...]
 
 
-def load_matrix(path: Path) -> Matrix:
+def load_matrix(path: Path, export_command: click.Command) -> Matrix:
     """Read and check a file; `InputError` names the file, the line and the key of what is wrong."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -90,16 +89,16 @@ def load_matrix(path: Path) -> Matrix:
         raise InputError("the file can't be read", where=path, got=error) from error
     lines = lines_of(text)
     try:
-        checked: Any = _schema().model_validate(found)
+        checked: Any = _schema(export_command).model_validate(found)
     except ValidationError as error:
-        told = "\n".join(_told(one, lines) for one in error.errors())
+        told = "\n".join(_told(one, lines, export_command) for one in error.errors())
         raise InputError("the file is not valid", where=path, got=told) from error
     shared = _given(checked.defaults)
-    _read(shared, path, partial(_line, lines, "defaults"))
+    _read(shared, export_command, path, partial(_line, lines, "defaults"))
     cells: list[Cell] = []
     for index, table in enumerate(checked.export):
         own = _given(table)
-        _read(own, path, partial(_line, lines, "export", index))
+        _read(own, export_command, path, partial(_line, lines, "export", index))
         cells += _cells(shared | own)
     names = [cell.name for cell in cells]
     for name in names:
@@ -111,9 +110,11 @@ def load_matrix(path: Path) -> Matrix:
     return Matrix(folder, folder / checked.baseline, checked.drift, tuple(cells))
 
 
-def _schema() -> type[BaseModel]:
+def _schema(export_command: click.Command) -> type[BaseModel]:
     """The whole file: `baseline`, `[drift]`, `[defaults]` and `[[export]]`."""
-    fields: dict[str, Any] = {key: (kind | None, None) for key, kind in keys().items()}
+    fields: dict[str, Any] = {
+        key: (kind | None, None) for key, kind in keys(export_command).items()
+    }
     table = create_model("Export", __config__=RULES, **fields)
     return create_model(
         "File",
@@ -125,7 +126,7 @@ def _schema() -> type[BaseModel]:
     )
 
 
-def keys() -> dict[str, Any]:
+def keys(export_command: click.Command) -> dict[str, Any]:
     """Every key of an `[[export]]` table, and what it takes."""
     found: dict[str, Any] = {"name": str, "model": str | list[str], "target": str | list[str]}
     for option in export_command.params:
@@ -187,7 +188,12 @@ def _flags(key: str, value: Any) -> Iterator[str]:
             yield from (f"--{key}", str(one))
 
 
-def _read(values: Mapping[str, Any], path: Path, place: Callable[[str], int]) -> None:
+def _read(
+    values: Mapping[str, Any],
+    export_command: click.Command,
+    path: Path,
+    place: Callable[[str], int],
+) -> None:
     """Let the command read every flag: what it refuses is refused here, by the key's line."""
     for key, value in values.items():
         try:
@@ -209,19 +215,23 @@ def _line(lines: Lines, *place: object) -> int:
     return line_of(lines, place)
 
 
-def _told(error: Any, lines: Lines) -> str:
+def _told(error: Any, lines: Lines, export_command: click.Command) -> str:
     """One line about one error of pydantic."""
     place = [part for part in error["loc"] if not str(part).startswith(("list[", "str"))]
     key = ".".join(f"{part}" for part in place if not isinstance(part, int)) or "export"
     message = error["msg"][:1].lower() + error["msg"][1:]
     if error["type"] == "extra_forbidden":
         message = "there is no such key"
-        near = difflib.get_close_matches(str(place[-1]), _siblings(place), 1)
+        near = difflib.get_close_matches(str(place[-1]), _siblings(place, export_command), 1)
         message += f"; did you mean {near[0]}?" if near else "; `lfmc export --help` lists flags"
     return f"line {line_of(lines, place)}, {key}: {message}"
 
 
-def _siblings(place: Sequence[object]) -> list[str]:
+def _siblings(place: Sequence[object], export_command: click.Command) -> list[str]:
     if place[0] == "drift" and len(place) > 1:
         return list(Drift.model_fields)
-    return list(keys()) if len(place) > 1 else ["baseline", "drift", "defaults", "export"]
+    return (
+        list(keys(export_command))
+        if len(place) > 1
+        else ["baseline", "drift", "defaults", "export"]
+    )

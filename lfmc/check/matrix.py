@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lfmc.cache import cache_folder
 from lfmc.check.baseline import Known, drifted, load_baseline, save_baseline
 from lfmc.check.cells import Outcome, run_cell
 from lfmc.check.config import Cell, Drift, Matrix
 from lfmc.errors import GateError, InputError, UnsupportedError
+from lfmc.machine.cache import cache_folder
 
 KEPT_DAYS = 30
 

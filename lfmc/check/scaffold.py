@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lfmc.check.config import BASELINE
-from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import LfmcError
-from lfmc.request import DEFAULT_CONTEXT, Options, request
+from lfmc.lowering.request import DEFAULT_CONTEXT, Options, request
 from lfmc.targets.base import get_target, install_advice, target_names
 
 BITS = 4.5  # a budget that all targets can meet but those with wide weights alone

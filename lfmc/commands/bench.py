@@ -20,14 +20,14 @@ def command(
     bundle: Path, prompt: int | None, tokens: int | None, rounds: int, as_json: bool
 ) -> None:
     """Tokens per second of BUNDLE here: best and median of several rounds."""
-    from lfmc.bundle import open_bundle
+    from lfmc.bundle.bundle import open_bundle
     from lfmc.errors import InputError
 
     open_bundle(bundle)
 
     from lfmc.api import load
-    from lfmc.progress import for_terminal
-    from lfmc.timing import fitting, time_stepper
+    from lfmc.machine.progress import for_terminal
+    from lfmc.run.timing import fitting, time_stepper
 
     progress = for_terminal()
     with progress.stage("load"):

@@ -53,9 +53,10 @@ def command(
     from lfmc.check.config import load_matrix
     from lfmc.check.matrix import exit_code, run_matrix
     from lfmc.check.report import to_dict, write_reports
+    from lfmc.commands.export import command as export_command
     from lfmc.commands.tables import console
 
-    matrix = load_matrix(file)
+    matrix = load_matrix(file, export_command)
     known = load_baseline(matrix.baseline)
     outcomes = run_matrix(
         matrix,

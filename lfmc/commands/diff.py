@@ -11,7 +11,7 @@ import click
 from lfmc.commands.options import json_option
 
 if TYPE_CHECKING:
-    from lfmc.diff import Changed, Difference
+    from lfmc.exporter.diff import Changed, Difference
 
 FEW = 8  # tensors of a kind that are named one by one
 SHOWN = 24  # lines of tensors
@@ -39,10 +39,10 @@ def command(
     Shows how tensors are stored otherwise, sizes, measured quality, options and versions. The exit
     code is 0 wherever they could be compared, however much they differ.
     """
-    from lfmc.checkpoint import open_checkpoint
-    from lfmc.diff import APART, difference, open_side, with_activations
+    from lfmc.checkpoint.checkpoint import open_checkpoint
     from lfmc.errors import InputError
-    from lfmc.progress import for_terminal
+    from lfmc.exporter.diff import APART, difference, open_side, with_activations
+    from lfmc.machine.progress import for_terminal
 
     share = APART if apart is None else apart
     if not 0 <= share < float("inf"):

@@ -20,9 +20,9 @@ def command(as_json: bool) -> None:
     from rich.table import Table
 
     from lfmc.commands.tables import console
-    from lfmc.memory import installed_nbytes
+    from lfmc.machine.memory import installed_nbytes
+    from lfmc.machine.versions import TESTED, installed
     from lfmc.targets.base import get_target, install_advice, target_names
-    from lfmc.versions import TESTED, installed
 
     packages = {name: (installed(name), tested) for name, tested in TESTED.items()}
     targets = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lfmc.commands.first_difference import showing_place
 from lfmc.commands.options import (
     Setting,
     alphaq_options,
@@ -20,7 +21,6 @@ from lfmc.commands.options import (
     text_option,
     trace_option,
 )
-from lfmc.commands.places import showing_place
 
 
 @click.command("export")
@@ -103,13 +103,13 @@ def command(
     lfmc export ./model --target ethos-u --accelerator ethos-u85-256 --isolated
     """
     from lfmc.api import budget, default_output
-    from lfmc.calib_free.fit import Effort
-    from lfmc.checkpoint import open_checkpoint
+    from lfmc.calib_free.fit.fit import Effort
+    from lfmc.checkpoint.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, parity_table, plan_table, result_lines
-    from lfmc.exporter import export, plan_for
-    from lfmc.isolated import run_isolated
-    from lfmc.progress import for_terminal
-    from lfmc.request import Options, request
+    from lfmc.exporter.export import export, plan_for
+    from lfmc.lowering.request import Options, request
+    from lfmc.machine.isolated import run_isolated
+    from lfmc.machine.progress import for_terminal
     from lfmc.targets.base import get_target
 
     chosen = get_target(target)

@@ -28,7 +28,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Continue PROMPT with the artifact in BUNDLE, run the way an app runs it."""
-    from lfmc.bundle import open_bundle
+    from lfmc.bundle.bundle import open_bundle
     from lfmc.errors import InputError
 
     opened = open_bundle(bundle)
@@ -36,9 +36,9 @@ def command(
     from tokenizers import Tokenizer
 
     from lfmc.api import load
-    from lfmc.chat import render
-    from lfmc.generate import continue_tokens
-    from lfmc.progress import for_terminal
+    from lfmc.checkpoint.chat_template import render
+    from lfmc.machine.progress import for_terminal
+    from lfmc.run.generate import continue_tokens
 
     tokens = opened.manifest["tokens"]
     text = prompt

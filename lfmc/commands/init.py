@@ -27,7 +27,7 @@ def command(models: tuple[str, ...], output: Path, force: bool) -> None:
     """
     from lfmc.check.config import DEMO
     from lfmc.check.scaffold import find_models, scaffold
-    from lfmc.checkpoint import open_checkpoint
+    from lfmc.checkpoint.checkpoint import open_checkpoint
 
     require_absent(output, force)
     names = list(models) or find_models(output.parent) or [DEMO]

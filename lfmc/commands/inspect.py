@@ -33,7 +33,7 @@ def command(model: str | None, report: Path | None, force: bool, as_json: bool) 
     """
     from rich.table import Table
 
-    from lfmc.checkpoint import open_checkpoint
+    from lfmc.checkpoint.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, memory_table
     from lfmc.report.model_facts import gather_model
     from lfmc.report.model_page import model_page

@@ -12,7 +12,7 @@ import click
 from lfmc.errors import InputError
 
 if TYPE_CHECKING:
-    from lfmc.calib_free.alphaq import AlphaQOptions
+    from lfmc.calib_free.alphaq.allocation import AlphaQOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,7 +93,7 @@ def alphaq_options(knobs: dict[str, Any]) -> AlphaQOptions | None:
 
     Raises `InputError` for values that make no sense.
     """
-    from lfmc.calib_free.alphaq import AlphaQOptions
+    from lfmc.calib_free.alphaq.allocation import AlphaQOptions
 
     given = {k.removeprefix("alphaq_"): v for k, v in knobs.items() if v is not None}
     return AlphaQOptions(**given) if given else None

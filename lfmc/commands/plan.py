@@ -21,7 +21,7 @@ from lfmc.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from lfmc.calib_free.auto import Allocation
+    from lfmc.calib_free.auto.method import Allocation
 
 
 @click.command("plan")
@@ -58,15 +58,15 @@ def command(
     longer.
     """
     from lfmc.api import budget
-    from lfmc.calib_free.fit import Effort
-    from lfmc.checkpoint import open_checkpoint
+    from lfmc.calib_free.fit.fit import Effort
+    from lfmc.checkpoint.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, plan_table
     from lfmc.errors import InputError
-    from lfmc.exporter import plan_for
-    from lfmc.progress import for_terminal
+    from lfmc.exporter.export import plan_for
+    from lfmc.lowering.request import Options
+    from lfmc.machine.progress import for_terminal
     from lfmc.report.plan_facts import gather_plan
     from lfmc.report.plan_page import plan_page
-    from lfmc.request import Options
     from lfmc.targets.base import get_target
 
     require_absent(output, force)

@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lfmc.calib_free.formats import Format, parse_format
-from lfmc.calib_free.plan import BitPlan, PlanRow
-from lfmc.exporter import Report
-from lfmc.memory import Footprint
-from lfmc.parity import Rung
-from lfmc.quality import Quality
-from lfmc.report.places import group
+from lfmc.calib_free.grid.formats import Format, parse_format
+from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
+from lfmc.checkpoint.footprint import Footprint
+from lfmc.exporter.export import Report
+from lfmc.parity.compare import Rung
+from lfmc.parity.text_quality import Quality
+from lfmc.report.tensor_labels import group
 from lfmc.report.units import MIB
 
 BAR = 24  # characters of the longest bar

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from lfmc.commands.first_difference import showing_place
 from lfmc.commands.options import json_option, text_option, trace_option
-from lfmc.commands.places import showing_place
 
 
 @click.command("verify")
@@ -25,7 +25,7 @@ def command(
 
     MODEL is the checkpoint that the bundle was exported from (`demo` for the one in the package).
     """
-    from lfmc.bundle import open_bundle
+    from lfmc.bundle.bundle import open_bundle
     from lfmc.errors import InputError
 
     if trace and model is None:
@@ -34,9 +34,9 @@ def command(
         raise InputError("there is no such check", expected="full, fast", got=check)
     opened = open_bundle(bundle)
 
-    from lfmc.checkpoint import open_checkpoint
-    from lfmc.progress import for_terminal
-    from lfmc.reverify import reverify
+    from lfmc.checkpoint.checkpoint import open_checkpoint
+    from lfmc.exporter.reverify import reverify
+    from lfmc.machine.progress import for_terminal
 
     checkpoint = None
     if model is not None:

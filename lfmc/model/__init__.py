@@ -2,7 +2,7 @@
 
 from lfmc.model.config import DecoderConfig, Moe, Rope
 from lfmc.model.decoder import Decoder, build_decoder
-from lfmc.model.read import read_config
+from lfmc.model.read_config import read_config
 from lfmc.model.state import StateSpec, initial_state, state_specs
 
 __all__ = [

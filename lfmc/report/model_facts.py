@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lfmc.calib_free.roles import role
-from lfmc.checkpoint import Checkpoint
-from lfmc.memory import Footprint, footprint, footprints
+from lfmc.calib_free.plan.roles import role
+from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.checkpoint.footprint import Footprint, footprint, footprints
 from lfmc.model import DecoderConfig
 
 CURVE_POINTS = 64

@@ -6,8 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-import lfmc
 from lfmc.report import units
+from lfmc.version import __version__
 
 
 def templates() -> Environment:
@@ -27,4 +27,4 @@ def render(template: str, **values: Any) -> str:
     compact = {"separators": (",", ":"), "allow_nan": False}
     environment.policies["json.dumps_kwargs"] = compact
     environment.filters |= {"size": units.size, "percent": units.percent}
-    return environment.get_template(template).render(version=lfmc.__version__, **values)
+    return environment.get_template(template).render(version=__version__, **values)

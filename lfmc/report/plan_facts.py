@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from lfmc.calib_free.auto import Measured
-from lfmc.calib_free.formats import Capabilities, Floats, Format, parse_format
-from lfmc.calib_free.ladder import Ladder, ladder
-from lfmc.calib_free.plan import BitPlan, PlanRow
-from lfmc.calib_free.roles import QUANTIZED
-from lfmc.checkpoint import Checkpoint
-from lfmc.report.places import GROUPS, Place, group, place
+from lfmc.calib_free.auto.budget_ladder import Ladder, ladder
+from lfmc.calib_free.auto.method import Measured
+from lfmc.calib_free.grid.formats import Capabilities, Floats, Format, parse_format
+from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
+from lfmc.calib_free.plan.roles import QUANTIZED
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.report.spectrum_facts import Spectrum, shown, spectra_of
+from lfmc.report.tensor_labels import GROUPS, Place, group, place
 
 
 @dataclass(frozen=True)

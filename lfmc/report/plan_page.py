@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lfmc.calib_free.formats import Format
-from lfmc.calib_free.plan import BitPlan
-from lfmc.report import heat
+from lfmc.calib_free.grid.formats import Format
+from lfmc.calib_free.plan.bit_plan import BitPlan
+from lfmc.report import heat_map as heat
 from lfmc.report.page import render
-from lfmc.report.places import GROUPS
 from lfmc.report.plan_facts import PlanFacts, TensorFacts
 from lfmc.report.plan_plots import curve_plot, kind_plots, ladder_plot, spectrum_plot
 from lfmc.report.plot import Axis
+from lfmc.report.tensor_labels import GROUPS
 from lfmc.report.units import percent, size, stored_as
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lfmc.calib_free.ladder import Step
+from lfmc.calib_free.auto.budget_ladder import Step
 from lfmc.report.plan_facts import CurvePoint, KindCurve, PlanFacts
 from lfmc.report.plot import Line, Mark, Plot, Point, axes, front, plain, stairs
 from lfmc.report.spectrum_facts import Spectrum

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.spectra import spectrum
-from lfmc.checkpoint import Checkpoint
-from lfmc.report.places import place
+from lfmc.calib_free.alphaq.spectra import spectrum
+from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.report.tensor_labels import place
 
 POINTS = 64  # of each spectrum
 MOST = 3000  # matrices that a page shows in full; they take about 1.3 KB each

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lfmc.calib_free.formats import ROW, Floats, Format
+from lfmc.calib_free.grid.formats import ROW, Floats, Format
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 

@@ -12,7 +12,7 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Var, types
 from torch import Tensor
 
-from lfmc.calib_free.pack import PackedTensor
+from lfmc.calib_free.grid.packed_tensor import PackedTensor
 from lfmc.targets.base import Arrangement, StoredTensor
 from lfmc.targets.coreml.names import identifier
 

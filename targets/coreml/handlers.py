@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from coremltools.converters.mil import Builder as mb
@@ -12,23 +12,16 @@ from torch import fx
 
 from lfmc.passes.pattern import arguments
 from lfmc.targets.coreml.dtypes import HALF, WIDE, cast
+from lfmc.targets.coreml.lower import Handler, Lowering
 from lfmc.targets.coreml.moe import lower_moe
 from lfmc.targets.coreml.rotary import sum_of_angles
-from lfmc.targets.coreml.tall import lookup, product
-
-if TYPE_CHECKING:
-    from lfmc.targets.coreml.lower import Lowering
-
-Result = Any  # a variable, several, or none: coremltools has no types
+from lfmc.targets.coreml.tall_matrices import lookup, product
 
 
 def _like(a: Var, b: Var) -> tuple[Var, Var]:
     """Both in the wider dtype of the two."""
     dtype = WIDE if WIDE in (a.dtype, b.dtype) else HALF
     return cast(a, dtype), cast(b, dtype)
-
-
-Handler = Callable[["Lowering", fx.Node], Result]
 
 
 def _embedding(low: Lowering, node: fx.Node) -> Var:

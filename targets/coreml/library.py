@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from lfmc.quiet import quiet
+from lfmc.machine.quiet import quiet
 from lfmc.targets.base import require
 
 

@@ -8,7 +8,7 @@ are chosen: codes and scales go into the file as `PackedTensor` has them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache as cached
 from functools import partial
@@ -20,21 +20,21 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Var, types
 from torch import Tensor, fx
 
-from lfmc.calib_free.pack import PackedTensor, split_rows
+from lfmc.calib_free.grid.packed_tensor import PackedTensor, split_rows
 from lfmc.errors import UnsupportedError
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
-from lfmc.program import Program
 from lfmc.targets.base import Probe, find_handler
 from lfmc.targets.coreml.constants import Constants
 from lfmc.targets.coreml.dtypes import HALF, cast
-from lfmc.targets.coreml.handlers import HANDLERS
 from lfmc.targets.coreml.names import output_name
 from lfmc.targets.coreml.rotary import rotation
 from lfmc.targets.coreml.states import PackageState
-from lfmc.weights import PlannedWeights
 
 Result = Any  # a variable, several, or none: coremltools has no types
+Handler = Callable[["Lowering", fx.Node], Result]
 
 HIDDEN = -1e4  # what a mask adds: its exponential is 0 in float16
 
@@ -67,6 +67,7 @@ class Lowering:
     padded: bool
     constants: Constants
     form: Form
+    handlers: Mapping[str, Handler]
     values: dict[fx.Node, Any] = field(default_factory=dict)
     probed: list[Probe] = field(default_factory=list)
     chosen: list[str] = field(default_factory=list)
@@ -181,7 +182,7 @@ class Lowering:
         return found
 
     def _call(self, node: fx.Node) -> Result:
-        return find_handler(HANDLERS, node, "Core ML")(self, node)
+        return find_handler(self.handlers, node, "Core ML")(self, node)
 
     def mask(self, window: int) -> Var:
         """What attention adds to its scores, float16 `[T, C]`; one a kind of layer."""

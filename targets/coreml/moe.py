@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +25,12 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Var
 from torch import Tensor, fx
 
-from lfmc.calib_free.formats import Format
-from lfmc.calib_free.pack import PackedTensor
+from lfmc.calib_free.grid.formats import Format
+from lfmc.calib_free.grid.packed_tensor import PackedTensor
+from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.passes.pattern import arguments
 from lfmc.targets.coreml.dtypes import HALF, WIDE, cast
-from lfmc.weights import PlannedWeights
-
-if TYPE_CHECKING:
-    from lfmc.targets.coreml.lower import Lowering
+from lfmc.targets.coreml.lower import Lowering
 
 
 @dataclass(frozen=True)

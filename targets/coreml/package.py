@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import lfmc
-from lfmc.calib_free.pack import pack_bits
+from lfmc.calib_free.grid.packed_tensor import pack_bits
 from lfmc.errors import InputError, first_line
-from lfmc.quiet import quiet
+from lfmc.machine.quiet import quiet
 from lfmc.targets.base import StoredTensor
 from lfmc.targets.coreml.library import coremltools
 from lfmc.targets.coreml.names import DECODE, identifier
-from lfmc.targets.coreml.slim import share_constants
+from lfmc.targets.coreml.shared_constants import share_constants
+from lfmc.version import __version__
 
 PACKAGE = "model.mlpackage"
 PROGRAM = "Data/com.apple.CoreML/model.mlmodel"
@@ -67,7 +67,7 @@ def write_package(
         for feature in (*function.input, *function.output, *function.state):
             feature.shortDescription = descriptions.get(feature.name, "")
     spec.description.metadata.shortDescription = about
-    spec.description.metadata.versionString = lfmc.__version__
+    spec.description.metadata.versionString = __version__
     spec.description.metadata.userDefined.update(metadata)
     path = folder / PACKAGE
     with quiet():

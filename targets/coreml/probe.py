@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from lfmc.parity import CaseResult, Rung, difference, operators_rung
-from lfmc.program import Program
+from lfmc.graph.program import Program
+from lfmc.parity.compare import CaseResult, Rung, difference, operators_rung
 from lfmc.targets.base import Artifact
 from lfmc.targets.coreml.interpreter import Interpreter
 from lfmc.targets.coreml.names import DECODE, output_name

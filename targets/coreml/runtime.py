@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lfmc.choices import Choice, joined
-from lfmc.stepping import require_tokens
+from lfmc.parity.expert_choices import Choice, joined
+from lfmc.run.stepper import require_tokens
 from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL, output_name
 
 

@@ -12,17 +12,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Capabilities, Format, unpadded
+from lfmc.calib_free.grid.formats import Capabilities, Format, unpadded
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
+from lfmc.graph.trace import TraceSpec
+from lfmc.machine.quiet import quiet
 from lfmc.model import DecoderConfig
 from lfmc.model.config import CONV
-from lfmc.parity import Rung
-from lfmc.program import Program
-from lfmc.quiet import quiet
-from lfmc.stepping import Stepper
+from lfmc.parity.compare import Rung
+from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.coreml.states import DIGIT, LAYOUTS, package_states
-from lfmc.trace import TraceSpec
-from lfmc.weights import PlannedWeights
 
 # constexpr_blockwise_shift_scale: int4 and int8, with an offset uint4 and uint8.
 GRIDS = tuple(
@@ -94,7 +94,8 @@ class CoremlTarget:
 
         ct = coremltools()
         from lfmc.targets.coreml.constants import Constants
-        from lfmc.targets.coreml.known import known_troubles
+        from lfmc.targets.coreml.handlers import HANDLERS
+        from lfmc.targets.coreml.known_issues import known_troubles
         from lfmc.targets.coreml.lower import Form, Lowering
         from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL
         from lfmc.targets.coreml.package import PACKAGE, write_package
@@ -107,7 +108,15 @@ class CoremlTarget:
         functions, lowerings = {}, {}
         for name, tokens in ((DECODE, 1), (PREFILL, chunk)):
             lowering = Lowering(
-                program, weights, states, request.context, tokens, name == PREFILL, constants, form
+                program,
+                weights,
+                states,
+                request.context,
+                tokens,
+                name == PREFILL,
+                constants,
+                form,
+                HANDLERS,
             )
             with quiet():
                 functions[name] = lowering.run(ct.target.iOS18)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from lfmc.errors import UnsupportedError, first_line
-from lfmc.quiet import no_output, quiet
+from lfmc.machine.quiet import no_output, quiet
 from lfmc.targets.ethos_u.accelerators import Accelerator
-from lfmc.targets.npu.pairs import Coding, Pairs
+from lfmc.targets.npu.qdq_pairs import Coding, Pairs
 
 # TOSA has signed codes; those of 16 bits have no zero points.
 CODING = Coding({8: torch.int8, 16: torch.int16}, signed=True)

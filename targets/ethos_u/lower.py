@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lfmc.program import Program
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
 from lfmc.targets.ethos_u.accelerators import Accelerator
 from lfmc.targets.ethos_u.compile import CODING, Compiled, compile_graph
 from lfmc.targets.ethos_u.runtime import PTE, TOSA
@@ -16,10 +17,9 @@ from lfmc.targets.npu.bundle import HOST_FILE, graph_name
 from lfmc.targets.npu.forms import Style
 from lfmc.targets.npu.graph import constants_of
 from lfmc.targets.npu.lowering import Made, NpuLowering
-from lfmc.targets.npu.pairs import Pairs, paired
-from lfmc.targets.npu.steps import every, none
-from lfmc.targets.parameters import PARAMETERS, open_parameters
-from lfmc.weights import PlannedWeights
+from lfmc.targets.npu.qdq_pairs import Pairs, paired
+from lfmc.targets.npu.static_ranges import every, none
+from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
 
 STYLE = Style(by_taps=True, by_parts=True)
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lfmc.parity import CaseResult, Rung
-from lfmc.program import Program
+from lfmc.graph.program import Program
+from lfmc.parity.compare import CaseResult, Rung
 from lfmc.targets.ethos_u.accelerators import ACCELERATORS
 from lfmc.targets.ethos_u.compile import CODING, tosa_of
 from lfmc.targets.ethos_u.runtime import run_tosa, shipped_graph
 from lfmc.targets.npu.bundle import HOST_FILE, graph_name, steps_of, style_of
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.names import PARTS_BY_TABLE, SIGMOID
-from lfmc.targets.npu.pairs import paired
 from lfmc.targets.npu.parity import SAME, Kept, operators_rung, same_outputs
-from lfmc.targets.npu.steps import Step
-from lfmc.targets.parameters import open_parameters
+from lfmc.targets.npu.qdq_pairs import paired
+from lfmc.targets.npu.static_ranges import Step
+from lfmc.targets.shared.parameters_file import open_parameters
 
 # Steps that an operator may be off by: one. But TOSA's functions are tables, which have every value
 # of 8 bits, and of 16 bits 513, with lines between them: 27 steps off were measured.

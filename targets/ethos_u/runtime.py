@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import GateError, InputError
-from lfmc.quiet import no_output
+from lfmc.machine.quiet import no_output
 from lfmc.targets.base import require
 from lfmc.targets.ethos_u.compile import CODING
 from lfmc.targets.npu.bundle import HOST_FILE, embedding, graph_name, steps_of
 from lfmc.targets.npu.host import HostStepper
 from lfmc.targets.npu.interface import Interface
-from lfmc.targets.npu.steps import Step
-from lfmc.targets.parameters import open_parameters
+from lfmc.targets.npu.static_ranges import Step
+from lfmc.targets.shared.parameters_file import open_parameters
 
 TOSA, PTE = "{}.tosa", "{}.pte"
 EXTRA = "ethos-u"

@@ -8,19 +8,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from lfmc.calib_free.formats import Capabilities
+from lfmc.calib_free.grid.formats import Capabilities
 from lfmc.errors import UnsupportedError
-from lfmc.isolated import FLAG
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
+from lfmc.machine.isolated import FLAG
 from lfmc.model import DecoderConfig
-from lfmc.parity import Rung
-from lfmc.program import Program
-from lfmc.stepping import Stepper
+from lfmc.parity.compare import Rung
+from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, TargetOption
 from lfmc.targets.ethos_u.accelerators import ACCELERATORS
 from lfmc.targets.ethos_u.vgf import SUFFIX, VGF, convert, require_converter
 from lfmc.targets.npu.constants import FORMATS
 from lfmc.targets.npu.target import GraphSize, NpuTarget
-from lfmc.weights import PlannedWeights
 
 HOST_FACTS = GraphSize(base=8_000, layer=6_000, sandwich=2_000, expert=800)
 EXECUTED_BY = "TOSA's reference model, of the graphs that Vela compiled: not a device"
@@ -121,10 +121,10 @@ class EthosUTarget(NpuTarget):
         exactly what the artifact's do; and all together where operators are exact: tables of 16
         bits are not, and what rounds so little shows it."""
         from lfmc.targets.ethos_u.parity import rungs
-        from lfmc.targets.noise import LIMIT, noise_rung
         from lfmc.targets.npu.bundle import HOST_FILE
         from lfmc.targets.npu.parity import reference
-        from lfmc.targets.parameters import open_parameters
+        from lfmc.targets.shared.parameters_file import open_parameters
+        from lfmc.targets.shared.rounding_noise import LIMIT, noise_rung
 
         alone = rungs(program, folder)
         if open_parameters(folder, HOST_FILE).facts["activations"] == "int16":

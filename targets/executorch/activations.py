@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lfmc.program import Program
-from lfmc.targets.rounding import RoundedActivations
+from lfmc.graph.program import Program
+from lfmc.targets.shared.rounded_program import RoundedActivations
 
 
 def round_rows(x: Tensor) -> Tensor:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
 
 from lfmc.passes.pattern import arguments
+from lfmc.targets.executorch.lower import Lowering
 from lfmc.targets.executorch.steps import Block, Element, Host, Matrix, Only, Value
-
-if TYPE_CHECKING:
-    from lfmc.targets.executorch.lower import Lowering
 
 
 def moe(m: Lowering, node: fx.Node) -> Value:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from lfmc.calib_free.pack import PackedTensor
+from lfmc.calib_free.grid.packed_tensor import PackedTensor
 from lfmc.errors import UnsupportedError
 from lfmc.passes.pattern import arguments
 from lfmc.targets.executorch.experts import moe
+from lfmc.targets.executorch.lower import Handler, Lowering
 from lfmc.targets.executorch.recorder import number, numel_at_one
 from lfmc.targets.executorch.steps import Host, Length, Number, Value, constant, most
 from lfmc.targets.executorch.stored import stored
 
-if TYPE_CHECKING:
-    from lfmc.targets.executorch.lower import Lowering
-
 FLOAT = 6  # float32, as operators of ExecuTorch are told
-
-Handler = Callable[["Lowering", fx.Node], Any]
 
 
 def _embedding(m: Lowering, node: fx.Node) -> Value:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from lfmc.quiet import quiet
+from lfmc.machine.quiet import quiet
 from lfmc.targets.base import require
 
 EXTRA = "executorch"

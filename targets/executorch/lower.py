@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
 from lfmc.model import StateSpec
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
-from lfmc.program import Program
 from lfmc.targets.base import StoredTensor, find_handler
 from lfmc.targets.executorch.assemble import Assembled, assemble
-from lfmc.targets.executorch.handlers import HANDLERS
 from lfmc.targets.executorch.recorder import Recorder, number, numel_at_one
 from lfmc.targets.executorch.steps import (
     Constant,
@@ -31,10 +31,11 @@ from lfmc.targets.executorch.steps import (
     constant,
 )
 from lfmc.targets.executorch.stored import matrix_parts, stored
-from lfmc.weights import PlannedWeights
 
 # Far more than scores of attention differ by, and far less than float32's largest number.
 FAR = 1e9
+
+Handler = Callable[["Lowering", fx.Node], Any]
 
 
 class Lowering:
@@ -51,6 +52,7 @@ class Lowering:
         weights: PlannedWeights,
         context: int,
         chunk: int,
+        handlers: Mapping[str, Handler],
         *,
         last_only: bool = False,
     ) -> None:
@@ -77,7 +79,7 @@ class Lowering:
             if node.op == "call_function":
                 if node is head and last_only:
                     self._only_last(arguments(node)[0])
-                self.results[node] = find_handler(HANDLERS, node, "ExecuTorch")(self, node)
+                self.results[node] = find_handler(handlers, node, "ExecuTorch")(self, node)
         self.logits: Value = self.results[head]
 
     def _only_last(self, node: fx.Node) -> None:

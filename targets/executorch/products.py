@@ -26,8 +26,8 @@ from executorch.exir._serialize._dataclass import _json_to_dataclass
 from executorch.exir._serialize._flatbuffer import _flatc_decompile
 from torch import Tensor
 
-from lfmc.parity import CaseResult, Rung, difference, operators_rung
-from lfmc.program import Program
+from lfmc.graph.program import Program
+from lfmc.parity.compare import CaseResult, Rung, difference, operators_rung
 from lfmc.targets.executorch.activations import round_rows
 from lfmc.targets.executorch.assemble import assemble
 from lfmc.targets.executorch.delegate import Delegate

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import InputError, first_line
-from lfmc.stepping import require_tokens
+from lfmc.run.stepper import require_tokens
 from lfmc.targets.executorch.library import load_operators, mute
 from lfmc.targets.executorch.stored import MODEL
 

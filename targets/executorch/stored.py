@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.pack import PackedTensor, pack_bits
+from lfmc.calib_free.grid.packed_tensor import PackedTensor, pack_bits
 from lfmc.errors import InputError, first_line
-from lfmc.quiet import quiet
+from lfmc.machine.quiet import quiet
 from lfmc.targets.base import Arrangement, StoredTensor
 from lfmc.targets.executorch.steps import as_bytes
 

@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import ROW, Capabilities, Format, unpadded
+from lfmc.calib_free.grid.formats import ROW, Capabilities, Format, unpadded
 from lfmc.errors import GateError, UnsupportedError
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
+from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
-from lfmc.parity import ARTIFACT_TOLERANCE, Rung, skipped
-from lfmc.program import Program
-from lfmc.stepping import Stepper
+from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped
+from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
-from lfmc.targets.noise import n_bit, noise_rung
-from lfmc.trace import TraceSpec
-from lfmc.weights import PlannedWeights
+from lfmc.targets.shared.rounding_noise import n_bit, noise_rung
 
 # What XNNPACK has kernels for. It drops zero points, rounds the scales of groups to bfloat16 and
 # takes weights without rounded activations for plain numbers, all without a word: so nothing else
@@ -78,12 +78,13 @@ class ExecutorchTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
+        from lfmc.targets.executorch.handlers import HANDLERS
         from lfmc.targets.executorch.lower import Lowering, state_shape
         from lfmc.targets.executorch.stored import MODEL
 
         chunk = min(int(request.options["chunk"]), request.context)
         last_only = request.options["logits"] == "last"
-        lowering = Lowering(program, weights, request.context, chunk, last_only=last_only)
+        lowering = Lowering(program, weights, request.context, chunk, HANDLERS, last_only=last_only)
         stop_ids = weights.checkpoint.stop_ids
         made = lowering.assemble(_methods(program.config, stop_ids, request.context, chunk))
         if made.inside_work < DELEGATED:

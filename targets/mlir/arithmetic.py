@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, fx
 
-from lfmc.targets.blocks import PLANES, ROWS
 from lfmc.targets.mlir.layout import EIGHTHS, fields
-from lfmc.targets.parameters import Parameter
+from lfmc.targets.shared.parameters_file import Parameter
+from lfmc.targets.shared.row_blocks import PLANES, ROWS
 
 Table = Callable[[str, Callable[[], Tensor]], Tensor]  # a parameter of a name, once made
 

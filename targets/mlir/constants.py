@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Format
-from lfmc.calib_free.pack import PackedTensor, pack_bits
+from lfmc.calib_free.grid.formats import Format
+from lfmc.calib_free.grid.packed_tensor import PackedTensor, pack_bits
 from lfmc.targets.base import Arrangement, StoredTensor
-from lfmc.targets.blocks import ROWS
-from lfmc.targets.constants import Constants, Sources, plain_values, stack_name
 from lfmc.targets.mlir.layout import (
     pack_codes,
     pack_groups,
@@ -22,7 +20,9 @@ from lfmc.targets.mlir.layout import (
     unpack_groups,
     unpack_zeros,
 )
-from lfmc.targets.parameters import Parameter, open_parameters
+from lfmc.targets.shared.constants import Constants, Sources, plain_values, stack_name
+from lfmc.targets.shared.parameters_file import Parameter, open_parameters
+from lfmc.targets.shared.row_blocks import ROWS
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,15 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from lfmc.graph.program import Program
 from lfmc.model import StateSpec
-from lfmc.program import Program
-from lfmc.targets.blocks import ROWS
 from lfmc.targets.mlir.arithmetic import Dialect, with_slices
 from lfmc.targets.mlir.constants import MlirConstants
 from lfmc.targets.mlir.forms import Forms
 from lfmc.targets.mlir.named import Named
-from lfmc.targets.parameters import DTYPES, Parameter
+from lfmc.targets.mlir.run_program import run_program
+from lfmc.targets.shared.parameters_file import DTYPES, Parameter
+from lfmc.targets.shared.row_blocks import ROWS
 
 DECODE, PREPARE = "decode", "prepare"
 SHORT = 8  # tokens of a call, where fewer than a chunk are left
@@ -84,14 +85,9 @@ class Graphs:
 
         def run(tokens: Tensor, start: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             values = dict(zip(names, rest[count:], strict=True))
-            forms = Forms(
-                self.program,
-                self.constants,
-                lambda own: values[own.name],
-                self.dialect,
-                self.named,
-            )
-            return forms.run(tokens, start, rest[:count], last_only=kind.last_only)
+            forms = Forms(self.program, self.constants, lambda own: values[own.name], self.dialect)
+            states, last_only = rest[:count], kind.last_only
+            return run_program(forms, tokens, start, states, last_only=last_only, named=self.named)
 
         with FakeTensorMode():
             given = [*self._inputs(kind), *map(_empty, self.given)]
@@ -137,7 +133,7 @@ class Graphs:
                 self.dialect,
             )
             tokens, start, *states = self._inputs(kind)
-            forms.run(tokens, start, states, last_only=False)
+            run_program(forms, tokens, start, states, last_only=False)
 
     def _as_given(self, own: Parameter) -> Parameter:
         """What functions take for a parameter: zero points are prepared."""

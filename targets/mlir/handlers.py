@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfmc.calib_free.formats import Format
+from lfmc.calib_free.grid.formats import Format
 from lfmc.model.rope import rotate, rotation
 from lfmc.targets.mlir.constants import Matrix
+from lfmc.targets.mlir.forms import Forms
 from lfmc.targets.mlir.layout import EIGHTHS
-from lfmc.targets.plain import PASSED, Held
-
-if TYPE_CHECKING:
-    from lfmc.targets.mlir.forms import Forms
+from lfmc.targets.shared.plain_torch import PASSED, Held
 
 
 def up_to(end: int) -> Tensor:

@@ -12,7 +12,7 @@ from lfmc.errors import UnsupportedError
 from lfmc.targets.mlir.devices import Device
 from lfmc.targets.mlir.graphs import PREPARE, Graphs, Kind, state_shape
 from lfmc.targets.mlir.runtime import RESET, SCOPE
-from lfmc.targets.parameters import Parameter
+from lfmc.targets.shared.parameters_file import Parameter
 
 TYPES = {
     "float32": "f32",

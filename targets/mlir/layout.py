@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lfmc.targets.blocks import PLANES, ROWS
+from lfmc.targets.shared.row_blocks import PLANES, ROWS
 
 EIGHTHS = 8
 

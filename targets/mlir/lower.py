@@ -6,14 +6,14 @@ from typing import Any
 
 from torch_mlir.extras.fx_decomp_util import get_decomposition_table
 
-from lfmc.program import Program
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
 from lfmc.targets.mlir.arithmetic import ByFloats, ByShifts, ByWords, Dialect
 from lfmc.targets.mlir.constants import MlirConstants
 from lfmc.targets.mlir.devices import Device
 from lfmc.targets.mlir.dialects import module_of, pipelines, to_linalg
 from lfmc.targets.mlir.graphs import PREPARE, Graphs
 from lfmc.targets.mlir.named import Named, inline, show
-from lfmc.weights import PlannedWeights
 
 
 def arithmetic(dialect: str, device: Device) -> Dialect:

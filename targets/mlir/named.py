@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch_mlir import ir
 
 from lfmc.targets.mlir.dialects import IMPORTED, run_passes
-from lfmc.targets.parameters import Parameter
+from lfmc.targets.shared.parameters_file import Parameter
 
 NAMESPACE, SHOWN = "lfm_mlir", "lfm"  # of operators while a graph is traced, and in a module
 INLINED = f"inline,symbol-dce,{IMPORTED}"
@@ -92,7 +92,7 @@ class Named:
 
 
 def _numbers(name: str, args: Sequence[Any]) -> dict[str, Any]:
-    """What an operator is told besides tensors, by the names it has in `lfmc.ops`."""
+    """What an operator is told besides tensors, by the names it has in `lfmc.graph.ops`."""
     schema = getattr(torch.ops.lfm, name).default._schema
     pairs = zip(schema.arguments, args, strict=True)
     return {own.name: value for own, value in pairs if isinstance(value, int | float | str)}

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch_mlir import ir
 
-from lfmc.targets.blocks import ROWS
 from lfmc.targets.mlir.devices import Device
 from lfmc.targets.mlir.dialects import run_passes
 from lfmc.targets.mlir.gated_conv import BARRIER, fuse_gated_short_convs, keep_shapes
+from lfmc.targets.shared.row_blocks import ROWS
 
 FUSION = "func.func(linalg-fold-unit-extent-dims,linalg-fuse-elementwise-ops,canonicalize,cse)"
 BLOCKS = 16  # of rows that a task takes

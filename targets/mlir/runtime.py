@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import InputError, first_line
-from lfmc.stepping import require_tokens
+from lfmc.run.stepper import require_tokens
 from lfmc.targets.base import require
 from lfmc.targets.mlir.devices import DEVICES
-from lfmc.targets.parameters import PARAMETERS, open_parameters
+from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
 
 MODULE = "model.vmfb"
 RESET = "reset"

@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Capabilities, unpadded
+from lfmc.calib_free.grid.formats import Capabilities, unpadded
 from lfmc.errors import UnsupportedError
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
+from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
-from lfmc.parity import ARTIFACT_TOLERANCE, Rung
-from lfmc.program import Program
-from lfmc.stepping import Stepper
+from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung
+from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
-from lfmc.targets.blocks import FORMATS, ROWS, require_whole_blocks
 from lfmc.targets.mlir.devices import DEVICES, why_not_here
-from lfmc.trace import TraceSpec
-from lfmc.weights import PlannedWeights
+from lfmc.targets.shared.row_blocks import FORMATS, ROWS, require_whole_blocks
 
 BYTECODE = "model.mlirbc"
 DIALECTS = ("linalg", "torch", "stablehlo", "tosa")
@@ -92,14 +92,14 @@ class MlirTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
-        from lfmc.targets.code_object import check_code_objects
         from lfmc.targets.mlir.dialects import write_bytecode
         from lfmc.targets.mlir.graphs import state_shape
         from lfmc.targets.mlir.iree import compile_module, with_parameters
         from lfmc.targets.mlir.lower import Lowering
         from lfmc.targets.mlir.rewrites import make_ready
         from lfmc.targets.mlir.runtime import MODULE
-        from lfmc.targets.parameters import PARAMETERS, write
+        from lfmc.targets.shared.code_object import check_code_objects
+        from lfmc.targets.shared.parameters_file import PARAMETERS, write
 
         chunk = min(int(request.options["chunk"]), request.context)
         device, dialect = DEVICES[request.options["device"]], request.options["dialect"]

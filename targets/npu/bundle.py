@@ -7,8 +7,8 @@ from pathlib import Path
 from lfmc.targets.npu.constants import embed
 from lfmc.targets.npu.forms import Style
 from lfmc.targets.npu.host import Embed
-from lfmc.targets.npu.steps import Step
-from lfmc.targets.parameters import PARAMETERS, Parameters, open_parameters
+from lfmc.targets.npu.static_ranges import Step
+from lfmc.targets.shared.parameters_file import PARAMETERS, Parameters, open_parameters
 
 HOST_FILE = "host.safetensors"  # what the host needs besides the graphs
 TABLE_FILE = "embedding.safetensors"  # the table, for a host of compiled graphs

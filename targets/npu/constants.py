@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import ROW, Floats, Format
-from lfmc.calib_free.pack import pack_bits, unpack_bits
+from lfmc.calib_free.grid.formats import ROW, Floats, Format
+from lfmc.calib_free.grid.packed_tensor import pack_bits, unpack_bits
 from lfmc.errors import UnsupportedError
 from lfmc.targets.base import StoredTensor
-from lfmc.targets.constants import Constants
-from lfmc.targets.parameters import Parameter, Parameters
+from lfmc.targets.shared.constants import Constants
+from lfmc.targets.shared.parameters_file import Parameter, Parameters
 
 FORMATS = tuple(Format(bits, ROW, True, "float32") for bits in (4, 8))
 HOST = "host#"  # begins the names of what the host keeps

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from lfmc.passes.pattern import arguments
-from lfmc.program import Program, operator_name
-from lfmc.targets.npu.handlers import HANDLERS
+from lfmc.graph.program import Program
 from lfmc.targets.npu.interface import Interface
-from lfmc.targets.npu.names import MATRIX, SIGMOID
-from lfmc.targets.plain import Held, call_plain
+from lfmc.targets.npu.names import MATRIX
+from lfmc.targets.shared.plain_torch import Held
 
 Given = Callable[[tuple[str, ...]], Tensor]
 Keep = Callable[[Tensor, str], Tensor]
-MOVING = ("aten.view", "aten.reshape", "aten.transpose", "aten.permute", "aten.unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class Rope:
 
 
 class Forms:
-    """Runs a program as an accelerator does; traced, that is its graph."""
+    """What the forms of operators share: a call's inputs, constants, and rounding of values."""
 
     def __init__(
         self,
@@ -71,24 +66,13 @@ class Forms:
         self.inputs: Mapping[str, Tensor] = {}
         self._name = ""
 
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs by name, of inputs by name."""
+    def begin(self, inputs: Mapping[str, Tensor]) -> None:
+        """Take a call's inputs, by name."""
         self.inputs = {name: self.taken(value, name) for name, value in inputs.items()}
-        graph = self.program.graph
-        tokens, positions, *states = self.program.inputs
-        names = (spec.identifier for spec in self.interface.states)
-        held = [State(name, self.inputs[name]) for name in names]
-        known: dict[fx.Node, Any] = dict(zip(states, held, strict=True))
-        known[tokens] = torch.zeros(1, self.interface.tokens, dtype=torch.int32)  # its shape
-        known[positions] = None
-        for node in graph.nodes:
-            if node.op == "get_attr":
-                known[node] = self._held(node)
-            elif node.op == "call_function":
-                known[node] = self._call(node, known)
-        logits, *news = arguments(graph.output_node())[0]
-        outputs = (known[logits], *(known[node] for node in news))
-        return dict(zip(self.interface.outputs, outputs, strict=True))
+
+    def at(self, node: fx.Node) -> None:
+        """From here on values are those of this operator."""
+        self._name = node.name
 
     def taken(self, value: Tensor, name: str) -> Tensor:
         """An input, rounded as the target does."""
@@ -126,19 +110,3 @@ class Forms:
     def zero(self, part: str) -> float | Tensor:
         """A zero with the step of a part of the operator at hand."""
         return 0.0
-
-    def _held(self, node: fx.Node) -> Held | Rope:
-        weight = self.program.weights[str(node.target)]
-        if weight.part == "constant":
-            return Rope(str(node.target).removeprefix("rope."))
-        return Held(weight.sources, weight.part)
-
-    def _call(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
-        name, self._name = operator_name(node), node.name
-        args = fx.map_arg(arguments(node), known.__getitem__)
-        if name in HANDLERS:
-            return HANDLERS[name](self, *args)
-        made = call_plain(node, known, self.small, "accelerators'")
-        floats = isinstance(made, Tensor) and made.is_floating_point()
-        part = SIGMOID if name == "aten.sigmoid" else ""
-        return self.keep(made, part) if floats and name not in MOVING else made

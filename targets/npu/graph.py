@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram, export
 
-from lfmc.program import Program
+from lfmc.graph.program import Program
 from lfmc.targets.npu.forms import Forms, Keep, Style
 from lfmc.targets.npu.interface import Interface
+from lfmc.targets.npu.run_program import run_program
 
 Sources = tuple[str, ...]
 Shape = Callable[[Sources], tuple[int, ...]]
@@ -49,7 +50,7 @@ def constants_of(
         return asked.setdefault(sources, torch.zeros(shape(sources)))
 
     given = {name: torch.zeros(own) for name, own in interface.inputs.items()}
-    Forms(program, interface, note, lambda value, name: value, style).run(given)
+    run_program(Forms(program, interface, note, lambda value, name: value, style), given)
     return asked
 
 
@@ -69,7 +70,7 @@ def traced(program: Program, interface: Interface, shape: Shape, keep: Keep, sty
             inputs = dict(zip(given, values, strict=False))
             held = dict(zip(constants, values[len(given) :], strict=True))
             forms = Forms(program, interface, held.__getitem__, noted, style)
-            return tuple(forms.run(inputs).values())
+            return tuple(run_program(forms, inputs).values())
 
         exported = export(_Plain(run), (*given.values(), *constants.values()), strict=False)
     return Graph(interface, exported, tuple(constants), tuple(kept))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lfmc.targets.npu.forms import Forms, Rope, State
 from lfmc.targets.npu.interface import mask_name
 from lfmc.targets.npu.names import BELOW, INVERSE, MASKED, POWERS, ROOT, SCALED, SIGMOID
-from lfmc.targets.plain import PASSED, Held
-
-if TYPE_CHECKING:
-    from lfmc.targets.npu.forms import Forms, Rope, State
+from lfmc.targets.shared.plain_torch import PASSED, Held
 
 
 def _embedding(forms: Forms, *rest: Any) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lfmc.stepping import require_tokens
+from lfmc.run.stepper import require_tokens
 from lfmc.targets.npu.interface import Interface, carried
 
 Execute = Callable[[int, Mapping[str, Tensor]], Mapping[str, Tensor]]

@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
-from lfmc.calib_free.formats import Format
-from lfmc.calib_free.streamed import StreamedDecoder
-from lfmc.calib_free.texts import write_texts
+from lfmc.calib_free.auto.sampled_text import write_texts
+from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
+from lfmc.calib_free.grid.formats import Format
 from lfmc.errors import UnsupportedError
-from lfmc.program import Program
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
 from lfmc.targets.base import StoredTensor
-from lfmc.targets.npu.bound import Bound
+from lfmc.targets.npu.bound_constants import Bound
 from lfmc.targets.npu.bundle import HOST_FILE, TABLE_FILE
 from lfmc.targets.npu.constants import NpuConstants
 from lfmc.targets.npu.forms import Style
 from lfmc.targets.npu.graph import Sources
 from lfmc.targets.npu.interface import Interface
-from lfmc.targets.npu.steps import Step, observe
-from lfmc.targets.parameters import PARAMETERS, Parameter, write
-from lfmc.weights import PlannedWeights
+from lfmc.targets.npu.static_ranges import Step, observe
+from lfmc.targets.shared.parameters_file import PARAMETERS, Parameter, write
 
 # Texts that the model writes, on which ranges of values are seen, and their tokens. With 16 bits
 # there is room for what no text would hold, too: as many of tokens at random.

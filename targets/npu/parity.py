@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import GateError
-from lfmc.parity import CaseResult, Rung, difference
-from lfmc.program import Program
-from lfmc.targets.npu.bound import Bound
+from lfmc.graph.program import Program
+from lfmc.parity.compare import CaseResult, Rung, difference
+from lfmc.targets.npu.bound_constants import Bound
 from lfmc.targets.npu.bundle import HOST_FILE, steps_of, style_of
 from lfmc.targets.npu.forms import Forms
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.reference import Rounded
-from lfmc.targets.npu.steps import Step, rounding, torch_stepper
-from lfmc.targets.parameters import Parameters, open_parameters
+from lfmc.targets.npu.run_program import run_program
+from lfmc.targets.npu.static_ranges import Step, rounding, torch_stepper
+from lfmc.targets.shared.parameters_file import Parameters, open_parameters
 
 TITLE = "every operator = torch, on the artifact's own inputs, over what is allowed"
 # Where an artifact shows nothing of what is inside, its graph is made again so that it does: the
@@ -90,7 +91,7 @@ def operators_rung(
         kept = probe(own, inputs)
         teacher = _Teacher(steps, kept, set(own.inputs), found, firsts, allowed)
         with torch.no_grad():
-            Forms(program, own, bound, teacher.keep, style).run(inputs)
+            run_program(Forms(program, own, bound, teacher.keep, style), inputs)
         teacher.ended()
     cases = tuple(CaseResult(kind, worst, 1.0) for kind, worst in sorted(found.items()))
     return Rung(3, TITLE, 1.0, cases, first=next(iter(firsts), None))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lfmc.program import Program
+from lfmc.graph.program import Program
 from lfmc.targets.npu.forms import Forms, Given, Keep, Style
 from lfmc.targets.npu.host import Embed
 from lfmc.targets.npu.interface import Interface
+from lfmc.targets.npu.run_program import run_program
 
 
 class Rounded(nn.Module):
@@ -34,7 +35,8 @@ class Rounded(nn.Module):
         for spec, state in zip(interface.states, states, strict=True):
             flat = state if spec.kind == "conv" else state[0]
             inputs[spec.identifier] = flat.transpose(1, 2) if spec.kind == "key" else flat
-        made = Forms(self._program, interface, self._given, self._keep, self._style).run(inputs)
+        forms = Forms(self._program, interface, self._given, self._keep, self._style)
+        made = run_program(forms, inputs)
         after = []
         for spec, state in zip(interface.states, states, strict=True):
             new = made[f"{spec.identifier}_new"]

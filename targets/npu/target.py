@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lfmc.graph.program import Program
+from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
-from lfmc.program import Program
 from lfmc.targets.base import Request, StoredTensor
 from lfmc.targets.npu.constants import HOST
-from lfmc.trace import TraceSpec
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class NpuTarget:
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
         from lfmc.targets.npu.bundle import HOST_FILE
         from lfmc.targets.npu.constants import read
-        from lfmc.targets.parameters import PARAMETERS, open_parameters
+        from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
 
         file = HOST_FILE if stored.name.startswith(HOST) else PARAMETERS
         return read(open_parameters(folder, file), stored)

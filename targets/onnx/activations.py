@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lfmc.calib_free.pack import unpack_bits
+from lfmc.calib_free.grid.packed_tensor import unpack_bits
+from lfmc.graph.program import Program
 from lfmc.model.experts import choose_experts
 from lfmc.passes.pattern import arguments
-from lfmc.program import Program
-from lfmc.targets.rounding import group_codes, round_groups
+from lfmc.targets.shared.rounded_program import group_codes, round_groups
 
 # How near to the middle of two codes a value may fall either way, in codes: one float32 operation
 # in another order moves a value of up to 127 codes by about 1e-5, a matmul before it by 4e-5; and

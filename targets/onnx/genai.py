@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lfmc.checkpoint import Checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.model.config import CONV
 from lfmc.targets.onnx.emitter import MODEL_FILE
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from torch import fx
 
+from lfmc.graph.program import operator_name
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
-from lfmc.program import operator_name
 from lfmc.targets.onnx.emitter import CONTRIB
+from lfmc.targets.onnx.lower import Handler, Lowering
 from lfmc.targets.onnx.moe import lower_moe
-
-if TYPE_CHECKING:
-    from lfmc.targets.onnx.lower import Lowering
-
-Result = ir.Value | Sequence[ir.Value] | None
-Handler = Callable[["Lowering", fx.Node], Result]
 
 
 def _embedding(low: Lowering, node: fx.Node) -> ir.Value:

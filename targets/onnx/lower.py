@@ -6,7 +6,7 @@ reordered where a kernel wants another order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,18 +14,20 @@ import onnx_ir as ir
 from torch import fx
 
 from lfmc.errors import UnsupportedError
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
 from lfmc.passes.pattern import arguments
-from lfmc.program import Program
 from lfmc.targets.base import Probe, find_handler
 from lfmc.targets.onnx.emitter import Emitter
-from lfmc.targets.onnx.handlers import HANDLERS, Result
 from lfmc.targets.onnx.layouts import Layout
-from lfmc.weights import PlannedWeights
+
+Result = ir.Value | Sequence[ir.Value] | None
+Handler = Callable[["Lowering", fx.Node], Result]
 
 
 @dataclass
 class Lowering:
-    """One program on its way into a graph."""
+    """One program on its way into a graph; `handlers` has a function for each operator."""
 
     program: Program
     weights: PlannedWeights
@@ -33,6 +35,7 @@ class Lowering:
     context: int
     accuracy_level: int
     emit: Emitter
+    handlers: Mapping[str, Handler]
     values: dict[fx.Node, Any] = field(default_factory=dict)
     flat_heads: dict[fx.Node, ir.Value] = field(default_factory=dict)
     probed: list[tuple[fx.Node, str, tuple[ir.Value, ...], ir.Value]] = field(default_factory=list)
@@ -110,4 +113,4 @@ class Lowering:
             self.emit.output(self.value(value), name, dims)
 
     def _call(self, node: fx.Node) -> Result:
-        return find_handler(HANDLERS, node, "ONNX")(self, node)
+        return find_handler(self.handlers, node, "ONNX")(self, node)

@@ -12,19 +12,17 @@ transformers' 1e-6) is exact. `tests/benchmarks/experts.py` says what it costs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from lfmc.calib_free.formats import Format
+from lfmc.calib_free.grid.formats import Format
 from lfmc.errors import UnsupportedError
 from lfmc.passes.pattern import arguments
 from lfmc.targets.onnx.emitter import CONTRIB
-
-if TYPE_CHECKING:
-    from lfmc.targets.onnx.lower import Lowering
+from lfmc.targets.onnx.lower import Lowering
 
 # Far below every log-sigmoid that matters, and its exponential is 0.
 _NEVER = -1e4

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfmc.parity import FLOAT_TOLERANCE, CaseResult, Rung, operators_rung
-from lfmc.program import Program
+from lfmc.graph.program import Program
+from lfmc.parity.compare import FLOAT_TOLERANCE, CaseResult, Rung, operators_rung
 from lfmc.targets.base import Artifact, require
 from lfmc.targets.onnx.activations import run_alone
 from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import InputError, first_line
-from lfmc.stepping import require_tokens
+from lfmc.run.stepper import require_tokens
 from lfmc.targets.base import require
 from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE
 

@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Capabilities, Format, unpadded
+from lfmc.calib_free.grid.formats import Capabilities, Format, unpadded
 from lfmc.errors import UnsupportedError
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
+from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
-from lfmc.parity import ARTIFACT_TOLERANCE, Rung
-from lfmc.program import Program
-from lfmc.stepping import Stepper
+from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung
+from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
-from lfmc.targets.noise import n_bit, noise_rung
-from lfmc.trace import TraceSpec
-from lfmc.weights import PlannedWeights
+from lfmc.targets.shared.rounding_noise import n_bit, noise_rung
 
 # QMoE's and MatMulNBits' widths on CPU; others fail when a session starts (onnxruntime 1.31).
 BITS = (2, 4, 8)
@@ -98,12 +98,15 @@ class OnnxTarget:
     ) -> Artifact:
         from lfmc.targets.onnx.emitter import CONTEXT_KEY, DATA_FILE, MODEL_FILE, OPSETS, Emitter
         from lfmc.targets.onnx.genai import CONFIG_FILE, genai_config
+        from lfmc.targets.onnx.handlers import HANDLERS
         from lfmc.targets.onnx.layouts import Layout
         from lfmc.targets.onnx.lower import Lowering
 
         layout = Layout(request.options["layout"])
         emit = Emitter(folder)
-        lowering = Lowering(program, weights, layout, request.context, ACCURACY_LEVEL, emit)
+        lowering = Lowering(
+            program, weights, layout, request.context, ACCURACY_LEVEL, emit, HANDLERS
+        )
         lowering.run()
         emit.save(program.config.model_type, {CONTEXT_KEY: json.dumps(request.context)})
         files = [MODEL_FILE, DATA_FILE]

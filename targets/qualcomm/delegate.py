@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import UnsupportedError, first_line
-from lfmc.quiet import no_output, quiet
-from lfmc.targets.npu.pairs import Coding, Pairs
+from lfmc.machine.quiet import no_output, quiet
+from lfmc.targets.npu.qdq_pairs import Coding, Pairs
 from lfmc.targets.qualcomm.socs import Soc
 
 SDK_ROOT = "QNN_SDK_ROOT"

@@ -7,22 +7,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lfmc.program import Program
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
 from lfmc.targets.npu.bundle import HOST_FILE, graph_name
 from lfmc.targets.npu.forms import BY_TAPS, PLAIN
 from lfmc.targets.npu.graph import Graph, traced
 from lfmc.targets.npu.lowering import ROOM, Made, NpuLowering
 from lfmc.targets.npu.names import multiplies
-from lfmc.targets.npu.operator import marked
-from lfmc.targets.npu.pairs import paired
-from lfmc.targets.npu.steps import none
-from lfmc.targets.parameters import PARAMETERS, open_parameters
+from lfmc.targets.npu.qdq_pairs import paired
+from lfmc.targets.npu.rounding_operator import marked
+from lfmc.targets.npu.static_ranges import none
 from lfmc.targets.qualcomm.delegate import CODING, compile_graph
 from lfmc.targets.qualcomm.qdq import TAKEN, model_of, operators, save
 from lfmc.targets.qualcomm.runtime import COMPILED, SOURCE
 from lfmc.targets.qualcomm.session import open_session
 from lfmc.targets.qualcomm.socs import SOCS
-from lfmc.weights import PlannedWeights
+from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
 
 
 def keep_floats(value: Tensor, name: str) -> Tensor:

@@ -10,19 +10,19 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import Tensor
 
-from lfmc.parity import CaseResult, Rung
-from lfmc.program import Program
+from lfmc.graph.program import Program
+from lfmc.parity.compare import CaseResult, Rung
 from lfmc.targets.npu.bundle import HOST_FILE, graph_name, steps_of, style_of
 from lfmc.targets.npu.interface import Interface
-from lfmc.targets.npu.pairs import paired
 from lfmc.targets.npu.parity import SAME, Kept, operators_rung, same_outputs
-from lfmc.targets.npu.steps import Step
-from lfmc.targets.parameters import PARAMETERS, open_parameters
+from lfmc.targets.npu.qdq_pairs import paired
+from lfmc.targets.npu.static_ranges import Step
 from lfmc.targets.qualcomm.delegate import CODING, compile_graph, open_pte
 from lfmc.targets.qualcomm.qdq import kept_name, probed
 from lfmc.targets.qualcomm.runtime import COMPILED, SOURCE, shipped_graph
 from lfmc.targets.qualcomm.session import open_session, run
 from lfmc.targets.qualcomm.socs import SOCS
+from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
 
 # Steps of a result that an operator may be off by. On a CPU, one. QNN rounds in places of its own:
 # of 65536 steps up to 82 measured, products with 4-bit weights (docs/qualcomm.md); of 256 two.

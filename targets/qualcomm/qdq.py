@@ -16,12 +16,12 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset23
 
-import lfmc.targets.npu.operator  # noqa: F401  (registers the rounding)
+import lfmc.targets.npu.rounding_operator  # noqa: F401  (registers the rounding)
 from lfmc.errors import GateError
-from lfmc.quiet import quiet
+from lfmc.machine.quiet import quiet
 from lfmc.targets.npu.constants import Matrix, NpuConstants
 from lfmc.targets.npu.graph import Graph
-from lfmc.targets.parameters import PARAMETERS, Parameter, Parameters
+from lfmc.targets.shared.parameters_file import PARAMETERS, Parameter, Parameters
 
 OPSET = 23
 CODES = {8: ir.DataType.UINT8, 16: ir.DataType.UINT16}  # of values, by bits

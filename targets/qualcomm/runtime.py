@@ -12,10 +12,10 @@ from lfmc.errors import InputError
 from lfmc.targets.npu.bundle import HOST_FILE, embedding, graph_name
 from lfmc.targets.npu.host import HostStepper
 from lfmc.targets.npu.interface import Interface
-from lfmc.targets.parameters import open_parameters
 from lfmc.targets.qualcomm.delegate import open_pte
 from lfmc.targets.qualcomm.session import open_session, run
 from lfmc.targets.qualcomm.socs import SOCS
+from lfmc.targets.shared.parameters_file import open_parameters
 
 SOURCE = "{}.qdq.onnx"  # what a graph is compiled from
 COMPILED = {"onnxruntime": "{}.onnx", "executorch": "{}.pte"}  # by runtime

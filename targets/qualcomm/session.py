@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import InputError, UnsupportedError, first_line
-from lfmc.quiet import no_output
+from lfmc.machine.quiet import no_output
 from lfmc.targets.base import require
 from lfmc.targets.qualcomm.socs import Soc
 

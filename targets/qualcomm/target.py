@@ -8,18 +8,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from lfmc.calib_free.formats import Capabilities, Format
+from lfmc.calib_free.grid.formats import Capabilities, Format
 from lfmc.errors import UnsupportedError
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
 from lfmc.model import DecoderConfig
-from lfmc.parity import Rung
-from lfmc.program import Program
-from lfmc.stepping import Stepper
+from lfmc.parity.compare import Rung
+from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, TargetOption, require
-from lfmc.targets.noise import LIMIT, noise_rung
 from lfmc.targets.npu.constants import FORMATS
 from lfmc.targets.npu.target import GraphSize, NpuTarget
 from lfmc.targets.qualcomm.socs import SOCS
-from lfmc.weights import PlannedWeights
+from lfmc.targets.shared.rounding_noise import LIMIT, noise_rung
 
 # QNN rounds sums of products to float16, too, which torch does not.
 LIMIT_OF_HALVES = 4.0
@@ -116,8 +116,8 @@ class QualcommTarget(NpuTarget):
         together where they round as torch does, or nearly."""
         from lfmc.targets.npu.bundle import HOST_FILE
         from lfmc.targets.npu.parity import reference
-        from lfmc.targets.parameters import open_parameters
         from lfmc.targets.qualcomm.parity import rungs
+        from lfmc.targets.shared.parameters_file import open_parameters
 
         facts = open_parameters(folder, HOST_FILE).facts
         rounds = reference(program, folder)

@@ -12,8 +12,8 @@ from tvm import IRModule, relax
 from tvm.support import cc
 
 from lfmc.errors import UnsupportedError
-from lfmc.targets.tvm.cpus import HOST, Cpu
 from lfmc.targets.tvm.gpus import Gpu, bitcode_of
+from lfmc.targets.tvm.kernels.cpus import HOST, Cpu
 from lfmc.targets.tvm.linkers import linker_of
 
 LENGTH = "T"  # of the tokens of a call, as functions have it

@@ -7,19 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Format
-from lfmc.calib_free.pack import PackedTensor
+from lfmc.calib_free.grid.formats import Format
+from lfmc.calib_free.grid.packed_tensor import PackedTensor
 from lfmc.targets.base import Arrangement
-from lfmc.targets.blocks import ROWS
-from lfmc.targets.constants import Constants, Sources, stack_name
-from lfmc.targets.parameters import Parameter
+from lfmc.targets.shared.constants import Constants, Sources, stack_name
+from lfmc.targets.shared.parameters_file import Parameter
+from lfmc.targets.shared.row_blocks import ROWS
+from lfmc.targets.tvm.kernels.layout import pack_codes, pack_groups, pack_zeros
 from lfmc.targets.tvm.kernels.matrix import Matrix
 from lfmc.targets.tvm.kernels.moe import Floats, Stack
-from lfmc.targets.tvm.layout import pack_codes, pack_groups, pack_zeros
 
 
 class TvmConstants(Constants):
-    """Matrices in blocks of rows (`lfmc.targets.tvm.layout`)."""
+    """Matrices in blocks of rows (`lfmc.targets.tvm.kernels.layout`)."""
 
     def matrix(self, sources: Sources) -> tuple[Matrix, list[Parameter]]:
         """An n-bit matrix, its sources' rows one below the other."""

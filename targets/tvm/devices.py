@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lfmc.targets.tvm.cpus import CPUS, HOST, Cpu, runs_here, this_cpu
 from lfmc.targets.tvm.gpus import GPUS, Gpu, missing_for
+from lfmc.targets.tvm.kernels.cpus import CPUS, HOST, Cpu, runs_here, this_cpu
 from lfmc.targets.tvm.linkers import linker_of, linkers
 
 Device = Cpu | Gpu

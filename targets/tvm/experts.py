@@ -9,11 +9,11 @@ import numpy as np
 from torch import fx
 from tvm import relax
 
-from lfmc.calib_free.formats import Format
+from lfmc.calib_free.grid.formats import Format
 from lfmc.errors import UnsupportedError
 from lfmc.passes.pattern import arguments
 from lfmc.targets.tvm.kernels.moe import Stack
-from lfmc.targets.tvm.walk import Value, Walk, whole_value
+from lfmc.targets.tvm.relax_function import Value, Walk, whole_value
 
 
 def lower_moe(m: Walk, node: fx.Node) -> Value:
@@ -84,7 +84,7 @@ def _products(
         made = m.write(
             make,
             *stacks,
-            m.lowering.device,
+            m.library.device,
             m.product_tokens,
             given=[*given, order, begins, table, *m.param(*(p for own in parts for p in own))],
             into=made,

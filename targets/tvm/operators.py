@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
 
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
-from lfmc.targets.parameters import Parameter
+from lfmc.targets.shared.parameters_file import Parameter
 from lfmc.targets.tvm.experts import lower_moe
 from lfmc.targets.tvm.kernels.attention import SLOTS, Heads
 from lfmc.targets.tvm.kernels.builder import Columns
-from lfmc.targets.tvm.walk import Value, Walk, whole_value
-
-Handler = Callable[[Walk, fx.Node], Any]
+from lfmc.targets.tvm.relax_function import Handler, Value, Walk, whole_value
 
 
 def _embedding(m: Walk, node: fx.Node) -> Value:
@@ -63,7 +61,7 @@ def _linear_nbits(m: Walk, node: fx.Node) -> Value:
         m.kernels.linear,
         matrix.format,
         matrix.tail,
-        m.lowering.device,
+        m.library.device,
         m.product_tokens,
         given=given,
         size=matrix.rows,
@@ -112,7 +110,7 @@ def _gated_short_conv(m: Walk, node: fx.Node) -> Sequence[Any]:
 def _attention(m: Walk, node: fx.Node) -> Sequence[Any]:
     q, k, v, q_norm, k_norm, inv_freq, _, keys, values, eps, window, _ = arguments(node)
     config, tokens = m.config, m.kind.tokens
-    slots = -(-m.lowering.context // SLOTS) * SLOTS
+    slots = -(-m.library.context // SLOTS) * SLOTS
     heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim, slots)
     parts = [m.value(x) for x in (q, k, v)]
     norms = [m.floats(x) for x in (q_norm, k_norm)]

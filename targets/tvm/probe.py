@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from lfmc.parity import FLOAT_TOLERANCE, CaseResult, Rung, difference, operators_rung
+from lfmc.graph.program import Program, operator_name
+from lfmc.parity.compare import FLOAT_TOLERANCE, CaseResult, Rung, difference, operators_rung
 from lfmc.passes.pattern import arguments
-from lfmc.program import Program, operator_name
-from lfmc.targets.parameters import open_parameters
-from lfmc.targets.rounding import group_codes
+from lfmc.targets.shared.parameters_file import open_parameters
+from lfmc.targets.shared.rounded_program import group_codes
 from lfmc.targets.tvm.runtime import TvmStepper
 
 TITLE = "every n-bit product of the artifact, alone, as shipped"

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.pack import pack_bits
+from lfmc.calib_free.grid.packed_tensor import pack_bits
 from lfmc.targets.base import StoredTensor
-from lfmc.targets.constants import plain_values
-from lfmc.targets.parameters import open_parameters
-from lfmc.targets.tvm.layout import unpack_codes, unpack_groups, unpack_zeros
+from lfmc.targets.shared.constants import plain_values
+from lfmc.targets.shared.parameters_file import open_parameters
+from lfmc.targets.tvm.kernels.layout import unpack_codes, unpack_groups, unpack_zeros
 
 
 def read(folder: Path, stored: StoredTensor) -> Tensor:

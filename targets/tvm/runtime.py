@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import InputError, UnsupportedError, first_line
-from lfmc.stepping import require_tokens
+from lfmc.run.stepper import require_tokens
 from lfmc.targets.base import require
-from lfmc.targets.parameters import ALIGNMENT, Parameters, open_parameters
-from lfmc.targets.tvm.cpus import machine_flags
+from lfmc.targets.shared.parameters_file import ALIGNMENT, Parameters, open_parameters
+from lfmc.targets.tvm.kernels.cpus import machine_flags
 
 LIBRARY = "model.so"
 

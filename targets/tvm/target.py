@@ -10,21 +10,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Capabilities, unpadded
+from lfmc.calib_free.grid.formats import Capabilities, unpadded
 from lfmc.errors import UnsupportedError
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
+from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
-from lfmc.parity import ARTIFACT_TOLERANCE, Rung, skipped
-from lfmc.program import Program
-from lfmc.stepping import Stepper
+from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped
+from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
-from lfmc.targets.blocks import FORMATS, ROWS, require_whole_blocks
-from lfmc.targets.noise import n_bit, noise_rung
-from lfmc.targets.rounding import RoundedActivations, round_groups
-from lfmc.targets.tvm.cpus import CPUS
+from lfmc.targets.shared.rounded_program import RoundedActivations, round_groups
+from lfmc.targets.shared.rounding_noise import n_bit, noise_rung
+from lfmc.targets.shared.row_blocks import FORMATS, ROWS, require_whole_blocks
 from lfmc.targets.tvm.devices import Device, choices, find_device, missing_of, why_not_here
 from lfmc.targets.tvm.gpus import GPUS, Gpu
-from lfmc.trace import TraceSpec
-from lfmc.weights import PlannedWeights
+from lfmc.targets.tvm.kernels.cpus import CPUS
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,17 @@ class TvmTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
-        from lfmc.targets.code_object import check_code_objects
-        from lfmc.targets.parameters import PARAMETERS, write
+        from lfmc.targets.shared.code_object import check_code_objects
+        from lfmc.targets.shared.parameters_file import PARAMETERS, write
         from lfmc.targets.tvm.compile import compile_library
         from lfmc.targets.tvm.lower import Lowering
+        from lfmc.targets.tvm.relax_function import state_shape
         from lfmc.targets.tvm.runtime import LIBRARY
-        from lfmc.targets.tvm.walk import state_shape
 
         device = find_device(request.options["device"])
         lowering = Lowering(program, weights, request.context, device)
         chunk = min(int(request.options["chunk"]), request.context)
-        compile_library(lowering.module, device, chunk, folder / LIBRARY)
+        compile_library(lowering.library.module, device, chunk, folder / LIBRARY)
         states = [
             {
                 "name": spec.identifier,
@@ -122,11 +122,11 @@ class TvmTarget:
             **facts,
             "context": request.context,
             "vocab_size": program.config.vocab_size,
-            "parameters": [own.name for own in lowering.parameters],
+            "parameters": [own.name for own in lowering.library.parameters],
             "operators": lowering.operators,
         }
-        write(folder / PARAMETERS, lowering.parameters, held)
-        return Artifact((LIBRARY, PARAMETERS), tuple(lowering.constants.stored), (), facts)
+        write(folder / PARAMETERS, lowering.library.parameters, held)
+        return Artifact((LIBRARY, PARAMETERS), tuple(lowering.library.constants.stored), (), facts)
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
         from lfmc.targets.tvm.readback import read
@@ -153,7 +153,7 @@ class TvmTarget:
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
         """Every n-bit product on the inputs that it has in the artifact; then all together."""
-        from lfmc.targets.parameters import open_parameters
+        from lfmc.targets.shared.parameters_file import open_parameters
         from lfmc.targets.tvm.probe import TITLE, operator_parity
 
         if not n_bit(program):

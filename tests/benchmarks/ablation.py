@@ -20,14 +20,15 @@ import torch
 from quality import measure, read_text
 from torch import Tensor
 
-from lfmc.calib_free import auto, fit
-from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
-from lfmc.calib_free.formats import GENERIC, Capabilities, Format
-from lfmc.calib_free.roles import QUANTIZED, role
-from lfmc.calib_free.sensitivity import Sensitivity
-from lfmc.calib_free.streamed import StreamedDecoder
-from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.quality import logits_of, windows
+from lfmc.calib_free.auto import method as auto
+from lfmc.calib_free.auto.sensitivity import Sensitivity
+from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
+from lfmc.calib_free.fit import fit
+from lfmc.calib_free.grid.formats import GENERIC, Capabilities, Format
+from lfmc.calib_free.make_plan import FAST, Budget, Effort, make_plan
+from lfmc.calib_free.plan.roles import QUANTIZED, role
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from lfmc.parity.text_quality import logits_of, windows
 
 GROUP_64 = Capabilities(
     *(tuple(f for f in GENERIC.linear if (f.group, f.symmetric) == (64, False)),) * 3,

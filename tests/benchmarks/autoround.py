@@ -20,10 +20,10 @@ from rivals import RIVALS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.lfm2 import modeling_lfm2
 
-from lfmc.calib_free.streamed import StreamedDecoder
-from lfmc.calib_free.texts import write_texts
-from lfmc.checkpoint import open_checkpoint
-from lfmc.quality import logits_of, windows
+from lfmc.calib_free.auto.sampled_text import write_texts
+from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
+from lfmc.checkpoint.checkpoint import open_checkpoint
+from lfmc.parity.text_quality import logits_of, windows
 
 EMBEDDING = "model.embed_tokens.weight"
 TEXTS, LENGTH = 128, 128

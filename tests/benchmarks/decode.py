@@ -24,10 +24,10 @@ from llama import LlamaStepper, write_q4_0
 from shapes import SHAPES, checkpoint_of
 
 import lfmc
-from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.reference import TransformersStepper
-from lfmc.stepping import Stepper
-from lfmc.timing import time_round
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from lfmc.parity.transformers_reference import TransformersStepper
+from lfmc.run.stepper import Stepper
+from lfmc.run.timing import time_round
 
 Times = list[tuple[float, float]]
 

@@ -19,17 +19,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from lfmc.build import build
-from lfmc.calib_free.allocate import make_plan
-from lfmc.calib_free.formats import ROW, Capabilities, Format
-from lfmc.calib_free.plan import BitPlan, PlanRow
-from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.calib_free.grid.formats import ROW, Capabilities, Format
+from lfmc.calib_free.make_plan import make_plan
+from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from lfmc.lowering.build import build
+from lfmc.lowering.request import Options, request
+from lfmc.machine.progress import Silent
 from lfmc.model import build_decoder, read_config
-from lfmc.progress import Silent
-from lfmc.request import Options, request
-from lfmc.stepping import Stepper
+from lfmc.run.stepper import Stepper
+from lfmc.run.timing import time_round
 from lfmc.targets.base import Target, get_target
-from lfmc.timing import time_round
 
 MIXES = {
     "onnx": {"all 4": (4,), "all 2": (2,), "2 and 4": (2, 4), "2, 4 and 8": (2, 4, 8)},

@@ -18,15 +18,15 @@ from unittest.mock import patch
 import torch
 from shapes import SHAPES, checkpoint_of
 
-from lfmc.build import build
-from lfmc.calib_free.allocate import make_plan
-from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.progress import Silent
-from lfmc.request import Options, request
+from lfmc.calib_free.make_plan import make_plan
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from lfmc.lowering.build import build
+from lfmc.lowering.request import Options, request
+from lfmc.machine.progress import Silent
 from lfmc.targets.base import get_target
 from lfmc.targets.tvm import lower
+from lfmc.targets.tvm.relax_function import Kind
 from lfmc.targets.tvm.runtime import LIBRARY, TvmStepper
-from lfmc.targets.tvm.walk import Kind
 
 
 def main() -> None:

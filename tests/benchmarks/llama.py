@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfmc.checkpoint import Checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 
 NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",

@@ -19,16 +19,16 @@ from pathlib import Path
 
 from shapes import SHAPES, checkpoint_of
 
-from lfmc.calib_free.allocate import make_plan
-from lfmc.calib_free.formats import parse_format
-from lfmc.checkpoint import open_checkpoint
+from lfmc.calib_free.grid.formats import parse_format
+from lfmc.calib_free.make_plan import make_plan
+from lfmc.checkpoint.checkpoint import open_checkpoint
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program, operator_name
+from lfmc.graph.trace import trace
+from lfmc.lowering.request import Options, request
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
-from lfmc.program import Program, operator_name
-from lfmc.request import Options, request
 from lfmc.targets.base import get_target
-from lfmc.trace import trace
-from lfmc.weights import PlannedWeights
 
 
 def child(options: argparse.Namespace) -> None:

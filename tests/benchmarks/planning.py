@@ -39,10 +39,10 @@ class Stages:
 
 def child(options: argparse.Namespace) -> None:
     """One plan, in this process; JSON of its seconds and its memory."""
-    from lfmc.cache import default_cache
-    from lfmc.calib_free.allocate import Budget, make_plan
-    from lfmc.calib_free.resources import Resources
-    from lfmc.checkpoint import open_checkpoint
+    from lfmc.calib_free.allocate.resources import Resources
+    from lfmc.calib_free.make_plan import Budget, make_plan
+    from lfmc.checkpoint.checkpoint import open_checkpoint
+    from lfmc.machine.cache import default_cache
     from lfmc.targets.base import get_target
 
     torch.set_num_threads(options.threads)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from lfmc.bundle import open_bundle
+from lfmc.bundle.bundle import open_bundle
 from lfmc.targets.executorch.library import load_operators, mute
 
 ATTENTION = "llama::custom_sdpa"

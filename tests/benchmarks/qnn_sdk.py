@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from lfmc.errors import LfmcError
-from lfmc.targets.npu.pairs import Pairs
+from lfmc.targets.npu.qdq_pairs import Pairs
 from lfmc.targets.qualcomm import delegate
 from lfmc.targets.qualcomm.socs import SOCS
 

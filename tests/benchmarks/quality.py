@@ -20,17 +20,18 @@ import torch
 from rivals import rival_weights
 from torch import Tensor
 
-from lfmc.cache import default_cache
-from lfmc.calib_free.allocate import FAST, Budget, Effort, make_plan
-from lfmc.calib_free.alphaq import AlphaQOptions
-from lfmc.calib_free.formats import GENERIC, Capabilities
-from lfmc.calib_free.plan import BitPlan
-from lfmc.calib_free.planned import dequantized_weights
-from lfmc.calib_free.resources import ALONE, Resources
-from lfmc.checkpoint import Checkpoint, demo_path, open_checkpoint
+from lfmc.calib_free.allocate.resources import ALONE, Resources
+from lfmc.calib_free.alphaq.allocation import AlphaQOptions
+from lfmc.calib_free.grid.formats import GENERIC, Capabilities
+from lfmc.calib_free.make_plan import FAST, Budget, Effort, make_plan
+from lfmc.calib_free.plan.bit_plan import BitPlan
+from lfmc.calib_free.plan.check_plan import check_plan
+from lfmc.calib_free.plan.planned_tensors import dequantized_weights
+from lfmc.checkpoint.checkpoint import Checkpoint, demo_path, open_checkpoint
 from lfmc.errors import LfmcError
+from lfmc.machine.cache import default_cache
 from lfmc.model import DecoderConfig
-from lfmc.quality import Quality, QualityMeter, logits_of, windows
+from lfmc.parity.text_quality import Quality, QualityMeter, logits_of, windows
 
 PASSAGES = Path(str(files("lfmc") / "data" / "passages.txt"))
 COLUMNS = "model | method | budget | actual bits/weight | KL | top-1 | perplexity | plan, s"
@@ -139,7 +140,7 @@ def row(
     except LfmcError as error:
         return f"| {checkpoint.name} | {method} | {budget} | refused: {error.what} | | | | |"
     seconds = time.perf_counter() - start
-    plan.check(checkpoint, capabilities)
+    check_plan(plan, checkpoint, capabilities)
     found = measure(checkpoint, reference, tokens, plan)
     return _line(checkpoint, method, str(budget), plan.bits_per_weight, found, seconds)
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Format
-from lfmc.calib_free.grids import quantize
-from lfmc.calib_free.roles import QUANTIZED, role
-from lfmc.checkpoint import Checkpoint
+from lfmc.calib_free.grid.formats import Format
+from lfmc.calib_free.grid.grid_search import quantize
+from lfmc.calib_free.plan.roles import QUANTIZED, role
+from lfmc.checkpoint.checkpoint import Checkpoint
 
 LP, BETA, KAPPA, ROUNDS = 0.7, 10.0, 1.01, 20  # HQQ's own defaults
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lfmc.checkpoint import demo_path
+from lfmc.checkpoint.checkpoint import demo_path
 from lfmc.model import build_decoder, read_config
 
 SHAPES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.spectra import pl_alpha_hill
-from lfmc.checkpoint import open_checkpoint
+from lfmc.calib_free.alphaq.spectra import pl_alpha_hill
+from lfmc.checkpoint.checkpoint import open_checkpoint
 
 BLOCK = 128
 SHAPE = (1792, 2048)

@@ -17,18 +17,18 @@ import click
 import torch
 from torch import Tensor
 
-from lfmc.build import build
-from lfmc.calib_free.allocate import make_plan
-from lfmc.calib_free.streamed import StreamedDecoder
-from lfmc.calib_free.texts import write_texts
-from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.progress import Silent
+from lfmc.calib_free.auto.sampled_text import write_texts
+from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
+from lfmc.calib_free.make_plan import make_plan
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from lfmc.lowering.build import build
+from lfmc.machine.progress import Silent
 from lfmc.targets.base import Request, get_target
-from lfmc.targets.npu.bound import Bound
+from lfmc.targets.npu.bound_constants import Bound
 from lfmc.targets.npu.forms import BY_TAPS, Style
 from lfmc.targets.npu.lowering import LENGTH, NpuLowering
 from lfmc.targets.npu.names import multiplies
-from lfmc.targets.npu.steps import every, none, rounding, torch_stepper
+from lfmc.targets.npu.static_ranges import every, none, rounding, torch_stepper
 
 JUDGED_SEED = 1
 

@@ -2,7 +2,7 @@
 
 `python tests/benchmarks/tune_tvm.py [--cpu avx2]` times products of one token (a GEMV) by width
 against reading the same bytes, and by how far ahead codes are asked for (`ahead` of
-`lfmc.targets.tvm.cpus`), and products of 128 tokens by how many are taken together (`tile`).
+`lfmc.targets.tvm.kernels.cpus`), and products of 128 tokens by how many are taken at once (`tile`).
 Matrices are of LFM2-350M's shapes, several one after the other, so that none stays in a cache of a
 core. Candidates take turns; best and median of the rounds.
 """
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import tvm
 
-from lfmc.calib_free.formats import Format
+from lfmc.calib_free.grid.formats import Format
 from lfmc.targets.tvm.compile import target_of
-from lfmc.targets.tvm.cpus import CPUS, Cpu, this_cpu
+from lfmc.targets.tvm.kernels.cpus import CPUS, Cpu, this_cpu
 from lfmc.targets.tvm.kernels.linear import linear
 from lfmc.targets.tvm.runtime import cores, use_all_cores
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.model import build_decoder, read_config
 
 TINY = {

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from lfmc.calib_free.allocate import Budget, make_plan
-from lfmc.calib_free.formats import GENERIC
-from lfmc.checkpoint import Checkpoint
+from lfmc.calib_free.grid.formats import GENERIC
+from lfmc.calib_free.make_plan import Budget, make_plan
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError
 
 TWICE = replace(GENERIC, embedding_copies=2)

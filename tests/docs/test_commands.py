@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
-from lfmc.checkpoint import open_checkpoint
+from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.cli import COMMANDS, cli
 from lfmc.errors import UnsupportedError
-from lfmc.request import Options, request
+from lfmc.lowering.request import Options, request
 from lfmc.targets.base import get_target
 from tests.docs.blocks import PAGES, Block, commands, name_of, runnable, spans
 

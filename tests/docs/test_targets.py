@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from lfmc.calib_free.formats import ROW, Format
-from lfmc.checkpoint import open_checkpoint
+from lfmc.calib_free.grid.formats import ROW, Format
+from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.targets.base import TARGETS, get_target
 from tests.docs.blocks import REPO
 

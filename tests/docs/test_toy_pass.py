@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from examples.toy_pass import HalveRotaryAngles
-from lfmc.checkpoint import open_checkpoint
-from lfmc.parity import FLOAT_TOLERANCE
+from lfmc.checkpoint.checkpoint import open_checkpoint
+from lfmc.graph.trace import TraceSpec, trace
+from lfmc.parity.compare import FLOAT_TOLERANCE
 from lfmc.passes.base import apply
 from lfmc.passes.remove_no_ops import RemoveNoOps
-from lfmc.stepping import TorchStepper, decoder_stepper
-from lfmc.trace import TraceSpec, trace
+from lfmc.run.stepper import TorchStepper, decoder_stepper
 from tests.passes.graphs import changed, program_of, random
 
 

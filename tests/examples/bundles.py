@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import lfmc
-from lfmc.bundle import Bundle
+from lfmc.bundle.bundle import Bundle
 
 
 def app_bundle(output: Path, target: str, bits: str, **choices: str) -> Bundle:

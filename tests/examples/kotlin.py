@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from lfmc.bundle import Bundle
+from lfmc.bundle.bundle import Bundle
 
 ANDROID = Path(__file__).parents[2] / "examples" / "android"
 KOTLIN = sorted(ANDROID.rglob("*.kt"))

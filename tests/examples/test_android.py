@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import tree_sitter_kotlin
 
-from lfmc.bundle import Bundle
-from lfmc.chat import render
+from lfmc.bundle.bundle import Bundle
+from lfmc.checkpoint.chat_template import render
 from tests.examples.bundles import app_bundle
 from tests.examples.kotlin import ANDROID, KOTLIN, SOURCES, assert_bundle_is_read, fields
 from tests.examples.parsing import broken_lines

@@ -9,14 +9,14 @@ import onnx
 import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from lfmc.bundle import Bundle
+from lfmc.bundle.bundle import Bundle
 from lfmc.targets.base import get_target
 from lfmc.targets.npu.bundle import DECODE, HOST_FILE, PREFILL, TABLE_FILE
 from lfmc.targets.npu.constants import HOST
 from lfmc.targets.npu.interface import MASKED
-from lfmc.targets.parameters import PARAMETERS, open_parameters
 from lfmc.targets.qualcomm import session
 from lfmc.targets.qualcomm.runtime import COMPILED, SOURCE
+from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
 from tests.examples.bundles import app_bundle
 from tests.examples.kotlin import SOURCES, assert_bundle_is_read, fields
 

@@ -11,7 +11,7 @@ import pytest
 import tree_sitter_swift
 from openstep_parser import OpenStepDecoder
 
-from lfmc.bundle import Bundle
+from lfmc.bundle.bundle import Bundle
 from tests.examples.bundles import app_bundle
 from tests.examples.parsing import broken_lines
 

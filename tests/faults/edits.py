@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from lfmc.calib_free.pack import PackedTensor
-from lfmc.locate.cut import parts, read_weights
+from lfmc.calib_free.grid.packed_tensor import PackedTensor
+from lfmc.graph.program import Program
 from lfmc.model import Rope
-from lfmc.program import Program
+from lfmc.verification.locate.cut import parts, read_weights
 from tests.faults.fault import Edit
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.pack import PackedTensor, stack_rows
-from lfmc.locate.cut import copied
-from lfmc.program import Program
+from lfmc.calib_free.grid.packed_tensor import PackedTensor, stack_rows
+from lfmc.graph.planned_weights import PlannedWeights
+from lfmc.graph.program import Program
 from lfmc.targets.base import Artifact, Request, Target
-from lfmc.weights import PlannedWeights
+from lfmc.verification.locate.cut import copied
 from tests.faults.softmax import knowing_softmax
 
 Edit = Callable[[Program], None]

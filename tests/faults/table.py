@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from lfmc.calib_free.pack import PackedTensor
+from lfmc.calib_free.grid.packed_tensor import PackedTensor
 from tests.faults import edits
 from tests.faults.fault import ALL, FUNCTIONAL, Fault
 

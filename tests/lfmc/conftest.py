@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lfmc.bundle import Bundle
-from lfmc.calib_free.auto import Allocation
-from lfmc.checkpoint import Checkpoint, open_checkpoint
-from lfmc.exporter import Report, export, plan_for
-from lfmc.progress import Silent
+from lfmc.bundle.bundle import Bundle
+from lfmc.calib_free.auto.method import Allocation
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from lfmc.exporter.export import Report, export, plan_for
+from lfmc.lowering.request import Options
+from lfmc.machine.progress import Silent
 from lfmc.report.plan_facts import PlanFacts, gather_plan
-from lfmc.request import Options
 from lfmc.targets.base import get_target
 
 

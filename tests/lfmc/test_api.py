@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 import lfmc
-from lfmc.bundle import Bundle
+from lfmc.bundle.bundle import Bundle
 from lfmc.errors import InputError
 
 
 def test_names_stay_functions_after_use(bundle_path: Path) -> None:
-    import lfmc.exporter
-    import lfmc.reverify
-    import lfmc.rungs
+    import lfmc.exporter.export
+    import lfmc.exporter.reverify
+    import lfmc.verification.rungs
 
     for name in lfmc.__all__:
         value = getattr(lfmc, name)
@@ -51,7 +51,7 @@ def test_no_submodule_hides_a_function() -> None:
     package = Path(lfmc.__file__).parent
     names = {path.stem for path in package.iterdir()}
     assert not names & set(lfmc.__all__)
-    assert Bundle.__module__ == "lfmc.bundle"
+    assert Bundle.__module__ == "lfmc.bundle.bundle"
 
 
 def test_unknown_names_are_attribute_errors() -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfmc.calib_free.formats import Floats, Format
-from lfmc.calib_free.pack import PackedTensor
+from lfmc.calib_free.grid.formats import Floats, Format
+from lfmc.calib_free.grid.packed_tensor import PackedTensor
+from lfmc.graph.program import Program, Weight
+from lfmc.graph.trace import lift_constants
 from lfmc.model import read_config
 from lfmc.passes.base import Pass, apply
 from lfmc.passes.remove_no_ops import RemoveNoOps
-from lfmc.program import Program, Weight
-from lfmc.trace import lift_constants
 from tests.factories import KINDS
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lfmc.errors import InputError
+from lfmc.graph.program import Program
 from lfmc.passes.base import Applied, PassError, apply
 from lfmc.passes.pipeline import fusion, pipeline
 from lfmc.passes.remove_no_ops import RemoveNoOps
-from lfmc.program import Program
 from tests.passes.graphs import program_of
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lfmc.graph.program import Program
 from lfmc.model.attention import CACHE_WRITES, attend, visible, write_cache
 from lfmc.model.norm import RmsNorm
 from lfmc.model.rope import rotate, rotation
 from lfmc.passes.base import apply
 from lfmc.passes.fuse_attention import FuseAttention
 from lfmc.passes.fuse_rms_norm import FuseRmsNorm
-from lfmc.program import Program
 from tests.passes.graphs import changed, program_of, random, weight
 
 HEADS, KV_HEADS, D, T, C = 4, 2, 8, 3, 6

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lfmc.graph.program import Weight
 from lfmc.passes.merge_projections import MergeProjections
-from lfmc.program import Weight
 from tests.passes.graphs import changed, program_of, random
 
 X = random(2, 3, 8)

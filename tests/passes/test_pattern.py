@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from lfmc.graph.program import Program
 from lfmc.passes.pattern import ANY, OneOf, Op, Var, arguments, match
-from lfmc.program import Program
 from tests.passes.graphs import program_of, random
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.formats import Floats, Format
-from lfmc.checkpoint import Checkpoint
+from lfmc.calib_free.grid.formats import Floats, Format
+from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.graph.program import Program, operator_name
+from lfmc.graph.trace import TraceSpec, trace
 from lfmc.model import DecoderConfig, initial_state
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
-from lfmc.program import Program, operator_name
-from lfmc.trace import TraceSpec, trace
 from tests.factories import random_tokens
 from tests.passes.graphs import Rounded
 

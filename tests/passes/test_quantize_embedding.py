@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lfmc.calib_free.formats import Floats, Format
+from lfmc.calib_free.grid.formats import Floats, Format
+from lfmc.graph.program import Program
 from lfmc.passes.base import apply
 from lfmc.passes.quantize_embedding import QuantizeEmbedding
 from lfmc.passes.quantize_linears import QuantizeLinears
 from lfmc.passes.remove_dead_code import RemoveDeadCode
-from lfmc.program import Program
 from tests.passes.graphs import Rounded, program_of, random
 
 FORMATS = {"table.weight": Format(8, 32, False, "float16")}

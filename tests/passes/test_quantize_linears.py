@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lfmc.calib_free.formats import Floats, Format
+from lfmc.calib_free.grid.formats import Floats, Format
 from lfmc.errors import InputError
+from lfmc.graph.program import Program, Weight
 from lfmc.passes.base import apply
 from lfmc.passes.merge_projections import MergeProjections
 from lfmc.passes.quantize_linears import QuantizeLinears
-from lfmc.program import Program, Weight
 from tests.passes.graphs import Rounded, program_of, random
 
 FLOAT = Floats("float32")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lfmc.graph.program import Program, Weight
 from lfmc.passes.base import apply
 from lfmc.passes.remove_dead_code import RemoveDeadCode
-from lfmc.program import Program, Weight
 from tests.passes.graphs import changed, program_of, random, weight
 
 

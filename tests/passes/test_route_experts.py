@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lfmc.graph.program import Program
 from lfmc.model import Moe, read_config
 from lfmc.model.experts import SparseMoe
 from lfmc.passes.base import apply
 from lfmc.passes.fuse_swiglu import FuseSwiglu
 from lfmc.passes.remove_dead_code import RemoveDeadCode
 from lfmc.passes.route_experts import RouteExperts
-from lfmc.program import Program
 from tests.factories import KINDS
 from tests.passes.graphs import changed, program_of, random
 

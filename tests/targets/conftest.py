@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lfmc.checkpoint import Checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 from tests.targets.lowering import Choose, Lowered, lower
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from lfmc.build import Build, build
-from lfmc.calib_free.allocate import make_plan
-from lfmc.calib_free.formats import GENERIC, Capabilities, Floats, Format
-from lfmc.calib_free.grids import PALETTE
-from lfmc.calib_free.plan import BitPlan, PlanRow
-from lfmc.checkpoint import Checkpoint
-from lfmc.progress import Silent
-from lfmc.request import Options, request
+from lfmc.calib_free.grid.formats import GENERIC, Capabilities, Floats, Format
+from lfmc.calib_free.grid.grid_search import PALETTE
+from lfmc.calib_free.make_plan import make_plan
+from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
+from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.lowering.build import Build, build
+from lfmc.lowering.request import Options, request
+from lfmc.machine.progress import Silent
 from lfmc.targets.base import Artifact, get_target
 
 Choose = Callable[[PlanRow], Format | Floats]

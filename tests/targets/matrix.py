@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import lfmc
-from lfmc.bundle import Bundle
-from lfmc.calib_free.allocate import Budget
-from lfmc.checkpoint import open_checkpoint
+from lfmc.bundle.bundle import Bundle
+from lfmc.calib_free.make_plan import Budget
+from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.errors import InputError
-from lfmc.exporter import export
-from lfmc.generate import continue_tokens
-from lfmc.parity import cases, compare
-from lfmc.progress import Silent
-from lfmc.request import Options
-from lfmc.stepping import Stepper, TorchStepper
+from lfmc.exporter.export import export
+from lfmc.lowering.request import Options
+from lfmc.machine.progress import Silent
+from lfmc.parity.compare import cases, compare
+from lfmc.run.generate import continue_tokens
+from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.targets.base import get_target
 from tests.factories import random_tokens
 from tests.targets.lowering import Lowered

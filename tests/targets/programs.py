@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lfmc.calib_free.formats import Floats, Format
-from lfmc.calib_free.plan import PlanRow
+from lfmc.calib_free.grid.formats import Floats, Format
+from lfmc.calib_free.plan.bit_plan import PlanRow
 from tests.targets.lowering import Choose, expert_of, four_bit
 
 

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from lfmc.build import Build, build
-from lfmc.calib_free.formats import Format
-from lfmc.calib_free.plan import PlanRow
-from lfmc.checkpoint import open_checkpoint
-from lfmc.choices import NEAR_TIE
+from lfmc.calib_free.grid.formats import Format
+from lfmc.calib_free.plan.bit_plan import PlanRow
+from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.errors import GateError
-from lfmc.floats import float_rungs
-from lfmc.locate.search import find_place
-from lfmc.parity import cases
-from lfmc.progress import Silent
-from lfmc.readback import read_back
-from lfmc.request import Options, request
-from lfmc.rungs import Verification, artifact_rungs
+from lfmc.lowering.build import Build, build
+from lfmc.lowering.request import Options, request
+from lfmc.machine.progress import Silent
+from lfmc.parity.compare import cases
+from lfmc.parity.expert_choices import NEAR_TIE
 from lfmc.targets.base import get_target
+from lfmc.verification.float_twin import float_rungs
+from lfmc.verification.locate.search import find_place
+from lfmc.verification.readback import read_back
+from lfmc.verification.rungs import Verification, artifact_rungs
 from tests.faults.fault import ALL, Fault, FaultyTarget
 from tests.faults.table import FAULTS, fault_table
 from tests.targets.lowering import Choose, choose_formats, four_bit

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from lfmc.targets.tvm.cpus import Cpu
 from lfmc.targets.tvm.kernels.builder import Expr, cast, wide
+from lfmc.targets.tvm.kernels.cpus import Cpu
 
 
 @dataclass(frozen=True)

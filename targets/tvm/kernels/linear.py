@@ -5,9 +5,8 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from lfmc.calib_free.formats import Format
-from lfmc.targets.blocks import ROWS
-from lfmc.targets.tvm.cpus import Cpu
+from lfmc.calib_free.grid.formats import Format
+from lfmc.targets.shared.row_blocks import ROWS
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Expr,
@@ -18,6 +17,7 @@ from lfmc.targets.tvm.kernels.builder import (
     put,
     tokens_of,
 )
+from lfmc.targets.tvm.kernels.cpus import Cpu
 from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, sized
 from lfmc.targets.tvm.kernels.products import Rows, multiply
 from lfmc.targets.tvm.kernels.row import Row, multiply_row

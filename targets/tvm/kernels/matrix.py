@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from lfmc.calib_free.formats import Format
-from lfmc.targets.blocks import ROWS
+from lfmc.calib_free.grid.formats import Format
+from lfmc.targets.shared.row_blocks import ROWS
 from lfmc.targets.tvm.kernels.builder import Buffer, Expr, Parameter, dimension
-from lfmc.targets.tvm.layout import COLUMNS
+from lfmc.targets.tvm.kernels.layout import COLUMNS
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from functools import partial
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from lfmc.calib_free.formats import Format
-from lfmc.targets.blocks import ROWS
-from lfmc.targets.tvm.cpus import Cpu
+from lfmc.calib_free.grid.formats import Format
+from lfmc.targets.shared.row_blocks import ROWS
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Expr,
@@ -33,6 +32,7 @@ from lfmc.targets.tvm.kernels.builder import (
     tokens_of,
     vector,
 )
+from lfmc.targets.tvm.kernels.cpus import Cpu
 from lfmc.targets.tvm.kernels.float_linear import row_product
 from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, sized
 from lfmc.targets.tvm.kernels.products import Rows, multiply

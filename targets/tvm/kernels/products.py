@@ -1,6 +1,6 @@
 """Products of a block of 16 rows of an n-bit matrix with some tokens, vector by vector.
 
-See `lfmc.targets.tvm.layout` for how codes, scales and zero points lie.
+See `lfmc.targets.tvm.kernels.layout` for how codes, scales and zero points lie.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from functools import partial
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from lfmc.targets.blocks import PLANES, ROWS
-from lfmc.targets.tvm.cpus import Cpu
+from lfmc.targets.shared.row_blocks import PLANES, ROWS
 from lfmc.targets.tvm.kernels.builder import (
     LANES,
     Buffer,
@@ -27,9 +26,10 @@ from lfmc.targets.tvm.kernels.builder import (
     vector,
     wide,
 )
+from lfmc.targets.tvm.kernels.cpus import Cpu
 from lfmc.targets.tvm.kernels.dot import Products
+from lfmc.targets.tvm.kernels.layout import COLUMNS
 from lfmc.targets.tvm.kernels.matrix import Activations, Matrix
-from lfmc.targets.tvm.layout import COLUMNS
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from lfmc.targets.blocks import PLANES, ROWS
+from lfmc.targets.shared.row_blocks import PLANES, ROWS
 from lfmc.targets.tvm.kernels.builder import Buffer, Expr, bind, cast, i32, local, put, u32
+from lfmc.targets.tvm.kernels.layout import COLUMNS
 from lfmc.targets.tvm.kernels.matrix import Activations, Matrix
-from lfmc.targets.tvm.layout import COLUMNS
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from lfmc.check.config import NOT_KEYS, Gates, keys, load_matrix
 from lfmc.commands.export import command
+from lfmc.commands.export import command as export_command
 from lfmc.errors import InputError
 
 
@@ -24,7 +25,7 @@ def test_every_key_is_a_flag_and_every_flag_a_key() -> None:
         for own in command.params
         if isinstance(own, click.Option) and own.name not in NOT_KEYS
     }
-    assert set(keys()) == flags | {"name", "model"}
+    assert set(keys(export_command)) == flags | {"name", "model"}
 
 
 def test_models_and_targets_make_a_matrix(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ no-cache = true
 isolated = false
 """,
     )
-    matrix = load_matrix(path)
+    matrix = load_matrix(path, export_command)
     assert matrix.baseline == tmp_path / "numbers.json"
     assert [cell.name for cell in matrix.cells] == [
         "demo-onnx",
@@ -98,7 +99,7 @@ isolated = false
 def test_errors_name_the_line_and_the_key(tmp_path: Path, text: str, told: list[str]) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InputError) as caught:
-        load_matrix(path)
+        load_matrix(path, export_command)
     said = str(caught.value)
     assert str(path) in said
     for part in told:
@@ -107,4 +108,4 @@ def test_errors_name_the_line_and_the_key(tmp_path: Path, text: str, told: list[
 
 def test_a_file_that_is_not_there_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lfmc init"):
-        load_matrix(tmp_path / ".lfmc.toml")
+        load_matrix(tmp_path / ".lfmc.toml", export_command)

@@ -11,7 +11,8 @@ import pytest
 from lfmc.check import scaffold as module
 from lfmc.check.config import load_matrix
 from lfmc.check.scaffold import find_models, scaffold
-from lfmc.checkpoint import open_checkpoint
+from lfmc.checkpoint.checkpoint import open_checkpoint
+from lfmc.commands.export import command as export_command
 from tests.factories import save_tiny_checkpoint
 
 
@@ -36,7 +37,7 @@ def test_what_it_writes_is_a_matrix_of_all_of_them(team: Path) -> None:
     text = (team / ".lfmc.toml").read_text()
     assert "# experts: lfm2_moe, " in text
     assert "at most 512 tokens" in text
-    cells = load_matrix(team / ".lfmc.toml").cells
+    cells = load_matrix(team / ".lfmc.toml", export_command).cells
     assert {cell.model for cell in cells} == {"experts", "models/dense"}
     assert {"onnx", "coreml"} <= {cell.target for cell in cells}
     flags = dict(zip(cells[0].arguments[::2], cells[0].arguments[1::2], strict=True))
@@ -53,7 +54,9 @@ def test_a_target_that_is_not_here_is_a_comment_with_the_reason(
     text = scaffold({"model": open_checkpoint(team / "experts")})
     assert "# coreml: coremltools is not installed here: pip install 'lfmc[coreml]'" in text
     (tmp_path / ".lfmc.toml").write_text(text)
-    assert "coreml" not in {cell.target for cell in load_matrix(tmp_path / ".lfmc.toml").cells}
+    assert "coreml" not in {
+        cell.target for cell in load_matrix(tmp_path / ".lfmc.toml", export_command).cells
+    }
     # Without the marks, it is a cell like the others.
     (tmp_path / ".lfmc.toml").write_text(
         text.replace("# [[export]]", "[[export]]")
@@ -61,4 +64,11 @@ def test_a_target_that_is_not_here_is_a_comment_with_the_reason(
         .replace('# target = "ethos-u"', 'target = "ethos-u"')
         .replace('# target = "qualcomm"', 'target = "qualcomm"')
     )
-    assert "coreml" in {cell.target for cell in load_matrix(tmp_path / ".lfmc.toml").cells}
+    assert "coreml" in {
+        cell.target for cell in load_matrix(tmp_path / ".lfmc.toml", export_command).cells
+    }
+
+
+def targets_of(folder: Path) -> set[str]:
+    """Targets of the cells of a folder's `.lfmc.toml`."""
+    return {cell.target for cell in load_matrix(folder / ".lfmc.toml", export_command).cells}

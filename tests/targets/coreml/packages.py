@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lfmc.calib_free.formats import Floats, Format
-from lfmc.calib_free.plan import PlanRow
-from lfmc.parity import Rung, cases, compare
-from lfmc.stepping import Stepper, TorchStepper
+from lfmc.calib_free.grid.formats import Floats, Format
+from lfmc.calib_free.plan.bit_plan import PlanRow
+from lfmc.parity.compare import Rung, cases, compare
+from lfmc.run.stepper import Stepper, TorchStepper
 from tests.targets.lowering import Choose, Lowered, expert_of, floats
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import lfmc
-from lfmc.bundle import Bundle
-from lfmc.calib_free.allocate import Budget
-from lfmc.checkpoint import open_checkpoint
-from lfmc.exporter import export
-from lfmc.progress import Silent
-from lfmc.request import Options
-from lfmc.reverify import reverify
+from lfmc.bundle.bundle import Bundle
+from lfmc.calib_free.make_plan import Budget
+from lfmc.checkpoint.checkpoint import open_checkpoint
+from lfmc.exporter.export import export
+from lfmc.exporter.reverify import reverify
+from lfmc.lowering.request import Options
+from lfmc.machine.progress import Silent
 from lfmc.targets.base import get_target
 
 

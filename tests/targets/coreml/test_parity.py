@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfmc.checkpoint import Checkpoint
-from lfmc.choices import Choosing, ChoosingStepper
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError
-from lfmc.readback import read_back
-from lfmc.stepping import TorchStepper
+from lfmc.parity.expert_choices import Choosing, ChoosingStepper
+from lfmc.run.stepper import TorchStepper
 from lfmc.targets.coreml.probe import operator_parity
 from lfmc.targets.coreml.target import TOLERANCE
+from lfmc.verification.readback import read_back
 from tests.factories import random_tokens
 from tests.targets.coreml.packages import (
     FLOAT16,

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from lfmc.build import Build, build
-from lfmc.checkpoint import Checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import GateError
-from lfmc.progress import Silent
-from lfmc.readback import read_back
-from lfmc.request import Options, request
-from lfmc.rungs import Verification
+from lfmc.lowering.build import Build, build
+from lfmc.lowering.request import Options, request
+from lfmc.machine.progress import Silent
 from lfmc.targets.base import get_target
+from lfmc.verification.readback import read_back
+from lfmc.verification.rungs import Verification
 from tests.faults.fault import FaultyTarget
 from tests.faults.table import FAULTS
 from tests.targets.lowering import choose_formats

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lfmc.errors import UnsupportedError
-from lfmc.parity import Rung
-from lfmc.readback import read_back
+from lfmc.parity.compare import Rung
 from lfmc.targets.ethos_u.runtime import TOSA
 from lfmc.targets.ethos_u.vgf import convert, require_converter
+from lfmc.verification.readback import read_back
 from tests.targets.lowering import Lowered
 from tests.targets.matrix import assert_starts_over
 from tests.targets.qualcomm.programs import eight_bit
@@ -117,7 +117,7 @@ def test_a_wrong_weight_is_found(lowered: Make) -> None:
 def test_what_the_npu_does_not_take_is_refused(lowered: Make) -> None:
     from lfmc.targets.ethos_u.accelerators import ACCELERATORS
     from lfmc.targets.ethos_u.compile import compile_graph
-    from lfmc.targets.npu.pairs import Pairs
+    from lfmc.targets.npu.qdq_pairs import Pairs
 
     class Sorted(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:

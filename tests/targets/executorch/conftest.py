@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lfmc.bundle import Bundle
+from lfmc.bundle.bundle import Bundle
 from tests.targets.matrix import export_demo
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lfmc.calib_free.formats import ROW, Floats, Format
-from lfmc.calib_free.plan import PlanRow
+from lfmc.calib_free.grid.formats import ROW, Floats, Format
+from lfmc.calib_free.plan.bit_plan import PlanRow
 from tests.targets.lowering import Choose, expert_of
 
 FOUR, EIGHT = Format(4, 32, True, "bfloat16"), Format(8, ROW, True, "float32")

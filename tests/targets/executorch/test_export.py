@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import lfmc
-from lfmc.bundle import Bundle
-from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.bundle.bundle import Bundle
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import InputError
-from lfmc.generate import continue_tokens
-from lfmc.progress import Silent
-from lfmc.reverify import reverify
+from lfmc.exporter.reverify import reverify
+from lfmc.machine.progress import Silent
+from lfmc.run.generate import continue_tokens
 from lfmc.targets.base import get_target
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lfmc.errors import InputError
-from lfmc.parity import cases, compare
-from lfmc.readback import read_back
-from lfmc.stepping import TorchStepper, step_each
+from lfmc.parity.compare import cases, compare
+from lfmc.run.stepper import TorchStepper, step_each
 from lfmc.targets.executorch.activations import round_rows
 from lfmc.targets.executorch.stored import MODEL
+from lfmc.verification.readback import read_back
 from tests.factories import random_tokens
 from tests.targets.executorch.programs import PROGRAMS, floats, four_bit, mixed
 from tests.targets.lowering import Choose, Lowered

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfmc.bundle import Bundle
-from lfmc.checkpoint import Checkpoint, demo_path, open_checkpoint
+from lfmc.bundle.bundle import Bundle
+from lfmc.checkpoint.checkpoint import Checkpoint, demo_path, open_checkpoint
 from lfmc.errors import InputError
-from lfmc.generate import continue_tokens
-from lfmc.parity import cases, compare
-from lfmc.stepping import TorchStepper
+from lfmc.parity.compare import cases, compare
+from lfmc.run.generate import continue_tokens
+from lfmc.run.stepper import TorchStepper
 from lfmc.targets.base import get_target
-from lfmc.targets.noise import noise_rung
+from lfmc.targets.shared.rounding_noise import noise_rung
 from tests.conftest import TRAINED
 from tests.targets.executorch.programs import PROGRAMS, floats, four_bit, mixed
 from tests.targets.lowering import Choose, Lowered, lower

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfmc.stepping import TorchStepper
+from lfmc.run.stepper import TorchStepper
 from lfmc.targets.mlir.devices import DEVICES
 from lfmc.targets.mlir.runtime import MODULE, RESET, SCOPE
-from lfmc.targets.parameters import PARAMETERS
+from lfmc.targets.shared.parameters_file import PARAMETERS
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered
 from tests.targets.programs import PROGRAMS

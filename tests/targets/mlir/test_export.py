@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 import lfmc
-from lfmc.bundle import Bundle
-from lfmc.checkpoint import open_checkpoint
+from lfmc.bundle.bundle import Bundle
+from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.errors import InputError, UnsupportedError
-from lfmc.exporter import export
-from lfmc.progress import Silent
-from lfmc.request import Options
-from lfmc.reverify import reverify
+from lfmc.exporter.export import export
+from lfmc.exporter.reverify import reverify
+from lfmc.lowering.request import Options
+from lfmc.machine.progress import Silent
 from lfmc.targets.base import get_target
 from tests.targets.matrix import assert_example_agrees, export_demo
 

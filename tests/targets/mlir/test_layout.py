@@ -18,7 +18,7 @@ from lfmc.targets.mlir.layout import (
     unpack_groups,
     unpack_zeros,
 )
-from lfmc.targets.parameters import DTYPES, Parameter
+from lfmc.targets.shared.parameters_file import DTYPES, Parameter
 
 BITS = st.sampled_from([2, 3, 4, 6, 8])
 DIALECTS: dict[str, Dialect] = {

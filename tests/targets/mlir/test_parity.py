@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from lfmc.errors import GateError, InputError, UnsupportedError
-from lfmc.readback import read_back
 from lfmc.targets.base import get_target
 from lfmc.targets.mlir.devices import DEVICES
 from lfmc.targets.mlir.layout import pack_groups
 from lfmc.targets.mlir.runtime import MODULE
 from lfmc.targets.mlir.target import DIALECTS
-from lfmc.targets.parameters import PARAMETERS, open_parameters
+from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
+from lfmc.verification.readback import read_back
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, four_bit, lower
@@ -180,8 +180,8 @@ def test_weights_are_no_part_of_a_module(lowered: Make) -> None:
 def test_sizes_that_the_layout_does_not_take_are_refused(
     tiny_checkpoint: Callable[..., Path],
 ) -> None:
-    from lfmc.checkpoint import open_checkpoint
-    from lfmc.request import Options, request
+    from lfmc.checkpoint.checkpoint import open_checkpoint
+    from lfmc.lowering.request import Options, request
 
     path = tiny_checkpoint("lfm2", hidden_size=72, num_attention_heads=3, num_key_value_heads=1)
     with pytest.raises(UnsupportedError, match="the hidden size is no multiple of 16"):

@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfmc.build import build
-from lfmc.checkpoint import Checkpoint
-from lfmc.parity import cases, compare
-from lfmc.progress import Silent
-from lfmc.stepping import TorchStepper
+from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.lowering.build import build
+from lfmc.machine.progress import Silent
+from lfmc.parity.compare import cases, compare
+from lfmc.run.stepper import TorchStepper
 from lfmc.targets.base import Request, get_target
-from lfmc.targets.npu.bound import Bound
+from lfmc.targets.npu.bound_constants import Bound
 from lfmc.targets.npu.forms import BY_TAPS, PLAIN, Forms, Style
 from lfmc.targets.npu.graph import traced
 from lfmc.targets.npu.host import HostStepper
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.reference import Rounded
+from lfmc.targets.npu.run_program import run_program
 from tests.factories import KINDS
 from tests.targets.lowering import choose_formats
 from tests.targets.qualcomm.programs import eight_bit
@@ -49,7 +50,7 @@ def test_matrix(any_checkpoint: Callable[[str], Checkpoint], kind: str, style: S
         own = interface.of_tokens(count)
         assert {name: tuple(value.shape) for name, value in inputs.items()} == own.inputs
         with torch.no_grad():
-            outputs = Forms(program, own, given, keep, style).run(inputs)
+            outputs = run_program(Forms(program, own, given, keep, style), inputs)
         assert {name: tuple(value.shape) for name, value in outputs.items()} == own.outputs
         return outputs
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from lfmc.checkpoint import Checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.model.rope import inverse_frequencies, rotation
 from lfmc.targets.npu.interface import MASKED, Interface, carried
 

@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from lfmc.errors import GateError, InputError
-from lfmc.readback import read_back
 from lfmc.targets.onnx.emitter import ALIGNMENT, DATA_FILE, MODEL_FILE
 from lfmc.targets.onnx.readback import read_initializer
+from lfmc.verification.readback import read_back
 from tests.targets.lowering import Choose, Lowered, floats, four_bit, mixed, two_bit, wide_groups
 
 Make = Callable[..., Lowered]

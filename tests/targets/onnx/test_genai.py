@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from lfmc.errors import UnsupportedError
-from lfmc.generate import continue_tokens
-from lfmc.request import Options, request
+from lfmc.lowering.request import Options, request
+from lfmc.run.generate import continue_tokens
 from lfmc.targets.base import get_target
 from lfmc.targets.onnx.genai import CONFIG_FILE
 from tests.targets.lowering import Lowered, mixed

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfmc.calib_free.formats import Format
-from lfmc.calib_free.plan import PlanRow
-from lfmc.checkpoint import Checkpoint, demo_path
+from lfmc.calib_free.grid.formats import Format
+from lfmc.calib_free.plan.bit_plan import PlanRow
+from lfmc.checkpoint.checkpoint import Checkpoint, demo_path
 from lfmc.model.config import SLIDING
-from lfmc.parity import ARTIFACT_TOLERANCE, FLOAT_TOLERANCE, cases, compare
-from lfmc.stepping import TorchStepper, decoder_stepper
+from lfmc.parity.compare import ARTIFACT_TOLERANCE, FLOAT_TOLERANCE, cases, compare
+from lfmc.run.stepper import TorchStepper, decoder_stepper
 from lfmc.targets.onnx.probe import operator_parity
 from lfmc.targets.onnx.runtime import OnnxStepper
 from tests.factories import random_tokens

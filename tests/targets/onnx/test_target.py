@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from lfmc.calib_free.allocate import make_plan
-from lfmc.checkpoint import Checkpoint, open_checkpoint
+from lfmc.calib_free.make_plan import make_plan
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.targets.base import get_target
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lfmc.checkpoint import Checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import UnsupportedError
 from lfmc.targets.base import Request, choose_options, get_target
 from lfmc.targets.qualcomm.delegate import LIBRARIES, LOADED, SDK_ROOT, sdk_root

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 import lfmc
-from lfmc.bundle import Bundle
-from lfmc.checkpoint import open_checkpoint
-from lfmc.progress import Silent
-from lfmc.reverify import reverify
+from lfmc.bundle.bundle import Bundle
+from lfmc.checkpoint.checkpoint import open_checkpoint
+from lfmc.exporter.reverify import reverify
+from lfmc.machine.progress import Silent
 from tests.targets.matrix import assert_example_agrees, export_demo
 
 

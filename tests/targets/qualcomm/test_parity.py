@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfmc.checkpoint import Checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError, UnsupportedError
-from lfmc.parity import Rung
-from lfmc.readback import read_back
-from lfmc.stepping import TorchStepper
+from lfmc.parity.compare import Rung
+from lfmc.run.stepper import TorchStepper
 from lfmc.targets.base import Request
 from lfmc.targets.npu.bundle import embedding
-from lfmc.targets.parameters import PARAMETERS
 from lfmc.targets.qualcomm import session
 from lfmc.targets.qualcomm.runtime import SOURCE
+from lfmc.targets.shared.parameters_file import PARAMETERS
+from lfmc.verification.readback import read_back
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, lower

@@ -10,15 +10,15 @@ import pytest
 import tvm
 
 from lfmc.errors import GateError, InputError, UnsupportedError
-from lfmc.exporter import export
-from lfmc.progress import Silent
-from lfmc.readback import read_back
-from lfmc.request import Options
+from lfmc.exporter.export import export
+from lfmc.lowering.request import Options
+from lfmc.machine.progress import Silent
 from lfmc.targets.base import get_target
-from lfmc.targets.code_object import check_code_objects
+from lfmc.targets.shared.code_object import check_code_objects
 from lfmc.targets.tvm import target
 from lfmc.targets.tvm.gpus import GPUS, missing_for
 from lfmc.targets.tvm.runtime import LIBRARY
+from lfmc.verification.readback import read_back
 from tests.targets.lowering import Choose, Lowered
 from tests.targets.matrix import assert_matrix
 from tests.targets.programs import PROGRAMS, mixed, mostly_slow

@@ -12,20 +12,20 @@ import torch
 import tvm
 from torch import Tensor
 
-from lfmc.calib_free.formats import Format
-from lfmc.calib_free.pack import PackedTensor
-from lfmc.ops import _REFERENCES
-from lfmc.targets.rounding import round_groups
+from lfmc.calib_free.grid.formats import Format
+from lfmc.calib_free.grid.packed_tensor import PackedTensor
+from lfmc.graph.ops import _REFERENCES
+from lfmc.targets.shared.rounded_program import round_groups
 from lfmc.targets.tvm.compile import target_of
-from lfmc.targets.tvm.cpus import CPUS, Cpu, machine_flags, this_cpu
 from lfmc.targets.tvm.kernels import attention, routing
 from lfmc.targets.tvm.kernels.builder import Columns
+from lfmc.targets.tvm.kernels.cpus import CPUS, Cpu, machine_flags, this_cpu
 from lfmc.targets.tvm.kernels.embedding import embedding_nbits
 from lfmc.targets.tvm.kernels.gated_short_conv import gated_short_conv
+from lfmc.targets.tvm.kernels.layout import pack_codes, pack_groups, pack_zeros
 from lfmc.targets.tvm.kernels.linear import linear
 from lfmc.targets.tvm.kernels.matrix import Matrix
 from lfmc.targets.tvm.kernels.round_rows import round_rows
-from lfmc.targets.tvm.layout import pack_codes, pack_groups, pack_zeros
 
 FAMILIES = [
     pytest.param(

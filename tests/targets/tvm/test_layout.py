@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmc.errors import InputError
-from lfmc.targets.parameters import PARAMETERS, Parameter, open_parameters, write
-from lfmc.targets.tvm.layout import (
+from lfmc.targets.shared.parameters_file import PARAMETERS, Parameter, open_parameters, write
+from lfmc.targets.tvm.kernels.layout import (
     pack_codes,
     pack_groups,
     pack_zeros,

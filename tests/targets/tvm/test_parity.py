@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfmc.calib_free.formats import Format
-from lfmc.calib_free.plan import PlanRow
+from lfmc.calib_free.grid.formats import Format
+from lfmc.calib_free.plan.bit_plan import PlanRow
 from lfmc.errors import GateError, InputError, UnsupportedError
-from lfmc.parity import cases, compare
-from lfmc.readback import read_back
-from lfmc.stepping import TorchStepper
+from lfmc.parity.compare import cases, compare
+from lfmc.run.stepper import TorchStepper
 from lfmc.targets.base import get_target
-from lfmc.targets.parameters import PARAMETERS, open_parameters
+from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
 from lfmc.targets.tvm import runtime
 from lfmc.targets.tvm.runtime import LIBRARY, TvmStepper
+from lfmc.verification.readback import read_back
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, four_bit, lower
@@ -178,8 +178,8 @@ def test_a_cpu_that_can_not_run_it_is_told_so(
 
 
 def test_sizes_that_kernels_do_not_take_are_refused(tiny_checkpoint: Callable[..., Path]) -> None:
-    from lfmc.checkpoint import open_checkpoint
-    from lfmc.request import Options, request
+    from lfmc.checkpoint.checkpoint import open_checkpoint
+    from lfmc.lowering.request import Options, request
 
     path = tiny_checkpoint("lfm2", hidden_size=72, num_attention_heads=3, num_key_value_heads=1)
     with pytest.raises(UnsupportedError, match="the hidden size is no multiple of 16"):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfmc.checkpoint import Checkpoint, demo_path
+from lfmc.checkpoint.checkpoint import Checkpoint, demo_path
 from lfmc.errors import InputError
-from lfmc.generate import continue_tokens
-from lfmc.parity import cases, compare
-from lfmc.stepping import TorchStepper
-from lfmc.targets.noise import noise_rung
+from lfmc.parity.compare import cases, compare
+from lfmc.run.generate import continue_tokens
+from lfmc.run.stepper import TorchStepper
+from lfmc.targets.shared.rounding_noise import noise_rung
 from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, four_bit, lower

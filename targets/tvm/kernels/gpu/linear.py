@@ -7,8 +7,8 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from lfmc.calib_free.formats import Format
-from lfmc.targets.blocks import ROWS
+from lfmc.calib_free.grid.formats import Format
+from lfmc.targets.shared.row_blocks import ROWS
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Expr,
@@ -31,9 +31,9 @@ from lfmc.targets.tvm.kernels.gpu.grid import (
     strided,
     sync,
 )
+from lfmc.targets.tvm.kernels.layout import COLUMNS
 from lfmc.targets.tvm.kernels.matrix import Activations, sized
 from lfmc.targets.tvm.kernels.row import Row, code_of, in_block_or_tail
-from lfmc.targets.tvm.layout import COLUMNS
 
 SPLITS = THREADS // ROWS
 TILE = 4  # tokens that a block takes together

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from lfmc.calib_free.formats import Format
-from lfmc.targets.blocks import ROWS
+from lfmc.calib_free.grid.formats import Format
+from lfmc.targets.shared.row_blocks import ROWS
 from lfmc.targets.tvm.kernels import routing as cpu
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,

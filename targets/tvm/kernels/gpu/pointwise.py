@@ -22,9 +22,9 @@ from lfmc.targets.tvm.kernels.builder import (
     tokens_of,
 )
 from lfmc.targets.tvm.kernels.gpu.grid import each
+from lfmc.targets.tvm.kernels.layout import COLUMNS
 from lfmc.targets.tvm.kernels.matrix import Matrix
 from lfmc.targets.tvm.kernels.row import Row, code_of, in_block_or_tail
-from lfmc.targets.tvm.layout import COLUMNS
 
 
 def _split(at: Expr, size: Expr) -> tuple[Expr, Expr]:

@@ -1,0 +1,1 @@
+"""Choosing one format per tensor under a byte budget."""

@@ -1,0 +1,1 @@
+"""Fine-tuning what a plan stores (codes, scales, norms) on text that the model writes."""

@@ -1,0 +1,1 @@
+"""Number formats, and how a matrix is rounded to one."""

@@ -1,0 +1,121 @@
+"""What each stored tensor does in the model, and which tensors share one decision."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lfmc.calib_free.grid.formats import Capabilities
+from lfmc.checkpoint.checkpoint import Checkpoint
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+# Roles that take part in allocation, and roles that stay floating point with the reason that
+# the plan gives.
+QUANTIZED = ("embedding", "head", "linear", "expert")
+KEPT: Mapping[str, str] = {
+    "router": "kept: rounding a router sends tokens to other experts",
+    "expert_bias": "kept: it decides which experts are chosen",
+    "norm": "kept: tiny and sensitive",
+    "conv": "kept: tiny and sensitive",
+    "gate": "kept: one row a head, tiny and sensitive",
+    "bias": "kept: tiny and sensitive",
+}
+
+# Leaf modules of every `nn.Linear` in `lfmc.model` but the head and the gate.
+_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "o_proj", "in_proj", "w1", "w2", "w3")
+_EXPERT = re.compile(r"(model\.layers\.\d+\.feed_forward\.experts)\.(\d+)\.(w[123])\.weight")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tensors that must have one format; `layer` is None outside the layers.
+
+    `experts` names the sparse layer (`model.layers.2.feed_forward.experts`) of an expert unit.
+    `copies` is how often an artifact holds it.
+    """
+
+    names: tuple[str, ...]
+    role: str
+    layer: int | None
+    experts: str | None = None
+    copies: int = 1
+
+    @property
+    def kind(self) -> str:
+        """What the unit is within its layer, such as `conv.in_proj` or `experts.w1+w3`."""
+        if self.experts is not None:
+            leaves = sorted({name.split(".")[-2] for name in self.names})
+            return "experts." + "+".join(leaves)
+        if self.layer is None:
+            return self.role
+        inner = [name.split(".", 3)[3].removesuffix(".weight") for name in self.names]
+        return "+".join([inner[0], *(path.rsplit(".", 1)[-1] for path in inner[1:])])
+
+
+def role(name: str, shape: tuple[int, ...]) -> str:
+    """The role of a tensor by its name on disk and its shape: one of `QUANTIZED` or `KEPT`.
+
+    Raises `ValueError` for a tensor that no LFM decoder has; a `Checkpoint` holds none.
+    """
+    if name == EMBEDDING:
+        return "embedding"
+    if name == HEAD:
+        return "head"
+    if _EXPERT.fullmatch(name):
+        return "expert"
+    module, leaf = name.split(".")[-2:]
+    if leaf == "expert_bias":
+        return "expert_bias"
+    if leaf == "bias":
+        return "bias"
+    if module.endswith("norm") and len(shape) == 1:
+        return "norm"
+    if module == "conv" and len(shape) == 3:
+        return "conv"
+    if module == "gate" and ".feed_forward." in name:
+        return "router"
+    if module == "gate_proj":
+        return "gate"
+    if module in _LINEARS and len(shape) == 2:
+        return "linear"
+    raise ValueError(f"tensor '{name}' of shape {list(shape)} has no known role")
+
+
+def units(checkpoint: Checkpoint, capabilities: Capabilities) -> list[Unit]:
+    """Quantizable tensors of a checkpoint, grouped as the target needs, in checkpoint order."""
+    found: dict[tuple[object, ...], list[str]] = {}
+    for name, info in checkpoint.tensors.items():
+        if role(name, info.shape) in QUANTIZED:
+            found.setdefault(_key(name, capabilities), []).append(name)
+    return [_unit(checkpoint, tuple(names), capabilities) for names in found.values()]
+
+
+def _key(name: str, capabilities: Capabilities) -> tuple[object, ...]:
+    expert = _EXPERT.fullmatch(name)
+    if expert is None:
+        parent, module, _ = name.rsplit(".", 2) if name.count(".") > 1 else ("", name, "")
+        merged = next((m for m in capabilities.merged if module in m), None)
+        return (name,) if merged is None else (parent, merged)
+    layer, index, leaf = expert.groups()
+    if capabilities.expert_unit == "layer":
+        return (layer,)
+    if capabilities.expert_unit == "expert":
+        return (layer, index)
+    return (layer, index, leaf == "w2")
+
+
+def _unit(checkpoint: Checkpoint, names: tuple[str, ...], capabilities: Capabilities) -> Unit:
+    first = names[0]
+    own = role(first, checkpoint.tensors[first].shape)
+    layer, expert = _LAYER.match(first), _EXPERT.fullmatch(first)
+    return Unit(
+        names,
+        own,
+        int(layer.group(1)) if layer else None,
+        expert.group(1) if expert else None,
+        capabilities.copies(own),
+    )

@@ -1,0 +1,1 @@
+"""The folder that an export writes: files, manifest and token ids."""

@@ -1,0 +1,1 @@
+"""Reading a Hugging Face checkpoint: weights, tokenizer files and chat template."""

@@ -1,0 +1,228 @@
+"""A Hugging Face checkpoint, checked: names and shapes first, then one tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfmc.checkpoint.weight_files import (
+    LazyTensors,
+    TensorInfo,
+    read_header,
+    read_json,
+    read_tensor,
+    weight_files,
+)
+from lfmc.errors import InputError, first_line
+from lfmc.model import Decoder, DecoderConfig, build_decoder, read_config
+from lfmc.model.experts import SparseMoe
+from lfmc.model.read_config import read_token_ids
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+DEMO_NAME = "lfm2-moe-8m"
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder whose tensors have been checked, by name and shape, against its configuration."""
+
+    path: Path
+    name: str
+    config: DecoderConfig
+    raw_config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def num_params(self) -> int:
+        return sum(info.numel for info in self.tensors.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over `config.json` and every weight file: one name for exactly these weights."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for file in sorted({info.file for info in self.tensors.values()}):
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token that ends a reply: those of `config.json` and `generation_config.json`."""
+        return stop_ids(self.config, self.path)
+
+    def load(self, name: str) -> Tensor:
+        """One tensor in its stored dtype; raises `InputError` where it holds NaN or infinity."""
+        info = self.tensors[name]
+        tensor = read_tensor(info)
+        ends = torch.stack(torch.aminmax(tensor)) if tensor.numel() else tensor  # NaN stays NaN
+        if not torch.isfinite(ends).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise InputError(
+                f"tensor '{name}' holds values that are not finite",
+                where=info.file,
+                expected="finite numbers",
+                got=f"{bad} of {tensor.numel()} are NaN or infinite",
+                todo="repair the checkpoint; there is no right way to round these",
+            )
+        return tensor
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """All tensors in their stored dtypes, read when asked for."""
+        return LazyTensors(self.tensors, self.load)
+
+    def decoder(self, weights: Mapping[str, Tensor] | None = None) -> Decoder:
+        """The float32 decoder of this checkpoint, to run; `weights` replace tensors by name."""
+        decoder = build_decoder(self.config)
+        for module in decoder.modules():
+            if isinstance(module, SparseMoe):
+                module.only_chosen = True
+        constants = {k: v for k, v in decoder.state_dict().items() if k.startswith("rope.")}
+        replaced = weights or {}
+        loaded = {
+            name: (replaced[name] if name in replaced else self.load(name)).float()
+            for name in self.tensors
+        }
+        decoder.load_state_dict({**constants, **loaded}, assign=True)
+        return decoder.requires_grad_(False)
+
+    def tokenizer(self) -> Any:
+        """The checkpoint's `tokenizers.Tokenizer`; raises `InputError` where it has none."""
+        from tokenizers import Tokenizer
+
+        path = self.path / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(
+                "the checkpoint has no tokenizer",
+                where=self.path,
+                expected="tokenizer.json",
+                todo="copy the tokenizer files of the model into this folder",
+            )
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError("the tokenizer can't be read", where=path, got=error) from error
+
+
+def stop_ids(config: DecoderConfig, folder: Path) -> tuple[int, ...]:
+    """Every token that ends a reply, by a configuration and `generation_config.json` beside it."""
+    ids = list(config.eos_ids)
+    path = folder / "generation_config.json"
+    if path.is_file():
+        more = read_json(path).get("eos_token_id")
+        ids += read_token_ids(more, "eos_token_id", str(path))
+    return tuple(dict.fromkeys(ids))
+
+
+def demo_path() -> Path:
+    """Where the small checkpoint that ships with the package lies."""
+    return Path(str(files("lfmc") / "demo" / DEMO_NAME))
+
+
+def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
+    """Open a local folder, a hub id, or (with None) the small checkpoint that ships with lfmc.
+
+    Reads `config.json` and the headers of the weight files, no weights. Raises `InputError` when
+    there is no such checkpoint, or when its tensors and its configuration disagree.
+    """
+    path = demo_path() if model is None else Path(model)
+    name = path.resolve().name
+    if not path.exists() and _HUB_ID.fullmatch(str(model)):
+        name = str(model).rpartition("/")[2]  # the folder in the cache is called by its commit
+        path = _fetch(str(model))
+    if not path.is_dir():
+        raise InputError(
+            "there is no such checkpoint",
+            where=path,
+            expected="a folder with config.json and *.safetensors, or a hub id like ORG/NAME",
+        )
+    path = path.resolve()
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise InputError("the folder holds no checkpoint", where=path, expected="config.json")
+    raw = read_json(config_path)
+    config = read_config(raw, str(config_path))
+    tensors: dict[str, TensorInfo] = {}
+    for file in weight_files(path):
+        tensors.update(read_header(file))
+    return Checkpoint(path, name, config, raw, _match(tensors, config, path))
+
+
+def _fetch(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.jinja"]
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise InputError(
+            "the model is neither a folder here nor in the hub (or its local cache)",
+            where=hub_id,
+            got=first_line(error),
+            todo="check the name, the network, or HF_HOME; or give a local folder",
+        ) from error
+
+
+def _match(
+    tensors: Mapping[str, TensorInfo], config: DecoderConfig, path: Path
+) -> dict[str, TensorInfo]:
+    """The tensors of the decoder, in its order; raises where they are not what the config says."""
+    wanted = {
+        name: tuple(value.shape)
+        for name, value in build_decoder(config).state_dict().items()
+        if not name.startswith("rope.")
+    }
+    extra = sorted(set(tensors) - set(wanted))
+    if config.tied_embedding and {_HEAD, _EMBEDDING} <= tensors.keys():
+        extra.remove(_HEAD)
+        head, table = (read_tensor(tensors[name]).float() for name in (_HEAD, _EMBEDDING))
+        if not torch.equal(head, table):
+            raise InputError(
+                "the config ties the head to the embedding, but the weights hold another head",
+                where=tensors[_HEAD].file,
+                expected=f"no '{_HEAD}', or a copy of '{_EMBEDDING}'",
+                todo="set 'tie_word_embeddings' to false in config.json if the head is meant",
+            )
+    missing = sorted(set(wanted) - set(tensors))
+    if missing or extra:
+        raise InputError(
+            "config.json and the weights disagree",
+            where=path,
+            expected=f"{len(missing)} tensors that are missing: {_some(missing)}",
+            got=f"{len(extra)} tensors that the config has no place for: {_some(extra)}",
+            todo="check layer_types, num_hidden_layers and the other sizes in config.json",
+        )
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise InputError(
+                f"tensor '{name}' does not have the shape that config.json gives it",
+                where=tensors[name].file,
+                expected=list(shape),
+                got=list(tensors[name].shape),
+            )
+    return {name: tensors[name] for name in wanted}
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:4])
+    return (shown or "none") + (", ..." if len(names) > 4 else "")

@@ -1,0 +1,77 @@
+"""Memory of one conversation: weights as stored, and the states, by context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.model import DecoderConfig, state_specs
+
+FLOAT32 = 4
+CONTEXTS = (512, 2048, 8192, 32768, 131072)  # tokens that `lfmc inspect` tells memory for
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of float32 states: attention's grow with the context, the convolutions' do not."""
+
+    attention: int
+    conv: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a conversation of `context` tokens: weights as stored, and float32 states.
+
+    `all_attention` estimates the states of a model of the same depth with full attention, of the
+    same heads, in every layer: what a conventional transformer would need instead.
+    """
+
+    context: int
+    weights: int
+    attention: int
+    conv: int
+    all_attention: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.attention + self.conv
+
+    @property
+    def all_attention_total(self) -> int:
+        return self.weights + self.all_attention
+
+
+def state_nbytes(config: DecoderConfig, context: int) -> StateBytes:
+    """States of one conversation of `context` tokens.
+
+    A layer with a sliding window counts the positions that it looks back at, and no more. (What
+    an artifact allocates may be more: some runtimes keep all positions.)
+    """
+    sizes = {"attention": 0, "conv": 0}
+    for state in state_specs(config, 1, context):
+        if state.kind == "conv":
+            sizes["conv"] += FLOAT32 * prod(state.shape)
+        else:
+            batch, heads, slots, width = state.shape
+            kept = slots if state.window is None else min(slots, state.window)
+            sizes["attention"] += FLOAT32 * batch * heads * kept * width
+    return StateBytes(**sizes)
+
+
+def footprint(checkpoint: Checkpoint, context: int) -> Footprint:
+    """Memory of a checkpoint, as it is stored, at a context of so many tokens."""
+    config = checkpoint.config
+    states = state_nbytes(config, context)
+    weights = sum(info.numel * info.dtype.itemsize for info in checkpoint.tensors.values())
+    slot = 2 * FLOAT32 * config.num_kv_heads * config.head_dim  # a key and a value
+    every = config.num_layers * context * slot
+    return Footprint(context, weights, states.attention, states.conv, every)
+
+
+def footprints(checkpoint: Checkpoint) -> list[Footprint]:
+    """Memory at each of `CONTEXTS` that the model was made for, or at its longest context."""
+    longest = checkpoint.config.max_context
+    lengths = [n for n in CONTEXTS if n <= longest] or [longest]
+    return [footprint(checkpoint, n) for n in lengths]

@@ -1,0 +1,1 @@
+"""The traced decoder: an `fx` program, the `lfm::` operators, and the planned weights."""

@@ -1,0 +1,1 @@
+"""What a user requests, checked, and the fused program that a target lowers."""

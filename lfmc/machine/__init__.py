@@ -1,0 +1,1 @@
+"""This machine: memory, cache, worker processes, progress output, installed versions."""

@@ -1,0 +1,1 @@
+"""Comparing two models token by token: logits, experts, text quality."""

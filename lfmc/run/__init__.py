@@ -1,0 +1,1 @@
+"""Running a model: steppers, text generation and timing."""

@@ -1,0 +1,29 @@
+"""Blocks of 16 rows: what targets share whose n-bit matrices lie in an order of lfmc's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lfmc.calib_free.grid.formats import Format
+from lfmc.errors import UnsupportedError
+
+ROWS = 16
+
+# Bits of the planes that a width is made of, lowest first.
+PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 6: (4, 2), 8: (8,)}
+
+FORMATS = tuple(
+    Format(bits, group, symmetric, "float16")
+    for bits in PLANES
+    for group in (32, 64, 128)
+    for symmetric in (True, False)
+)
+
+
+def require_whole_blocks(sizes: Mapping[str, int], rows: int = ROWS) -> None:
+    """Raise `UnsupportedError` for the first of some sizes of a model that blocks do not fill."""
+    for name, size in sizes.items():
+        if size % rows:
+            raise UnsupportedError(
+                f"the {name} is no multiple of {rows}, which are taken at once", got=size
+            )

@@ -1,0 +1,405 @@
+"""Reading checkpoints, and refusing what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lfmc.checkpoint.checkpoint import demo_path, open_checkpoint
+from lfmc.checkpoint.weight_files import INDEX, SINGLE
+from lfmc.errors import InputError
+from tests.conftest import TRAINED
+from tests.factories import KINDS, reference_model
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy of a tiny LFM2 that a test may break."""
+    return Path(shutil.copytree(tiny_checkpoint("lfm2", vocab_size=48), tmp_path / "model"))
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / SINGLE)
+    edit(tensors)
+    save_file(tensors, folder / SINGLE)
+
+
+def refused(path: Path | str) -> str:
+    """The whole message of the `InputError` that opening this gives."""
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(path)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+# Reading ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*KINDS, *TRAINED])
+def test_names_and_shapes_on_disk(any_checkpoint: Callable[..., Any], name: str) -> None:
+    checkpoint = any_checkpoint(name)
+    on_disk: dict[str, Tensor] = {}
+    for file in checkpoint.path.glob("*.safetensors"):
+        on_disk.update(load_file(file))
+    for info in checkpoint.tensors.values():
+        tensor = on_disk.pop(info.disk_name)
+        assert (info.shape, info.dtype) == (tuple(tensor.shape), tensor.dtype)
+        assert torch.equal(checkpoint.load(info.name), tensor)
+    towers = ("model.vision_tower.", "model.multi_modal_projector.")
+    assert all(left.startswith(towers) for left in on_disk)
+    assert bool(on_disk) == name.endswith("_vl")
+
+
+@pytest.mark.parametrize("name", ["lfm2", "lfm2_moe", "lfm3", "lfm2-untied"])
+def test_num_params(any_checkpoint: Callable[..., Any], name: str) -> None:
+    checkpoint = any_checkpoint(name)
+    model = reference_model(checkpoint.path)
+    biases = sum(b.numel() for n, b in model.named_buffers() if n.endswith("expert_bias"))
+    assert checkpoint.num_params == sum(p.numel() for p in model.parameters()) + biases
+
+
+def test_the_bundled_demo() -> None:
+    checkpoint = open_checkpoint()
+    assert checkpoint.path == demo_path()
+    assert checkpoint.name == "lfm2-moe-8m"
+    assert checkpoint.stop_ids == (2, 4)
+    assert checkpoint.tokenizer().encode("light").ids
+
+
+def test_shards_read_like_one_file(folder: Path) -> None:
+    whole = open_checkpoint(folder)
+    values = {name: whole.load(name) for name in whole.tensors}
+    names = sorted(values)
+    weight_map = {n: f"part-{i % 2}.safetensors" for i, n in enumerate(names)}
+    for file in set(weight_map.values()):
+        save_file({n: values[n] for n in names if weight_map[n] == file}, folder / file)
+    (folder / SINGLE).unlink()
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    sharded = open_checkpoint(folder)
+    assert list(sharded.tensors) == list(whole.tensors)
+    assert all(torch.equal(sharded.load(n), values[n]) for n in names)
+
+
+def test_the_fingerprint_is_of_the_weights_and_the_config(folder: Path) -> None:
+    first = open_checkpoint(folder).fingerprint
+    assert open_checkpoint(folder).fingerprint == first
+    edit_tensors(folder, lambda tensors: tensors[EMBEDDING][0, 0].add_(1))
+    second = open_checkpoint(folder).fingerprint
+    edit_config(folder, rope_parameters={"rope_type": "default", "rope_theta": 5.0})
+    assert len({first, second, open_checkpoint(folder).fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [(2, 2, (2,)), ([2, 7], 9, (2, 7, 9)), (2, [7, 2], (2, 7)), (3, None, (3,))],
+)
+def test_stop_ids(folder: Path, config: Any, generation: Any, expected: tuple[int, ...]) -> None:
+    edit_config(folder, eos_token_id=config)
+    text = {} if generation is None else {"eos_token_id": generation}
+    (folder / "generation_config.json").write_text(json.dumps(text))
+    assert open_checkpoint(folder).stop_ids == expected
+
+
+def test_stop_ids_of_a_wrong_type(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": "end"}')
+    with pytest.raises(InputError, match="eos_token_id"):
+        _ = open_checkpoint(folder).stop_ids
+
+
+def test_replaced_weights(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    table = torch.ones(checkpoint.tensors[EMBEDDING].shape)
+    decoder = checkpoint.decoder({EMBEDDING: table})
+    assert torch.equal(decoder.model.embed_tokens.weight, table)
+
+
+def test_bfloat16_is_read_and_computed_in_float32(folder: Path) -> None:
+    edit_tensors(
+        folder, lambda tensors: tensors.update({k: v.bfloat16() for k, v in tensors.items()})
+    )
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.load(EMBEDDING).dtype == torch.bfloat16
+    assert checkpoint.decoder().model.embed_tokens.weight.dtype == torch.float32
+
+
+def test_a_stored_copy_of_a_tied_head_is_not_a_tensor_of_the_model(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t.update({"lm_head.weight": t[EMBEDDING].clone()}))
+    assert "lm_head.weight" not in open_checkpoint(folder).tensors
+
+
+def test_a_tied_head_that_is_stored_and_differs(folder: Path) -> None:
+    # transformers would quietly use the stored one
+    edit_tensors(folder, lambda t: t.update({"lm_head.weight": t[EMBEDDING] + 1}))
+    message = refused(folder)
+    assert "lm_head.weight" in message
+    assert "tie_word_embeddings" in message
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
+def test_both_spellings_of_a_language_tower(folder: Path, prefix: str) -> None:
+    plain = list(open_checkpoint(folder).tensors)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "lfm2_vl", "text_config": config})
+    )
+    save_file(
+        {
+            **{k.replace("model.", prefix, 1): v for k, v in load_file(folder / SINGLE).items()},
+            "vision_tower.patch.weight": torch.zeros(2, dtype=torch.int64),
+            "multi_modal_projector.linear_1.weight": torch.ones(2),
+        },
+        folder / SINGLE,
+    )
+    assert list(open_checkpoint(folder).tensors) == plain
+
+
+# Not a checkpoint ------------------------------------------------------------------------------
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    assert str(tmp_path / "no") in refused(tmp_path / "no")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    message = refused(tmp_path)
+    assert "config.json" in message
+    assert str(tmp_path) in message
+
+
+def test_a_file_instead_of_a_folder(folder: Path) -> None:
+    assert SINGLE in refused(folder / SINGLE)
+
+
+def test_a_folder_without_weights(folder: Path) -> None:
+    (folder / SINGLE).unlink()
+    assert SINGLE in refused(folder)
+
+
+def test_a_hub_id_offline_and_not_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    message = refused("LiquidAI/LFM2-8B-A1B")
+    assert "LiquidAI/LFM2-8B-A1B" in message
+    assert "HF_HOME" in message
+
+
+def test_a_hub_id_in_the_local_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    repository = tmp_path / "models--org--tiny"
+    shutil.copytree(folder, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = open_checkpoint("org/tiny")
+    assert found.name == "tiny"  # not the commit that the folder in the cache is called by
+    assert found.fingerprint == open_checkpoint(folder).fingerprint
+
+
+def test_an_unknown_model_type(folder: Path) -> None:
+    edit_config(folder, model_type="llama")
+    message = refused(folder)
+    assert "'llama'" in message
+    assert "lfm2_moe" in message
+    assert "config.json" in message
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '"x"', "\xff", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"]
+)
+def test_a_config_that_is_no_json_object(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    assert "config.json" in refused(folder)
+
+
+# Config and tensors disagree -------------------------------------------------------------------
+
+
+def test_a_missing_tensor(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t.pop("model.layers.1.self_attn.q_proj.weight"))
+    assert "model.layers.1.self_attn.q_proj.weight" in refused(folder)
+
+
+def test_an_extra_tensor(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t.update({"model.layers.9.gain": torch.ones(2)}))
+    assert "model.layers.9.gain" in refused(folder)
+
+
+def test_a_tensor_of_another_shape(folder: Path) -> None:
+    edit_config(folder, vocab_size=49)
+    message = refused(folder)
+    assert EMBEDDING in message
+    assert "[49, 64]" in message
+    assert "[48, 64]" in message
+
+
+def test_layers_that_the_config_does_not_have(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"])
+    assert "model.layers.3." in refused(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool, torch.float64])
+def test_dtypes_that_are_no_trained_weights(folder: Path, dtype: torch.dtype) -> None:
+    edit_tensors(folder, lambda t: t.update({EMBEDDING: t[EMBEDDING].to(dtype)}))
+    message = refused(folder)
+    assert EMBEDDING in message
+    assert "BF16" in message
+
+
+# Damaged files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_named_on_load(folder: Path, value: float) -> None:
+    edit_tensors(folder, lambda t: t[EMBEDDING][3, :2].fill_(value))
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(InputError) as caught:
+        checkpoint.load(EMBEDDING)
+    assert EMBEDDING in str(caught.value)
+    assert "2 of 3072" in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, -1])
+def test_a_truncated_file(folder: Path, keep: int) -> None:
+    data = (folder / SINGLE).read_bytes()
+    (folder / SINGLE).write_bytes(data[:keep])
+    message = refused(folder)
+    assert SINGLE in message
+    assert "truncated or corrupted" in message
+
+
+def test_a_file_truncated_after_it_was_opened(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    data = (folder / SINGLE).read_bytes()
+    (folder / SINGLE).write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="can't be read"):
+        checkpoint.load(EMBEDDING)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_a_damaged_header_is_an_input_error(folder: Path, data: st.DataObject) -> None:
+    clean = folder.parent / "clean"
+    if not clean.is_file():
+        shutil.copy(folder / SINGLE, clean)
+    content = bytearray(clean.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    where = st.integers(0, header - 1)
+    for position, value in data.draw(st.lists(st.tuples(where, st.integers(0, 255)), max_size=3)):
+        content[position] = value
+    if data.draw(st.booleans()):
+        del content[data.draw(where) :]
+    (folder / SINGLE).write_bytes(content)
+    try:
+        checkpoint = open_checkpoint(folder)
+        for name in checkpoint.tensors:
+            checkpoint.load(name)
+    except InputError as error:  # nothing else may get here
+        message = str(error)
+    else:
+        message = "fine"
+    assert message
+
+
+class _Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
+def test_pickles_are_refused_and_never_loaded(folder: Path, name: str) -> None:
+    (folder / SINGLE).unlink()
+    proof = folder / "executed"
+    (folder / name).write_bytes(pickle.dumps(_Bomb(proof)))
+    message = refused(folder)
+    assert name in message
+    assert "pickle" in message
+    assert not proof.exists()
+    pickle.loads((folder / name).read_bytes())
+    assert proof.exists()  # the bomb works: it was not loaded before
+
+
+def test_a_pickle_named_by_the_index_is_not_loaded(folder: Path) -> None:
+    (folder / SINGLE).unlink()
+    proof = folder / "executed"
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Bomb(proof)))
+    (folder / INDEX).write_text(json.dumps({"weight_map": {EMBEDDING: "pytorch_model.bin"}}))
+    assert "pytorch_model.bin" in refused(folder)
+    assert not proof.exists()
+
+
+# The index -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../other.safetensors", ".", "/etc/passwd", "a/../../x.safetensors", "..\\x.safetensors"],
+)
+def test_an_index_that_points_outside(folder: Path, name: str) -> None:
+    shutil.copy(folder / SINGLE, folder.parent / "other.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": {EMBEDDING: name}}))
+    message = refused(folder)
+    assert "outside" in message
+    assert repr(name) in message
+    assert INDEX in message
+
+
+@pytest.mark.parametrize("name", ["", "..", "x\0y", "absent.safetensors"])
+def test_an_index_that_names_no_file(folder: Path, name: str) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {EMBEDDING: name}}))
+    assert "missing" in refused(folder)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {}}, []])
+def test_an_index_without_files(folder: Path, index: Any) -> None:
+    (folder / INDEX).write_text(json.dumps(index))
+    assert INDEX in refused(folder)
+
+
+# The tokenizer ---------------------------------------------------------------------------------
+
+
+def test_no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="no tokenizer"):
+        open_checkpoint(folder).tokenizer()
+
+
+def test_a_broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0"')
+    with pytest.raises(InputError, match=r"can't be read"):
+        open_checkpoint(folder).tokenizer()
+
+
+def test_the_demo_path_is_inside_the_package() -> None:
+    assert (demo_path() / SINGLE).is_file()

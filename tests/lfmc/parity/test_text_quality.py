@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.errors import InputError
+from lfmc.parity.text_quality import QualityMeter, compare, logits_of, windows
+from tests.calib_free.conftest import MakeCheckpoint
+
+
+def test_numbers_worked_by_hand() -> None:
+    reference = torch.tensor([[[0.0, 0.0], [math.log(3.0), 0.0]]])
+    logits = torch.tensor([[[math.log(3.0), 0.0], [0.0, math.log(3.0)]]])
+    found = compare(reference, logits, torch.tensor([[0, 1]]))
+    first = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    second = 0.75 * math.log(0.75 / 0.25) + 0.25 * math.log(0.25 / 0.75)
+    assert found.kl == pytest.approx((first + second) / 2)
+    assert found.top1 == 0.5
+    assert found.perplexity == pytest.approx(4.0)
+    assert found.reference_perplexity == pytest.approx(2.0)
+    assert found.tokens == 2
+
+
+def test_a_model_is_as_good_as_itself() -> None:
+    logits = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(0))
+    found = compare(logits, logits, torch.randint(0, 11, (2, 5)))
+    assert (found.kl, found.top1) == (0.0, 1.0)
+    assert found.perplexity == found.reference_perplexity
+
+
+def test_batches_add_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 4, 6, 9, generator=generator)
+    tokens = torch.randint(0, 9, (4, 6), generator=generator)
+    meter = QualityMeter()
+    for i in range(4):
+        meter.add(a[i : i + 1], b[i : i + 1], tokens[i : i + 1])
+    whole, parts = compare(a, b, tokens), meter.result()
+    assert parts.kl == pytest.approx(whole.kl, rel=1e-12)
+    assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-12)
+    assert (parts.top1, parts.tokens) == (whole.top1, whole.tokens)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        compare(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match="no tokens"):
+        QualityMeter().result()
+
+
+def test_windows_are_spread_over_the_text(demo: Checkpoint) -> None:
+    tokenizer = demo.tokenizer()
+    text = "The quick brown fox jumps over the lazy dog. " * 40
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    pieces = windows(tokenizer, text, 16, 3, 1)
+    assert pieces.shape == (3, 16)
+    assert (pieces[:, 0] == 1).all()
+    assert pieces[0, 1:].tolist() == ids[1:16]
+    assert pieces[-1, 1:].tolist() == ids[-15:]
+    assert windows(tokenizer, text, 16, 1, None)[0].tolist() == ids[:16]
+
+
+def test_a_text_that_is_too_short_is_refused(demo: Checkpoint) -> None:
+    with pytest.raises(InputError, match="too short"):
+        windows(demo.tokenizer(), "Hello.", 16, 3, 1)
+
+
+def test_logits_do_not_depend_on_the_batch(make_checkpoint: MakeCheckpoint) -> None:
+    decoder = make_checkpoint("lfm2").decoder()
+    tokens = torch.randint(64, (5, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        apart = torch.cat(list(logits_of(decoder, tokens, batch=2)))
+        whole = torch.cat(list(logits_of(decoder, tokens, batch=8)))
+    assert whole.shape == (5, 9, 64)
+    torch.testing.assert_close(apart, whole)

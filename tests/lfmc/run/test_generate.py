@@ -1,0 +1,65 @@
+"""Greedy and sampled continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lfmc.run.generate import continue_tokens, golden_prompts
+
+
+class Counter:
+    """Prefers the token after the last one, of 10."""
+
+    context = 12
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def reset(self) -> None:
+        self.length = 0
+
+    def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        ids = torch.as_tensor(tokens)
+        self.length += len(ids)
+        assert self.length <= self.context
+        return 5.0 * torch.nn.functional.one_hot((ids + 1) % 10, 10).float()
+
+
+def test_greedy_counts_up() -> None:
+    assert list(continue_tokens(Counter(), [3], 4)) == [4, 5, 6, 7]
+
+
+def test_ends_before_a_stop_id_and_at_the_context() -> None:
+    assert list(continue_tokens(Counter(), [3], 9, stop_ids=[6])) == [4, 5]
+    assert len(list(continue_tokens(Counter(), [1, 2, 3], 100))) == 9
+
+
+def test_each_call_is_a_new_conversation() -> None:
+    stepper = Counter()
+    assert list(continue_tokens(stepper, [3], 8)) == list(continue_tokens(stepper, [3], 8))
+
+
+def test_sampling_is_seeded() -> None:
+    def draw(seed: int) -> list[int]:
+        return list(continue_tokens(Counter(), [3], 8, temperature=5.0, seed=seed))
+
+    assert draw(1) == draw(1)
+    assert len({tuple(draw(seed)) for seed in range(6)}) > 1
+
+
+def test_golden_prompts_know_how_sure_they_are() -> None:
+    class Letters:
+        def encode(self, text: str, add_special_tokens: bool) -> Letters:
+            self.ids = [len(text) % 10]
+            return self
+
+        def decode(self, tokens: list[int]) -> str:
+            return "".join(map(str, tokens))
+
+    golden = golden_prompts(Counter(), Letters(), 1)
+    assert [len(entry["tokens"]) for entry in golden] == [11, 11, 11]
+    assert all(entry["margin"] == 5.0 for entry in golden)
+    assert all(entry["prompt"][0] == 1 for entry in golden)
