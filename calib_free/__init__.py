@@ -1,0 +1,1 @@
+"""Bit plans made from a checkpoint alone, without calibration data."""

@@ -1,30 +1,30 @@
-"""From a checkpoint, a target's capabilities and a budget to a bit plan."""
+"""Make a bit plan from a checkpoint, a target's capabilities and a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 from lfmc.calib_free.allocate.budget import Budget
-from lfmc.calib_free.allocate.decision import Decision, keep, kept_nbytes, unit_choice
-from lfmc.calib_free.allocate.knapsack import smallest
-from lfmc.calib_free.allocate.resources import ALONE, Resources
+from lfmc.calib_free.allocate.decision import Decision, float_decision, float_nbytes, unit_choice
+from lfmc.calib_free.allocate.knapsack import min_nbytes
+from lfmc.calib_free.allocate.resources import LOCAL, Resources
 from lfmc.calib_free.allocate.uniform import allocate_uniform, allocate_width
 from lfmc.calib_free.alphaq.allocation import AlphaQOptions
-from lfmc.calib_free.alphaq.method import allocate_paper
+from lfmc.calib_free.alphaq.method import allocate_alphaq
 from lfmc.calib_free.auto.method import Allocation, allocate_auto
 from lfmc.calib_free.fit.fit import Effort, fit_plan, require_effort
-from lfmc.calib_free.grid.distortion_curves import ROWS, curves, spread
+from lfmc.calib_free.grid.distortion_curves import ROWS, measure_curves, spaced_rows
 from lfmc.calib_free.grid.formats import Capabilities, Floats
 from lfmc.calib_free.plan.bit_plan import VERSION, BitPlan, PlanRow
 from lfmc.calib_free.plan.channel_gains import input_importance
-from lfmc.calib_free.plan.roles import Unit, role, units
+from lfmc.calib_free.plan.roles import Unit, quantization_units, tensor_role
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
 
 __all__ = ["DEFAULT_BITS_PER_WEIGHT", "METHODS", "Budget", "Effort", "make_plan"]
 
 METHODS = ("auto", "alphaq", "uniform", "none", "2", "3", "4", "6", "8")
-BUDGETED = ("auto", "alphaq", "uniform")  # these take the default budget where none is given
+BUDGETED = ("auto", "alphaq", "uniform")  # these use the default budget if no budget is passed
 DEFAULT_BITS_PER_WEIGHT = 4.5
 FAST = Effort()
 
@@ -40,21 +40,22 @@ def make_plan(
     effort: Effort = FAST,
     alphaq: AlphaQOptions | None = None,
     progress: Callable[[str], None] | None = None,
-    observe: Callable[[Allocation], None] = lambda made: None,
-    resources: Resources = ALONE,
+    observe: Callable[[Allocation], None] = lambda allocation: None,
+    resources: Resources = LOCAL,
 ) -> BitPlan:
-    """A plan for every stored tensor, made from the checkpoint alone.
+    """Make a plan for every tensor of the checkpoint, from the checkpoint alone.
 
     `budget` None means 4.5 bits per weight for "auto", "alphaq" and "uniform", and no limit for
-    the others. `seed` drives the sampled text of "auto" and of the fitting that `effort` may ask
-    for, with any method that quantizes; `alphaq` are the knobs of "alphaq"; `target` is only a
-    name in the plan. `progress` is told each step. The same arguments on the same machine give
-    the same plan, where no minutes bound the effort. `observe` is given what "auto" measured, and
-    is not called by the other methods, which measure no costs. `resources` are the workers and the
-    cache of the measuring of "auto" and "alphaq"; neither changes a plan.
+    the others. `seed` determines the sampled text of "auto" and of the fitting by `effort`, which
+    works with any method that quantizes. `alphaq` are the options of method "alphaq". `target` is
+    only stored in the plan. `progress` receives a message at each step. `observe` receives the
+    allocation of "auto"; other methods measure no costs and do not call it. `resources` are the
+    workers and the cache for the measurements of "auto" and "alphaq"; they do not change the plan.
+    The same arguments on the same machine return the same plan, unless `effort` limits the minutes.
 
-    Raises `InputError` for an unknown method, knobs of another one, or a budget below the smallest
-    possible, which it names, and `UnsupportedError` for what the target or this machine can't do.
+    Raises `InputError` for an unknown method, for options of another method, and for a budget below
+    the smallest possible size, which the error states. Raises `UnsupportedError` if the target or
+    this machine does not support the method or the effort.
     """
     require_effort(checkpoint, method, effort)
     if method not in METHODS:
@@ -64,33 +65,33 @@ def make_plan(
     if budget is None and method in BUDGETED:
         budget = Budget(bits_per_weight=DEFAULT_BITS_PER_WEIGHT)
     limit = None if budget is None else budget.limit(checkpoint.num_params)
-    found = [] if method == "none" else units(checkpoint, capabilities)
-    _require_formats(capabilities, found)
-    decided = _kept(checkpoint, capabilities, found)
-    left = None
+    units = [] if method == "none" else quantization_units(checkpoint, capabilities)
+    _require_formats(capabilities, units)
+    float_decisions = _float_decisions(checkpoint, capabilities, units)
+    units_limit = None
     if limit is not None:
-        left = limit - capabilities.graph_nbytes - kept_nbytes(checkpoint, capabilities, decided)
-    if limit is not None and left is not None:
-        _require_room(checkpoint, capabilities, found, limit, left)
-    tell = progress or (lambda message: None)
-    predicted = None
+        floats = float_nbytes(checkpoint, capabilities, float_decisions)
+        units_limit = limit - capabilities.graph_nbytes - floats
+        _require_budget(checkpoint, capabilities, units, limit, units_limit)
+    report = progress or (lambda message: None)
+    predicted_kl = None
     if method == "auto":
-        more, predicted = _auto(
-            checkpoint, capabilities, found, left or 0, seed, tell, observe, resources
+        decisions, predicted_kl = _auto_decisions(
+            checkpoint, capabilities, units, units_limit or 0, seed, report, observe, resources
         )
     elif method == "alphaq":
-        knobs, device = alphaq or AlphaQOptions(), effort.device
-        more = allocate_paper(
-            checkpoint, capabilities, found, left or 0, knobs, tell, resources, device
+        options, device = alphaq or AlphaQOptions(), effort.device
+        decisions = allocate_alphaq(
+            checkpoint, capabilities, units, units_limit or 0, options, report, resources, device
         )
     elif method == "uniform":
-        more = allocate_uniform(checkpoint, capabilities, found, left or 0)
+        decisions = allocate_uniform(checkpoint, capabilities, units, units_limit or 0)
     elif method == "none":
-        more = {}
+        decisions = {}
     else:
-        more = allocate_width(checkpoint, capabilities, found, int(method), left)
-    tell("measuring errors")
-    rows = _rows(checkpoint, capabilities, {**decided, **more})
+        decisions = allocate_width(checkpoint, capabilities, units, int(method), units_limit)
+    report("measuring errors")
+    rows = _plan_rows(checkpoint, capabilities, {**float_decisions, **decisions})
     plan = BitPlan(
         version=VERSION,
         fingerprint=checkpoint.fingerprint,
@@ -101,16 +102,17 @@ def make_plan(
         limit_nbytes=limit,
         graph_nbytes=capabilities.graph_nbytes,
         num_params=checkpoint.num_params,
-        predicted_kl=predicted,
+        predicted_kl=predicted_kl,
         rows=rows,
     )
     if effort.level == "fast":
         return plan
-    return fit_plan(checkpoint, plan, effort, tell)
+    return fit_plan(checkpoint, plan, effort, report)
 
 
-def _require_formats(capabilities: Capabilities, found: Sequence[Unit]) -> None:
-    for unit in found:
+def _require_formats(capabilities: Capabilities, units: Sequence[Unit]) -> None:
+    """Raise `UnsupportedError` if the target has no integer format for a unit."""
+    for unit in units:
         if not capabilities.formats(unit.role):
             raise UnsupportedError(
                 f"the target stores no integer format for {unit.role} weights",
@@ -119,96 +121,102 @@ def _require_formats(capabilities: Capabilities, found: Sequence[Unit]) -> None:
             )
 
 
-def _kept(
-    checkpoint: Checkpoint, capabilities: Capabilities, found: Sequence[Unit]
+def _float_decisions(
+    checkpoint: Checkpoint, capabilities: Capabilities, units: Sequence[Unit]
 ) -> dict[str, Decision]:
-    """Decisions for every tensor that no unit holds."""
-    quantized = {name for unit in found for name in unit.names}
+    """Return the decisions for all tensors outside the units, which stay floating point."""
+    quantized = {name for unit in units for name in unit.names}
     return {
-        name: keep(info, role(name, info.shape), capabilities)
+        name: float_decision(info, tensor_role(name, info.shape), capabilities)
         for name, info in checkpoint.tensors.items()
         if name not in quantized
     }
 
 
-def _require_room(
+def _require_budget(
     checkpoint: Checkpoint,
     capabilities: Capabilities,
-    found: Sequence[Unit],
+    units: Sequence[Unit],
     limit: int,
-    left: int,
+    units_limit: int,
 ) -> None:
-    """Raise `InputError`, with the smallest possible size, where nothing fits the limit."""
-    least = smallest([unit_choice(checkpoint, capabilities, unit) for unit in found])
-    if least > left:
-        size = limit - left + least
+    """Raise `InputError`, which states the smallest possible size, if no plan fits the limit.
+
+    Of `limit` bytes, `units_limit` are for the units.
+    """
+    smallest = min_nbytes([unit_choice(checkpoint, capabilities, unit) for unit in units])
+    if smallest > units_limit:
+        size = limit - units_limit + smallest
         params = checkpoint.num_params
         raise InputError(
             "the budget is below the smallest possible size",
             expected=f"at least {8 * size / params:.4f} bits per weight, {size} bytes",
             got=f"{8 * limit / params:.4f} bits per weight, {limit} bytes",
-            todo="raise the budget" if found else "choose a method that quantizes",
+            todo="raise the budget" if units else "choose a method that quantizes",
         )
 
 
-def _auto(
+def _auto_decisions(
     checkpoint: Checkpoint,
     capabilities: Capabilities,
-    found: Sequence[Unit],
-    left: int,
+    units: Sequence[Unit],
+    limit: int,
     seed: int,
     progress: Callable[[str], None],
     observe: Callable[[Allocation], None],
     resources: Resources,
 ) -> tuple[dict[str, Decision], float]:
-    """Decisions of `auto`, and the KL that it expects."""
-    made = allocate_auto(checkpoint, capabilities, found, left, seed, progress, resources)
-    observe(made)
+    """Return the decisions of method `auto`, and the predicted KL."""
+    allocation = allocate_auto(checkpoint, capabilities, units, limit, seed, progress, resources)
+    observe(allocation)
     decisions = {}
-    for unit, chosen in zip(found, made.formats, strict=True):
+    for unit, unit_format in zip(units, allocation.formats, strict=True):
         for name in unit.names:
-            known = made.measured[name]
-            reason = f"auto: {known.costs[chosen]:.2e} nats of the predicted KL, {made.sample}"
+            matrix = allocation.matrix_costs[name]
+            cost = matrix.costs[unit_format]
             decisions[name] = Decision(
-                chosen,
-                known.grids[chosen],
-                reason,
-                error=known.errors[chosen],
-                importance=known.importance,
+                unit_format,
+                matrix.grids[unit_format],
+                f"auto: {cost:.2e} nats of the predicted KL, {allocation.sample}",
+                error=matrix.errors[unit_format],
+                importance=matrix.importance,
             )
-    return decisions, made.solution.cost
+    return decisions, allocation.solution.cost
 
 
-def _rows(
+def _plan_rows(
     checkpoint: Checkpoint, capabilities: Capabilities, decisions: Mapping[str, Decision]
 ) -> tuple[PlanRow, ...]:
     rows = []
     for name, info in checkpoint.tensors.items():
-        made, own = decisions[name], role(name, info.shape)
-        error = _error(checkpoint, name, made) if made.error is None else made.error
+        decision, role = decisions[name], tensor_role(name, info.shape)
+        error = decision.error
+        if error is None:
+            error = _measure_error(checkpoint, name, decision)
         rows.append(
             PlanRow(
                 name=name,
                 shape=info.shape,
-                role=own,
-                format=made.format.name,
-                grid=made.grid,
-                nbytes=capabilities.copies(own) * made.format.nbytes(info.shape),
-                reason=made.reason,
+                role=role,
+                format=decision.format.name,
+                grid=decision.grid,
+                nbytes=capabilities.copies(role) * decision.format.nbytes(info.shape),
+                reason=decision.reason,
                 error=float(f"{error:.6g}"),
-                alpha=made.alpha,
-                importance=made.importance,
+                alpha=decision.alpha,
+                importance=decision.importance,
             )
         )
     return tuple(rows)
 
 
-def _error(checkpoint: Checkpoint, name: str, made: Decision) -> float:
-    """Predicted squared error over energy, from a few rows; 0 for floats."""
-    if isinstance(made.format, Floats):
+def _measure_error(checkpoint: Checkpoint, name: str, decision: Decision) -> float:
+    """Return the squared error over energy, measured on a few rows; 0 for floats."""
+    if isinstance(decision.format, Floats):
         return 0.0
     weight = checkpoint.load(name)
-    rows = {name: weight[spread(len(weight), ROWS)]}
-    importance = None if made.grid == "minmax" else input_importance(checkpoint, name)
-    measured = curves(rows, {name: importance}, [made.format], {made.format: made.grid})
-    return measured[name][made.format]
+    rows = {name: weight[spaced_rows(len(weight), ROWS)]}
+    importance = None if decision.grid == "minmax" else input_importance(checkpoint, name)
+    grids = {decision.format: decision.grid}
+    curves = measure_curves(rows, {name: importance}, [decision.format], grids)
+    return curves[name][decision.format]

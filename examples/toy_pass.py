@@ -1,7 +1,7 @@
-"""A toy pass: `cos(cat([x, x]))` -> `cat([c, c])` with `c = cos(x)`, and likewise the sine.
+"""A toy pass: `cos(cat([x, x]))` -> `cat([c, c])` with `c = cos(x)`, and the same for the sine.
 
-Rotary angles are made that way: both halves of a head turn by the same angles, so half of the
-cosines need not be computed.
+The rotary embedding contains this pattern: both halves of a head rotate by the same angles, so it
+is enough to compute half of the cosines.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from lfmc.graph.program import Program
-from lfmc.passes.pattern import Op, Var, match
+from lfmc.passes.pattern import Op, Var, match_pattern
 
 FUNCTIONS = {"aten.cos": torch.ops.aten.cos.default, "aten.sin": torch.ops.aten.sin.default}
 
@@ -20,20 +20,20 @@ FUNCTIONS = {"aten.cos": torch.ops.aten.cos.default, "aten.sin": torch.ops.aten.
 @dataclass(frozen=True)
 class HalveRotaryAngles:
     name: ClassVar[str] = "halve-rotary-angles"
-    tolerance: ClassVar[float] = 0.0  # the same function of the same numbers
-    ensures: ClassVar[tuple[str, ...]] = ()  # cosines remain: of half as many numbers
+    tolerance: ClassVar[float] = 0.0  # exact: the same function of the same numbers
+    ensures: ClassVar[tuple[str, ...]] = ()  # cosines remain, of half as many numbers
 
     def run(self, program: Program) -> int:
         changed = 0
         for name, function in FUNCTIONS.items():
             pattern = Op(name, Op("aten.cat", [Var("x"), Var("x")], Var("dim")))
             for node in list(program.nodes(name)):
-                found = match(pattern, node)
-                if not found:
+                match = match_pattern(pattern, node)
+                if not match:
                     continue
                 with program.graph.inserting_before(node):
-                    half = program.call(function, found.node("x"))
-                    both = program.call(torch.ops.aten.cat.default, [half, half], found["dim"])
-                program.replace(node, both)
+                    half = program.call(function, match.node("x"))
+                    result = program.call(torch.ops.aten.cat.default, [half, half], match["dim"])
+                program.replace(node, result)
                 changed += 1
         return changed

@@ -1,26 +1,64 @@
-"""lfmc: quantize and export Liquid Foundation Models, with every artifact proven.
+"""Quantize and export Liquid Foundation Models; every exported model is run and checked.
 
     import lfmc
 
-    bundle = lfmc.export("LFM2-1.2B", target="onnx", bits_per_weight=4.5)
-    model = lfmc.load(bundle.path)
-    logits = model.step([1, 2, 3])  # float32 [T, V]; state is carried to the next call
+    bundle = lfmc.export("LiquidAI/LFM2-1.2B", target="onnx", bits_per_weight=4.5)
+    print("".join(lfmc.generate(bundle, "Once upon a time")))
 
-`open_checkpoint`, `plan`, `export`, `verify`, `load` and `AlphaQOptions` are imported when they are
-first used.
+    model = lfmc.load(bundle)
+    logits = model.step([1, 2, 3])  # float32 [T, V]; the state is kept for the next call
+    model.reset()
+
+Names are imported when they are first used, so `import lfmc` itself is quick.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lfmc.version import __version__
+
+if TYPE_CHECKING:
+    from lfmc.api import (
+        AlphaQOptions,
+        BitPlan,
+        Bundle,
+        Checkpoint,
+        Effort,
+        GateError,
+        InputError,
+        LfmcError,
+        PlanRow,
+        Stepper,
+        UnsupportedError,
+        export,
+        generate,
+        load,
+        load_tokenizer,
+        open_bundle,
+        open_checkpoint,
+        plan,
+        verify,
+    )
+
 __all__ = [
     "AlphaQOptions",
+    "BitPlan",
+    "Bundle",
+    "Checkpoint",
     "Effort",
+    "GateError",
+    "InputError",
+    "LfmcError",
+    "PlanRow",
+    "Stepper",
+    "UnsupportedError",
     "__version__",
     "export",
+    "generate",
     "load",
+    "load_tokenizer",
+    "open_bundle",
     "open_checkpoint",
     "plan",
     "verify",
@@ -33,3 +71,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'lfmc' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

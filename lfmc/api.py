@@ -1,31 +1,59 @@
-"""The Python API: what the commands do, as functions. All of it is in `lfmc` itself."""
+"""The Python API: the functions behind the commands. Every public name is also in `lfmc`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lfmc.bundle.bundle import Bundle, open_bundle
+from lfmc.bundle.prompt import encode_prompt, open_tokenizer, stream_text
 from lfmc.calib_free.allocate.budget import Budget
-from lfmc.calib_free.alphaq.allocation import AlphaQOptions
+from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.make_plan import FAST, Effort
-from lfmc.calib_free.plan.bit_plan import BitPlan
+from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from lfmc.errors import InputError
+from lfmc.errors import GateError, InputError, LfmcError, UnsupportedError
 from lfmc.machine.progress import Silent
+from lfmc.run.generate import continue_tokens
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Target, get_target
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = [
+    "AlphaQOptions",
+    "BitPlan",
+    "Bundle",
+    "Checkpoint",
+    "Effort",
+    "GateError",
+    "InputError",
+    "LfmcError",
+    "PlanRow",
+    "Stepper",
+    "UnsupportedError",
+    "export",
+    "generate",
+    "load",
+    "load_tokenizer",
+    "open_bundle",
+    "open_checkpoint",
+    "plan",
+    "verify",
+]
+
 
 def budget(bits_per_weight: float | None, max_size: int | None) -> Budget | None:
-    """A budget of what was given; None where nothing was."""
+    """Return the budget, or None if neither limit is set."""
     if bits_per_weight is None and max_size is None:
         return None
     return Budget(bits_per_weight, max_size)
 
 
 def default_output(checkpoint: Checkpoint, target: Target) -> Path:
-    """`NAME-TARGET` in the current folder."""
+    """Return `NAME-TARGET` in the current folder."""
     return Path(f"{checkpoint.name}-{target.name}")
 
 
@@ -42,10 +70,23 @@ def plan(
     workers: str | None = None,
     cache: bool = True,
 ) -> BitPlan:
-    """A format for every tensor of a checkpoint; see `lfmc plan`. `max_size` is in bytes.
+    """Choose a number format for every tensor of a checkpoint. Write nothing.
 
-    `effort` is an `lfmc.Effort`: Effort("best", minutes=10) also fits codes, scales and norms.
-    `workers` is the `dask://HOST:PORT` of a cluster that measures; `cache` keeps what was measured.
+    Args:
+        model: A checkpoint folder or a hub id. None uses the small checkpoint in the package.
+        target: The target whose formats the plan may use.
+        bits: "auto" (the default), "alphaq", "uniform", "none", or one bit width such as "4".
+        bits_per_weight: Budget: all stored bits over all parameters.
+        max_size: Budget in bytes of the exported files.
+        seed: Random seed for text the model generates while planning.
+        effort: `Effort("best", minutes=10)` also fine-tunes codes, scales and norms.
+        alphaq: Options of the method "alphaq".
+        workers: `dask://HOST:PORT` of a cluster that measures.
+        cache: Read and write cached measurements.
+
+    Raises:
+        InputError: The checkpoint or an argument is wrong, or nothing fits the budget.
+        UnsupportedError: The target can't store this model, or a package is missing.
     """
     from lfmc.exporter.export import plan_for
     from lfmc.lowering.request import Options
@@ -68,43 +109,103 @@ def export(
     target: str = "onnx",
     output: str | Path | None = None,
     force: bool = False,
+    bits: str | None = None,
     bits_per_weight: float | None = None,
     max_size: int | None = None,
     plan: str | Path | None = None,
-    **options: Any,
+    context: int | None = None,
+    target_options: Mapping[str, str] | None = None,
+    check: Literal["full", "fast", "off"] = "full",
+    max_kl: float | None = None,
+    min_top1: float | None = None,
+    min_speed: float | None = None,
+    trace: bool = False,
+    text: str | Path | None = None,
+    seed: int = 0,
+    effort: Effort = FAST,
+    alphaq: AlphaQOptions | None = None,
+    workers: str | None = None,
+    cache: bool = True,
 ) -> Bundle:
-    """Quantize, lower, prove and write a bundle; see `lfmc export`.
+    """Quantize a checkpoint, lower it for a target, verify the result, and write a bundle.
 
-    `plan` is the file of a plan to obey. `options` are those of `lfmc.lowering.request.Options`:
-    bits, context, target_options (a dict), check, max_kl, min_top1, seed, effort, alphaq, workers,
-    cache. Raises the same errors as the command.
+    Args:
+        model: A checkpoint folder or a hub id. None uses the small checkpoint in the package.
+        target: "coreml", "ethos-u", "executorch", "mlir", "onnx", "qualcomm" or "tvm".
+        output: The folder to write. None writes `NAME-TARGET` in the current folder.
+        force: Replace a bundle that exists.
+        bits: As in `plan`.
+        bits_per_weight: As in `plan`.
+        max_size: As in `plan`.
+        plan: A `plan.json` to use instead of planning.
+        context: The longest conversation, in tokens. None means 4096, or the model's maximum if
+            that is smaller.
+        target_options: Options of the target, as in `-O NAME=VALUE` (`lfmc doctor` lists them).
+        check: "full" runs the whole parity matrix, "fast" two cases, "off" none.
+        max_kl: Fail above this KL divergence, in nats per token.
+        min_top1: Fail below this top-1 agreement, 0 to 1.
+        min_speed: Fail below this decode speed on this machine, in tokens per second.
+        trace: If a parity rung fails, find the first operator that differs.
+        text: A UTF-8 text file for rung 4. None uses the passages in the package.
+        seed: As in `plan`.
+        effort: As in `plan`.
+        alphaq: As in `plan`.
+        workers: As in `plan`.
+        cache: As in `plan`.
+
+    Raises:
+        InputError: The checkpoint or an argument is wrong.
+        GateError: Parity, the budget or a limit (`max_kl`, ...) is not met. Nothing is written.
+        UnsupportedError: The target can't export this model, or a package is missing.
     """
-    from lfmc.exporter.export import export as run
+    from lfmc.exporter.export import export as export_bundle
     from lfmc.lowering.request import Options
 
-    checkpoint, chosen = open_checkpoint(model), get_target(target)
-    folder = default_output(checkpoint, chosen) if output is None else Path(output)
-    asked = Options(
+    checkpoint, chosen_target = open_checkpoint(model), get_target(target)
+    folder = default_output(checkpoint, chosen_target) if output is None else Path(output)
+    options = Options(
+        bits=bits,
         budget=budget(bits_per_weight, max_size),
         plan=None if plan is None else Path(plan),
-        **options,
+        context=context,
+        target_options=dict(target_options or {}),
+        check=check,
+        trace=trace,
+        max_kl=max_kl,
+        min_top1=min_top1,
+        min_speed=min_speed,
+        text=None if text is None else Path(text),
+        seed=seed,
+        effort=effort,
+        alphaq=alphaq,
+        workers=workers,
+        cache=cache,
     )
-    bundle, _ = run(checkpoint, chosen, folder, asked, force=force, progress=Silent())
+    bundle, _ = export_bundle(
+        checkpoint, chosen_target, folder, options, force=force, progress=Silent()
+    )
     return bundle
 
 
-def verify(bundle: str | Path, model: str | Path | None = None) -> dict[str, Any]:
-    """Prove a bundle again: files, golden prompts and, given its checkpoint, all rungs."""
+def verify(bundle: Bundle | str | Path, model: str | Path | None = None) -> dict[str, Any]:
+    """Check the files and golden prompts of a bundle. With its checkpoint, run all parity rungs.
+
+    Returns the numbers of files and golden prompts, and with `model` the parity and quality
+    numbers. Raises `GateError` for the first check that fails.
+    """
     from lfmc.exporter.reverify import reverify
 
-    return reverify(
-        open_bundle(bundle), None if model is None else open_checkpoint(model), Silent()
-    )
+    checkpoint = None if model is None else open_checkpoint(model)
+    return reverify(_opened(bundle), checkpoint, Silent())
 
 
-def load(bundle: str | Path) -> Stepper:
-    """Run a bundle, whatever its target: `.reset()`, and `.step(tokens)` -> logits `[T, V]`."""
-    opened = open_bundle(bundle)
+def load(bundle: Bundle | str | Path) -> Stepper:
+    """Load the model of a bundle, of any target.
+
+    The result has two methods: `step(tokens)` returns float32 logits `[T, V]` and keeps the state
+    for the next call; `reset()` starts a new conversation.
+    """
+    opened = _opened(bundle)
     stepper = get_target(opened.target).run(opened.path)
     if stepper.context != opened.manifest["context"]:
         raise InputError(
@@ -114,3 +215,53 @@ def load(bundle: str | Path) -> Stepper:
             got=stepper.context,
         )
     return stepper
+
+
+def load_tokenizer(bundle: Bundle | str | Path) -> Tokenizer:
+    """Load the tokenizer of a bundle, a `tokenizers.Tokenizer`.
+
+    `encode(text, add_special_tokens=False).ids` are the ids of a text. Most models expect their
+    start token in front: `bundle.manifest["tokens"]["bos"]`. `lfmc.generate` adds it.
+    """
+    return open_tokenizer(_opened(bundle))
+
+
+def generate(
+    bundle: Bundle | str | Path,
+    prompt: str,
+    *,
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat: bool = False,
+    model: Stepper | None = None,
+) -> Iterator[str]:
+    """Continue a prompt, and yield the new text piece by piece: `"".join(...)` is all of it.
+
+    Args:
+        bundle: A bundle of any target that runs on this machine.
+        prompt: The text to continue.
+        max_tokens: The longest continuation, in tokens.
+        temperature: 0 picks the most likely token; above 0, tokens are sampled.
+        seed: Random seed for sampling.
+        chat: Put the prompt into the model's chat template, as the user's message.
+        model: The result of `lfmc.load(bundle)`, to load it once for several prompts.
+
+    Raises:
+        InputError: At once, for a prompt without tokens, a missing chat template, or a number
+            that is out of range.
+    """
+    if max_tokens < 1 or temperature < 0:
+        raise InputError("max_tokens must be at least 1, and temperature at least 0")
+    opened = _opened(bundle)
+    tokenizer, prompt_ids = open_tokenizer(opened), encode_prompt(opened, prompt, chat=chat)
+    stepper = load(opened) if model is None else model
+    stop_ids = opened.manifest["tokens"]["stop"]
+    tokens = continue_tokens(
+        stepper, prompt_ids, max_tokens, stop_ids, temperature=temperature, seed=seed
+    )
+    return stream_text(tokenizer, tokens)
+
+
+def _opened(bundle: Bundle | str | Path) -> Bundle:
+    return bundle if isinstance(bundle, Bundle) else open_bundle(bundle)

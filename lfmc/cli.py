@@ -1,4 +1,4 @@
-"""The command line: subcommands are imported when they are called, so `--help` is quick."""
+"""The command line. Subcommands are imported when they are called, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import click
 from lfmc.errors import GateError, LfmcError
 from lfmc.version import __version__
 
-# name: (module that defines `command`, what `lfmc --help` says)
+# name: (module that defines `command`, one-line description in `lfmc --help`)
 COMMANDS = {
     "doctor": ("lfmc.commands.doctor", "Check this machine: packages, versions, memory, targets."),
-    "inspect": ("lfmc.commands.inspect", "Show what a checkpoint holds, and memory by context."),
-    "plan": ("lfmc.commands.plan", "Choose bits for every tensor and write the plan."),
-    "export": ("lfmc.commands.export", "Quantize, lower and verify: checkpoint to bundle."),
-    "init": ("lfmc.commands.init", "Write a .lfmc.toml for a checkpoint."),
-    "check": ("lfmc.commands.check", "Export, verify and gate a matrix of cells (.lfmc.toml)."),
-    "verify": ("lfmc.commands.verify", "Prove a bundle again, from its files."),
+    "inspect": ("lfmc.commands.inspect", "Show a checkpoint's layers, parameters and memory use."),
+    "plan": ("lfmc.commands.plan", "Choose a bit width for every tensor and write the plan."),
+    "export": ("lfmc.commands.export", "Quantize a checkpoint, export it and verify the result."),
+    "init": ("lfmc.commands.init", "Write a .lfmc.toml, the configuration of `lfmc check`."),
+    "check": ("lfmc.commands.check", "Export and verify every configuration of a .lfmc.toml."),
+    "verify": ("lfmc.commands.verify", "Verify an exported bundle again."),
     "diff": ("lfmc.commands.diff", "Compare two bundles or plans: bits, sizes, quality."),
-    "generate": ("lfmc.commands.generate", "Continue a prompt with a bundle."),
-    "bench": ("lfmc.commands.bench", "Time prefill and decode of a bundle."),
+    "generate": ("lfmc.commands.generate", "Generate text with a bundle."),
+    "bench": ("lfmc.commands.bench", "Measure prefill and decode speed of a bundle."),
 }
 
 
 class LazyGroup(click.Group):
-    """Knows its subcommands by name and imports one only to run it or to show its help."""
+    """A command group that imports a subcommand only to run it or to show its help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -46,20 +46,23 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lfmc")
 def cli() -> None:
-    """Quantize and export Liquid Foundation Models, with every artifact proven.
+    """Quantize and export Liquid Foundation Models. Every exported model is run and checked
+    against the original.
 
     \b
     lfmc export MODEL --target onnx --bits auto
     lfmc generate BUNDLE "Once upon a time"
 
-    MODEL is a checkpoint folder or a hub id; without it, a small one that ships with lfmc is used.
-    Results go to stdout, progress to stderr. Exit codes: 0 ok, 1 a fault of lfmc, 2 wrong input,
-    3 parity, quality or budget not met, 4 not supported or a package is missing.
+    MODEL is a checkpoint folder or a Hugging Face id. The default is a tiny test model that ships
+    with lfmc. BUNDLE is a folder that `lfmc export` wrote.
+
+    Results go to stdout, progress goes to stderr. Exit codes: 0 success, 1 a bug in lfmc, 2 wrong
+    input, 3 parity, quality or budget not met, 4 not supported or a package is missing.
     """
 
 
 def main() -> None:
-    """Entry point: errors that a user can act on are printed without a traceback."""
+    """Run the command line. Errors that a user can act on are printed without a traceback."""
     try:
         code = cli(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

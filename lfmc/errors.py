@@ -1,4 +1,4 @@
-"""The one exception family, and the exit code that each member means on the command line."""
+"""The exceptions of lfmc and their exit codes on the command line."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any, ClassVar, Protocol
 
 
 class Place(Protocol):
-    """Where two models differ first (`lfmc.parity.place.Place`)."""
+    """The first place where two models differ; see `lfmc.parity.place.Place`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The place as JSON values."""
+        """Return the place as JSON values."""
 
 
 class LfmcError(Exception):
-    """Something a user can act on: what happened, where, what was expected and found, what to do.
+    """An error that the user can act on: what happened, where, expected, got, and what to do.
 
-    Every part but `what` is optional; `str(error)` renders the parts that are given, one a line.
+    All parts except `what` are optional. `str(error)` writes one part per line.
     """
 
     exit_code: ClassVar[int] = 1
@@ -56,27 +56,27 @@ class InputError(LfmcError):
 
 
 class GateError(LfmcError):
-    """A number that was promised is not met: parity, a budget, `--max-kl`. Exit code 3.
+    """A required limit is not met: parity, a budget, `--max-kl`. Exit code 3.
 
-    `place` is the first place that differs, where it is known.
+    `place` is the first place where the models differ, or None if it is unknown.
     """
 
     exit_code = 3
     place: Place | None = None
 
     def at(self, place: Place | None) -> GateError:
-        """The same error, with its place."""
+        """Set the place and return this error."""
         self.place = place
         return self
 
 
 class UnsupportedError(LfmcError):
-    """This target or machine can't do it, or a tool is missing. Exit code 4."""
+    """The target or the machine does not support the request, or a tool is missing. Exit code 4."""
 
     exit_code = 4
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, or its class where it has none."""
+    """Return the first line of an error's message, or the name of its class if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a pass is, and how one is run: rewrite, then check the graph and what the pass ensures."""
+"""The interface of a pass, and `apply`, which runs passes and checks the graph after each."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lfmc.graph.program import Program
 class Pass(Protocol):
     """A graph rewrite: a frozen dataclass whose fields are its options.
 
-    `tolerance` is the largest change of a result, relative to its scale, that reordering float32
-    arithmetic may bring; 0 for a pass that is exact. `ensures` are operators (short names) that no
-    longer occur afterwards.
+    `tolerance` is the largest change of a result, relative to the result's largest value, that the
+    pass may cause by reordering float32 arithmetic; 0 for an exact pass. `ensures` lists operators
+    (short names) that the graph does not contain after the pass.
     """
 
     name: ClassVar[str]
@@ -26,29 +26,29 @@ class Pass(Protocol):
     ensures: ClassVar[tuple[str, ...]]
 
     def run(self, program: Program) -> int:
-        """Rewrite `program` in place; return the number of places changed."""
+        """Rewrite `program` in place; return the number of rewrites."""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """One line of the record: which pass, how many places it changed."""
+    """The name of a pass that ran, and its number of rewrites."""
 
     name: str
     changed: int
 
 
 class PassError(LfmcError):
-    """A pass broke the graph: a bug in lfmc, with the passes that ran before it."""
+    """A pass failed or left an invalid graph, which is a bug; names the passes before it."""
 
 
 def apply(passes: Sequence[Pass], program: Program) -> list[Applied]:
-    """Run `passes` in order on `program`, in place, checking the graph after each.
+    """Run `passes` in order on `program`, in place, and check the graph after each pass.
 
-    Raises `PassError` when a pass leaves an invalid graph, or an operator that it said it removes.
+    Raise `PassError` if a pass leaves an invalid graph, or an operator that it declares as removed.
     """
     record: list[Applied] = []
     for step in passes:
-        before = ", ".join(f"{done.name} ({done.changed})" for done in record) or "none"
+        before = ", ".join(f"{entry.name} ({entry.changed})" for entry in record) or "none"
         try:
             with torch.no_grad():
                 changed = step.run(program)
@@ -57,12 +57,12 @@ def apply(passes: Sequence[Pass], program: Program) -> list[Applied]:
             raise PassError(
                 f"pass '{step.name}' failed", got=error, where=f"after: {before}"
             ) from error
-        left = [name for name in step.ensures if program.count(name)]
-        if left:
+        remaining = [name for name in step.ensures if program.count(name)]
+        if remaining:
             raise PassError(
-                f"pass '{step.name}' left operators that it removes",
+                f"pass '{step.name}' left operators that it should remove",
                 where=f"after: {before}",
-                got=", ".join(f"{name} x{program.count(name)}" for name in left),
+                got=", ".join(f"{name} x{program.count(name)}" for name in remaining),
             )
         record.append(Applied(step.name, changed))
     program.module.recompile()

@@ -1,4 +1,4 @@
-"""fuse-rms-norm: root mean square normalization, with the residual sum before it.
+"""fuse-rms-norm: root mean square normalization, and the residual sum before it.
 
 1. mul(weight, mul(x, rsqrt(add(mean(pow(x, 2), [-1], True), eps))))
      ->  lfm.rms_norm(x, weight, eps)
@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from lfmc.graph.program import Program
-from lfmc.passes.pattern import Op, Var, match
+from lfmc.passes.pattern import Op, Var, match_pattern
 
 _X = Var("x")
 _MEAN = Op("aten.mean", Op("aten.pow", _X, 2), [-1], True)
@@ -37,16 +37,16 @@ class FuseRmsNorm:
     def run(self, program: Program) -> int:
         changed = 0
         for node in list(program.nodes("aten.mul")):
-            found = match(_NORM, node)
-            if found is None or not isinstance(found["eps"], float):
+            match = match_pattern(_NORM, node)
+            if match is None or not isinstance(match["eps"], float):
                 continue
-            if _is_scale(found["weight"]) and found.is_private():
+            if _is_vector(match["weight"]) and match.is_private():
                 with program.graph.inserting_before(node):  # 1
                     norm = program.call(
                         torch.ops.lfm.rms_norm.default,
-                        found["x"],
-                        found["weight"],
-                        found["eps"],
+                        match["x"],
+                        match["weight"],
+                        match["eps"],
                     )
                 program.replace(node, norm)
                 changed += 1
@@ -55,26 +55,26 @@ class FuseRmsNorm:
         return changed
 
 
-def _is_scale(weight: object) -> bool:
+def _is_vector(weight: object) -> bool:
     value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
     return value is not None and value.dim() == 1
 
 
 def _fuse_residual(program: Program, norm: fx.Node) -> None:
     total, weight, eps = norm.args
-    found = match(Op("aten.add", Var("residual"), Var("x")), total)
-    if found is None or not isinstance(total, fx.Node):
+    match = match_pattern(Op("aten.add", Var("residual"), Var("x")), total)
+    if match is None or not isinstance(total, fx.Node):
         return
-    residual, x = found["residual"], found["x"]
+    residual, x = match["residual"], match["x"]
     if not (isinstance(residual, fx.Node) and isinstance(x, fx.Node)):
         return
     if residual.meta["val"].shape != x.meta["val"].shape:
         return
     if sum(user.target is norm.target for user in total.users) > 1:
-        return  # two norms of one sum: neither owns it
+        return  # two norms read this sum, so it belongs to neither
     with program.graph.inserting_before(total):
-        both = program.call(torch.ops.lfm.add_rms_norm.default, x, residual, weight, eps)
-        normed = program.call(operator.getitem, both, 0)
-        summed = program.call(operator.getitem, both, 1)
-    program.replace(norm, normed)
-    program.replace(total, summed)
+        result = program.call(torch.ops.lfm.add_rms_norm.default, x, residual, weight, eps)
+        new_norm = program.call(operator.getitem, result, 0)
+        new_total = program.call(operator.getitem, result, 1)
+    program.replace(norm, new_norm)
+    program.replace(total, new_total)

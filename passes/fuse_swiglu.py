@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lfmc.graph.program import Program
-from lfmc.passes.pattern import Op, Var, match
+from lfmc.passes.pattern import Op, Var, match_pattern
 
 _PATTERN = Op("aten.mul", Op("aten.silu", Var("gate")), Var("up"))
 
@@ -23,13 +23,13 @@ class FuseSwiglu:
     def run(self, program: Program) -> int:
         changed = 0
         for node in list(program.nodes("aten.mul")):
-            found = match(_PATTERN, node)
-            if not found or not isinstance(found["up"], fx.Node) or not found.is_private():
+            match = match_pattern(_PATTERN, node)
+            if not match or not isinstance(match["up"], fx.Node) or not match.is_private():
                 continue
-            if found.node("gate").meta["val"].shape != found.node("up").meta["val"].shape:
+            if match.node("gate").meta["val"].shape != match.node("up").meta["val"].shape:
                 continue
             with program.graph.inserting_before(node):
-                fused = program.call(torch.ops.lfm.swiglu.default, found["gate"], found["up"])
+                fused = program.call(torch.ops.lfm.swiglu.default, match["gate"], match["up"])
             program.replace(node, fused)
             changed += 1
         return changed

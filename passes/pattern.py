@@ -1,8 +1,8 @@
-"""A small matcher for `fx` graphs: patterns are data, written the way a program's text reads.
+"""A small pattern matcher for `fx` graphs. Patterns are data and read like a program's text.
 
-`Op("aten.mul", X, Op("aten.sigmoid", X))` matches a node, its inputs included; `Var("x")` binds
-whatever stands there, the same thing wherever the name occurs. Arguments are compared after the
-operator's own defaults are filled in, so `linear(x, w)` and `linear(x, w, None)` are one.
+`Op("aten.mul", X, Op("aten.sigmoid", X))` matches a node and its inputs. `Var("x")` binds any
+value; each occurrence of the name must bind the same value. Default arguments are filled in before
+arguments are compared, so `linear(x, w)` and `linear(x, w, None)` are equal.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ ANY = object()
 
 @dataclass(frozen=True)
 class Var:
-    """Binds any value under a name; a second occurrence must be the same value."""
+    """Binds any value to a name; further occurrences must be the same value."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Op:
-    """A call of one operator; arguments not given must have their default (where a tensor is
-    placed does not matter).
+    """A call of one operator; arguments that are left out must have their defaults.
 
-    `bind` names the node itself.
+    `device`, `layout` and `pin_memory` may have any value. `bind` binds the node itself to a name.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Op:
 
 @dataclass(frozen=True)
 class OneOf:
-    """The first of several patterns that matches."""
+    """Matches if one of several patterns matches; the first match counts."""
 
     options: tuple[Any, ...]
 
@@ -57,7 +56,7 @@ class OneOf:
 
 @dataclass
 class Match:
-    """What the variables stand for, and the inner nodes that the pattern covers."""
+    """The values of a pattern's variables, and the nodes that the pattern covers."""
 
     values: dict[str, Any] = field(default_factory=dict)
     nodes: list[fx.Node] = field(default_factory=list)
@@ -75,20 +74,23 @@ class Match:
         return Match(dict(self.values), list(self.nodes))
 
     def is_private(self, *shared: str) -> bool:
-        """No inner node (but the root and those named) is used outside of the pattern."""
-        inside = set(self.nodes)
-        open_nodes = {self.values[name] for name in shared}
+        """Return whether only the pattern uses its inner nodes.
+
+        The root, and nodes bound to the names `shared`, may have other users.
+        """
+        nodes = set(self.nodes)
+        shared_nodes = {self.values[name] for name in shared}
         root, *inner = self.nodes
-        return all(set(n.users) <= inside for n in inner if n not in open_nodes and n is not root)
+        return all(set(n.users) <= nodes for n in inner if n not in shared_nodes and n is not root)
 
 
-def match(pattern: Any, node: Any) -> Match | None:
-    """Match `node`, a graph node or a plain argument, against a pattern; None if it differs."""
+def match_pattern(pattern: Any, node: Any) -> Match | None:
+    """Match `node`, a graph node or an argument, against a pattern; None if it does not match."""
     return _match(pattern, node, Match())
 
 
 def arguments(node: fx.Node) -> list[Any]:
-    """All arguments of a call, defaults included, in the order of the operator's schema."""
+    """Return all arguments of a call, with defaults, in the order of the operator's schema."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return list(node.args)
     values = list(node.args)
@@ -107,9 +109,9 @@ def _match(pattern: Any, value: Any, state: Match) -> Match | None:
         return state
     if isinstance(pattern, OneOf):
         for option in pattern.options:
-            found = _match(option, value, state.copy())
-            if found:
-                return found
+            match = _match(option, value, state.copy())
+            if match:
+                return match
         return None
     if isinstance(pattern, Op):
         return _match_op(pattern, value, state)
@@ -126,21 +128,21 @@ def _match_op(pattern: Op, node: Any, state: Match) -> Match | None:
     state.nodes.append(node)
     if pattern.bind is not None:
         state.values[pattern.bind] = node
-    given = arguments(node)
+    values = arguments(node)
     if isinstance(node.target, torch._ops.OpOverload):
-        rest = len(pattern.args)
-        schema = node.target._schema.arguments[rest:]
-        for value, argument in zip(given[rest:], schema, strict=True):
+        count = len(pattern.args)
+        schema = node.target._schema.arguments[count:]
+        for value, argument in zip(values[count:], schema, strict=True):
             if argument.name not in PLACEMENT and value != argument.default_value:
                 return None
-        given = given[:rest]
-    orders = [given]
-    if pattern.name in COMMUTATIVE and len(given) == 2:
-        orders.append(given[::-1])
+        values = values[:count]
+    orders = [values]
+    if pattern.name in COMMUTATIVE and len(values) == 2:
+        orders.append(values[::-1])
     for order in orders:
-        found = _match_list(pattern.args, order, state.copy())
-        if found:
-            return found
+        match = _match_list(pattern.args, order, state.copy())
+        if match:
+            return match
     return None
 
 

@@ -17,29 +17,29 @@ from lfmc.passes.route_experts import RouteExperts
 
 
 def fusion(*, merge: bool = True) -> list[Pass]:
-    """Passes that find the structure of an LFM in a traced graph; weights stay as they are."""
+    """Return the passes that fuse a traced graph into `lfm::` operators; weights stay float."""
     passes: list[Pass] = [
-        RemoveNoOps(),  # first: every pattern below is written without casts and copies
-        FuseRmsNorm(),  # before attention, whose pattern has the q and k norms in it
-        FuseGatedShortConv(),  # needs only the graph without no-ops
+        RemoveNoOps(),  # first: the patterns below contain no casts and copies
+        FuseRmsNorm(),  # before attention, whose pattern contains the q and k norms
+        FuseGatedShortConv(),  # needs only RemoveNoOps
         FuseAttention(),  # after the norms
-        FuseSwiglu(),  # before the experts, whose pattern has it in it
-        RouteExperts(),  # before merging: the experts' w1 and w3 stay apart, each with its bits
+        FuseSwiglu(),  # before the experts, whose pattern contains it
+        RouteExperts(),  # before merging: an expert's w1 and w3 keep separate formats
     ]
     if merge:
-        passes.append(MergeProjections())  # after fusion: it merges what meets in one fused op
+        passes.append(MergeProjections())  # last: it merges the inputs of fused operators
     return passes
 
 
 def pipeline(formats: Formats, *, merge: bool = True) -> list[Pass]:
-    """All passes from a traced decoder to a program in the formats of a plan.
+    """Return all passes from a traced decoder to a program in the formats of a plan.
 
-    `formats` maps every tensor of the checkpoint to its format. Without `merge`, projections stay
-    apart, for a target that gains nothing from one large matmul.
+    `formats` maps every tensor of the checkpoint to its format. With `merge=False`, projections
+    stay separate, for a target that does not benefit from one large matmul.
     """
     return [
         *fusion(merge=merge),
-        QuantizeEmbedding(formats),  # before linears, only because the graph begins with it
-        QuantizeLinears(formats),  # after merging: a merged weight is quantized as one
-        RemoveDeadCode(),  # last: what the trace computed and nobody reads any more
+        QuantizeEmbedding(formats),  # before linears, as in the graph; the order is free
+        QuantizeLinears(formats),  # after merging: a merged weight is one tensor
+        RemoveDeadCode(),  # last: removes what no node reads any more
     ]

@@ -1,4 +1,4 @@
-"""Replacing a float weight by its codes, scales and zero points: shared by both quantize passes."""
+"""Replaces a float weight by codes, scales and zero points; used by both quantize passes."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ Formats = Mapping[str, Format | Floats]
 
 
 def planned_format(program: Program, node: object, formats: Formats) -> Format | None:
-    """The integer format that the plan gives a weight node; None if it stays float.
+    """Return the format of a weight node in the plan, or None if the weight stays float.
 
-    Raises `InputError` where tensors that were merged into one matmul are planned differently.
+    Raise `InputError` if tensors that are merged into one matmul have different formats.
     """
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     weight = program.weights[str(node.target)]
     if weight.part != "values":
         return None
-    chosen = {name: formats[name] for name in weight.sources}
-    if len(set(chosen.values())) > 1:
+    formats_by_source = {name: formats[name] for name in weight.sources}
+    if len(set(formats_by_source.values())) > 1:
         raise InputError(
             "tensors that are merged into one matmul have different formats in the plan",
-            where=", ".join(chosen),
+            where=", ".join(formats_by_source),
             expected="one format",
-            got=", ".join(f.name for f in chosen.values()),
-            todo="give them the same format, or make the plan anew",
+            got=", ".join(f.name for f in formats_by_source.values()),
+            todo="give them the same format, or create a new plan",
         )
-    number_format = next(iter(chosen.values()))
+    number_format = next(iter(formats_by_source.values()))
     return number_format if isinstance(number_format, Format) else None
 
 
 def add_parts(program: Program, node: fx.Node, format: Format) -> tuple[fx.Node | None, ...]:
-    """Nodes for the codes, scales and zero points (None if symmetric) of a weight node.
+    """Add nodes for the codes, scales and zero points (None if symmetric) of a weight node.
 
-    Codes are uint8 `[N, ceil(G * group * bits / 8)]`, scales `[N, G]`, zero points uint8 `[N, G]`;
-    of a palette codes `[N, ceil(K * bits / 8)]` and tables `[N, 2^bits]`.
+    Codes are uint8 `[N, ceil(G * group * bits / 8)]`, scales `[N, G]`, zero points uint8 `[N, G]`.
+    For a palette, codes are `[N, ceil(K * bits / 8)]` and the scales are tables `[N, 2^bits]`.
     """
     value, base = node.meta["val"], str(node.target).removesuffix(".weight")
     rows, columns = value.shape
-    groups = format.groups(columns)
+    groups = format.groups_per_row(columns)
     sources = program.weights[str(node.target)].sources
-    code_bytes = -(-format.codes(columns) * format.bits // 8)
+    code_bytes = -(-format.codes_per_row(columns) * format.bits // 8)
     shapes: dict[Part, tuple[int, torch.dtype]] = {
         "codes": (code_bytes, torch.uint8),
         "scales": (groups, getattr(torch, format.scale_dtype)),
@@ -59,7 +59,7 @@ def add_parts(program: Program, node: fx.Node, format: Format) -> tuple[fx.Node 
             parts.append(None)
             continue
         name = f"{base}.{part}"
-        if name in program.weights:  # a tied head: the embedding's parts
+        if name in program.weights:  # a tied head uses the parts of the embedding
             parts.append(next(n for n in program.graph.nodes if n.target == name))
             continue
         fake = value.new_empty((rows, width), dtype=dtype)

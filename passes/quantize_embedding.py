@@ -1,6 +1,6 @@
 """quantize-embedding: `embedding(W, ids)`  ->  `lfm.embedding_nbits(ids, codes, scales, ...)`.
 
-A head that is tied to the embedding reads the same codes: they are one tensor and one decision.
+A tied head reads the same codes, because head and embedding are one tensor with one format.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lfmc.passes.quantize import Formats, add_parts, planned_format
 
 @dataclass(frozen=True)
 class QuantizeEmbedding:
-    """`formats` gives the format of every tensor of the checkpoint, by name."""
+    """`formats` maps the name of every tensor of the checkpoint to its format."""
 
     formats: Formats
     name: ClassVar[str] = "quantize-embedding"
@@ -33,7 +33,7 @@ class QuantizeEmbedding:
                 continue
             columns = table.meta["val"].shape[1]
             parts = add_parts(program, table, number_format)
-            tail = (number_format.bits, number_format.span(columns), columns)
+            tail = (number_format.bits, number_format.columns_per_group(columns), columns)
             with program.graph.inserting_before(node):
                 fused = program.call(torch.ops.lfm.embedding_nbits.default, ids, *parts, *tail)
             program.replace(node, fused)

@@ -1,9 +1,9 @@
-"""quantize-linears: matmuls and experts on the formats of a plan.
+"""quantize-linears: matmuls and experts in the formats of a plan.
 
     1. linear(x, W, bias)        ->  lfm.linear_nbits(x, codes, scales, zeros, bias, ...)
     2. lfm.moe(x, ..., [W...])   ->  lfm.moe(x, ..., [lfm.dequantize(codes, scales, zeros, ...)...])
 
-A weight that the plan keeps float stays as it is.
+Weights that the plan keeps float do not change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lfmc.passes.quantize import Formats, add_parts, planned_format
 
 @dataclass(frozen=True)
 class QuantizeLinears:
-    """`formats` gives the format of every tensor of the checkpoint, by name."""
+    """`formats` maps the name of every tensor of the checkpoint to its format."""
 
     formats: Formats
     name: ClassVar[str] = "quantize-linears"
@@ -37,30 +37,30 @@ class QuantizeLinears:
                 continue
             columns = weight.meta["val"].shape[1]
             parts = add_parts(program, weight, number_format)
-            tail = (bias, number_format.bits, number_format.span(columns), columns)
+            tail = (bias, number_format.bits, number_format.columns_per_group(columns), columns)
             with program.graph.inserting_before(node):  # 1
                 fused = program.call(torch.ops.lfm.linear_nbits.default, x, *parts, *tail)
             program.replace(node, fused)
             changed += 1
         for node in list(program.nodes("lfm.moe")):
-            changed += self._experts(program, node)
+            changed += self._quantize_experts(program, node)
         return changed
 
-    def _experts(self, program: Program, node: fx.Node) -> int:
+    def _quantize_experts(self, program: Program, node: fx.Node) -> int:
         changed = 0
-        lists = []
+        new_lists = []
         for weights in arguments(node)[3:6]:
-            new = []
+            new_weights = []
             for weight in weights:
                 number_format = planned_format(program, weight, self.formats)
                 if number_format is not None:
                     parts = add_parts(program, weight, number_format)
                     columns = weight.meta["val"].shape[1]
-                    tail = (number_format.bits, number_format.span(columns), columns)
+                    tail = (number_format.bits, number_format.columns_per_group(columns), columns)
                     with program.graph.inserting_before(node):  # 2
                         weight = program.call(torch.ops.lfm.dequantize.default, *parts, *tail)
                     changed += 1
-                new.append(weight)
-            lists.append(new)
-        node.args = (*node.args[:3], *lists, *node.args[6:])
+                new_weights.append(weight)
+            new_lists.append(new_weights)
+        node.args = (*node.args[:3], *new_lists, *node.args[6:])
         return changed

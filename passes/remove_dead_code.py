@@ -1,4 +1,4 @@
-"""remove-dead-code: nodes that no output depends on, and constants that no node reads."""
+"""remove-dead-code: removes nodes that no output depends on and constants that no node reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RemoveDeadCode:
         for node in reversed(list(program.graph.nodes)):
             if not node.users and node.op not in ("placeholder", "output"):
                 program.graph.erase_node(node)
-        read = {node.target for node in program.graph.nodes if node.op == "get_attr"}
-        program.weights = {k: v for k, v in program.weights.items() if k in read}
+        targets = {node.target for node in program.graph.nodes if node.op == "get_attr"}
+        program.weights = {k: v for k, v in program.weights.items() if k in targets}
         program.module.delete_all_unused_submodules()
         return before - len(program.graph.nodes)

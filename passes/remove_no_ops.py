@@ -1,12 +1,12 @@
-"""remove-no-ops: what tracing leaves behind and no result depends on.
+"""remove-no-ops: removes operators that tracing inserts and that change no result.
 
-    1. `_assert_tensor_metadata(x)`         ->  (nothing)
-    2. `to(x)` of the dtype that x has      ->  x
-    3. `contiguous(x)`, `alias(x)`, `clone` ->  x
-    4. `slice(x, dim, 0, end)` of a whole   ->  x
-    5. `mul(x, 1.0)`                        ->  x
+    1. `_assert_tensor_metadata(x)`            ->  (nothing)
+    2. `to(x)` if x already has the dtype      ->  x
+    3. `contiguous(x)`, `alias(x)`, `clone(x)` ->  x
+    4. `slice(x, dim, 0, end)` of a whole dim  ->  x
+    5. `mul(x, 1.0)`                           ->  x
 
-Every other pass then sees one shape of each idea, from lfmc's decoder or from transformers'.
+After this pass, the decoders of lfmc and of transformers have the same graph patterns.
 """
 
 from __future__ import annotations

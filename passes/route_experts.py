@@ -1,9 +1,9 @@
-"""route-experts: every expert on every token  ->  `lfm.moe`, which runs the chosen ones only.
+"""route-experts: every expert on every token  ->  `lfm.moe`, which runs only the chosen experts.
 
 chosen = topk(choice, k)[1]
 weights = gather(scores, 1, chosen)  [/ (sum(weights) + 1e-6)]  [* scale]
 shares = scatter(zeros, 1, chosen, weights)
-y = zeros + w2_0(swiglu(w1_0 x, w3_0 x)) * shares[:, 0:1] + ... one term an expert
+y = zeros + w2_0(swiglu(w1_0 x, w3_0 x)) * shares[:, 0:1] + ... one term per expert
 ->  y = lfm.moe(x, scores, choice, [w1...], [w3...], [w2...], k, normalize, scale)
 """
 
@@ -16,12 +16,12 @@ import torch
 from torch import fx
 
 from lfmc.graph.program import Program
-from lfmc.passes.pattern import ANY, Match, OneOf, Op, Var, match
+from lfmc.passes.pattern import ANY, Match, OneOf, Op, Var, match_pattern
 
 _CHOSEN = Op("getitem", Op("aten.topk", Var("choice"), Var("k")), 1)
-_PICKED = Op("aten.gather", Var("scores"), 1, _CHOSEN)
-_SUM = Op("aten.add", Op("aten.sum", _PICKED, [-1], True), 1e-6, bind="normalized")
-_WEIGHTS = OneOf(Op("aten.div", _PICKED, _SUM), _PICKED)
+_CHOSEN_SCORES = Op("aten.gather", Var("scores"), 1, _CHOSEN)
+_SUM = Op("aten.add", Op("aten.sum", _CHOSEN_SCORES, [-1], True), 1e-6, bind="normalized")
+_WEIGHTS = OneOf(Op("aten.div", _CHOSEN_SCORES, _SUM), _CHOSEN_SCORES)
 _SHARES = Op(
     "aten.scatter",
     Op("aten.new_zeros", ANY, ANY),
@@ -51,66 +51,66 @@ class RouteExperts:
     def run(self, program: Program) -> int:
         changed = 0
         for shares in list(program.nodes("aten.scatter")):
-            routing = match(_SHARES, shares)
-            terms = _terms(shares) if routing else []
+            routing = match_pattern(_SHARES, shares)
+            terms = _expert_terms(shares) if routing else []
             if routing is None or len(terms) != shares.meta["val"].shape[1]:
                 continue
-            total = _total([term for term, _ in terms])
-            if total is None or len({found["x"] for _, found in terms}) != 1:
+            total = _end_of_sum([term for term, _ in terms])
+            if total is None or len({match["x"] for _, match in terms}) != 1:
                 continue
             if isinstance(routing.values.get("scale"), fx.Node):
                 continue
-            _replace(program, total, routing, [found for _, found in terms])
+            _replace(program, total, routing, [match for _, match in terms])
             changed += 1
         return changed
 
 
-def _terms(shares: fx.Node) -> list[tuple[fx.Node, Match]]:
-    """The weighted output of each expert, in the order of the experts; [] if one is missing."""
+def _expert_terms(shares: fx.Node) -> list[tuple[fx.Node, Match]]:
+    """Return the weighted output of each expert, ordered by expert; [] if one is missing."""
     terms = []
-    for piece in shares.users:
-        for node in piece.users:
-            found = match(_TERM, node)
-            if found and found["shares"] is shares and found["end"] == found["start"] + 1:
-                terms.append((node, found))
+    for share in shares.users:
+        for node in share.users:
+            match = match_pattern(_TERM, node)
+            if match and match["shares"] is shares and match["end"] == match["start"] + 1:
+                terms.append((node, match))
     terms.sort(key=lambda term: term[1]["start"])
-    complete = [found["start"] for _, found in terms] == list(range(len(terms)))
+    complete = [match["start"] for _, match in terms] == list(range(len(terms)))
     return terms if complete else []
 
 
-def _total(terms: list[fx.Node]) -> fx.Node | None:
-    """The end of the chain of sums over exactly these terms, started from zeros."""
-    left = set(terms)
+def _end_of_sum(terms: list[fx.Node]) -> fx.Node | None:
+    """Return the end of the chain that adds exactly these terms to zeros, or None."""
+    remaining = set(terms)
     node = terms[0]
     start: fx.Node | None = None
     while True:
-        adds = [user for user in node.users if match(Op("aten.add", ANY, ANY), user)]
+        adds = [user for user in node.users if match_pattern(Op("aten.add", ANY, ANY), user)]
         if len(node.users) != 1 or not adds:
             break
-        others = [other for other in adds[0].all_input_nodes if other is not node]
-        if len(others) != 1:
+        operands = [operand for operand in adds[0].all_input_nodes if operand is not node]
+        if len(operands) != 1:
             break
-        if others[0] in left:
-            left.discard(others[0])
-        elif start is None and match(Op("aten.zeros_like", ANY), others[0]):
-            start = others[0]
+        if operands[0] in remaining:
+            remaining.discard(operands[0])
+        elif start is None and match_pattern(Op("aten.zeros_like", ANY), operands[0]):
+            start = operands[0]
         else:
             break
-        left.discard(node)
+        remaining.discard(node)
         node = adds[0]
-        if not left:
+        if not remaining:
             return node if start is not None else None
     return None
 
 
-def _replace(program: Program, total: fx.Node, routing: Match, experts: list[Match]) -> None:
+def _replace(program: Program, total: fx.Node, routing: Match, matches: list[Match]) -> None:
     with program.graph.inserting_before(total):
         fused = program.call(
             torch.ops.lfm.moe.default,
-            experts[0]["x"],
+            matches[0]["x"],
             routing["scores"],
             routing["choice"],
-            *([found[name] for found in experts] for name in ("w1", "w3", "w2")),
+            *([match[name] for match in matches] for name in ("w1", "w3", "w2")),
             routing["k"],
             "normalized" in routing.values,
             float(routing.values.get("scale", 1.0)),

@@ -1,1 +1,1 @@
-"""One package a target: what it can store, how a program is lowered, how the result runs here."""
+"""One package per target: the formats it stores, its lowering, and its runtime."""

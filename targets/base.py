@@ -1,4 +1,4 @@
-"""What a target is: capabilities, and the verbs that turn a program into an artifact and run it."""
+"""The interface of a target: its capabilities, and how it lowers a program and runs the result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TARGETS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class TargetOption:
-    """Something that a target leaves to its user: one of `choices`, by default the first."""
+    """An option of a target: the user picks one of `choices`, and the first is the default."""
 
     name: str
     choices: tuple[str, ...]
@@ -43,7 +43,7 @@ class TargetOption:
 
 @dataclass(frozen=True)
 class Request:
-    """What an export asks of a target: how many positions, and a choice for each of its options."""
+    """The settings of one export: the context in tokens, and a value for each target option."""
 
     context: int
     options: Mapping[str, str]
@@ -54,12 +54,13 @@ Arrangement = Literal["rows", "experts", "experts_gate_up"]
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A constant in an artifact's files, and the checkpoint's tensors that it holds.
+    """A constant in an artifact's files, and the checkpoint tensors that it stores.
 
-    `part` is `codes`, `scales`, `zeros` or `values`. `arrangement` tells the order: `rows` (one
-    below the other), `experts` (stacked on a new first dim), `experts_gate_up` (the same, with the
-    rows of w1 and w3 taken in turn). Where several have the same sources and part, each holds some
-    of the rows, in this order; with another `copy` each holds all of them once more.
+    `part` is `codes`, `scales`, `zeros` or `values`. `arrangement` is how the sources are joined:
+    `rows` (concatenated along the rows), `experts` (stacked on a new first dim) or
+    `experts_gate_up` (stacked like `experts`, with the rows of w1 and w3 interleaved). Constants
+    with equal sources and part store consecutive blocks of rows, in the order of the list. A
+    constant with another `copy` number belongs to a further full copy of the rows.
     """
 
     name: str
@@ -72,7 +73,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Probe:
-    """An n-bit operator of the program, and the artifact's names of its inputs and its result."""
+    """An n-bit operator of the program, and the names of its inputs and output in the artifact."""
 
     node: str
     kind: str
@@ -82,11 +83,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What lowering wrote: file names (relative), the tensors in them, and facts for the manifest.
+    """The result of lowering: relative file names, the stored tensors, and facts for the manifest.
 
-    `beside` are files that ship with these, though no app loads them: no budget counts them.
-    `known_troubles` among the facts (each with `what` and `link`) are printed after an export.
-    `probes` are places where the artifact's own operators can be compared one by one.
+    `beside` lists files that ship with the artifact but that no app loads. No budget counts them.
+    The export prints the fact `known_troubles`, a list of entries with `what` and `link`.
+    `probes` lists the operators of the artifact that parity can compare one by one.
     """
 
     files: tuple[str, ...]
@@ -97,126 +98,137 @@ class Artifact:
 
 
 class Target(Protocol):
-    """A frozen dataclass; the libraries that it needs are imported inside of its verbs."""
+    """A frozen dataclass. Its methods import the libraries that they need when they are called."""
 
     name: ClassVar[str]
     extra: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[TargetOption, ...]]
-    lowering_bytes: ClassVar[float]  # of memory, a parameter, for n-bit weights: measured
-    exact: ClassVar[bool]  # the artifact can also be run with float activations
+    # Measured: bytes of memory that lowering takes per parameter, for n-bit weights.
+    lowering_bytes: ClassVar[float]
+    exact: ClassVar[bool]  # whether the artifact can also run with float activations
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:
-        """What a plan may choose from, and what the files hold besides tensors at most."""
+        """Return the formats that a plan may use, and a bound of the bytes that are not tensors."""
 
     def check(self, config: DecoderConfig, request: Request) -> None:
-        """Raise `UnsupportedError` for a missing package, or for what can't be exported."""
+        """Raise `UnsupportedError` for a missing package or a model that can't be exported."""
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
-        """What this machine lacks of programs and files that are no Python packages, by the choice
-        that needs it."""
+        """Return the programs and files (other than Python packages) that are missing on this
+        machine, by the option value that needs them."""
 
     def why_not_here(self, request: Request) -> str | None:
-        """Why this machine can't execute what is exported, where that is so: then it ships without
-        rungs 3 and 4, and says so."""
+        """Return why this machine can't execute the artifact, or None if it can.
+
+        Such an export skips parity rungs 3 and 4 and reports that it did.
+        """
 
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
-        """The form of the graph: batch, tokens a call, slots, how a cache is written."""
+        """Return how to trace the graph: batch, tokens per call, slots and cache updates."""
 
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
-        """Write the fused program and the planned weights, rounding none, into `folder`."""
+        """Write the fused program and the planned weights to `folder`, without rounding again."""
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
-        """A stored tensor as it lies on disk, in torch."""
+        """Read a stored tensor from disk, unchanged, as a torch tensor."""
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
-        """Execute the artifact; `exact` asks for float activations, of a target that has them."""
+        """Load the artifact for execution; `exact` requests float activations, if supported."""
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
     ) -> torch.nn.Module:
-        """The bound program with the runtime's own rounding of activations, in torch, as the
-        artifact in `folder` has it."""
+        """Return the bound program in torch, with activations rounded as the runtime rounds them
+        for the artifact in `folder`."""
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
-        """What rung 3 may differ by: more than float arithmetic only where a kernel rounds; None
-        where it is only reported."""
+        """Return the tolerance of rung 3, or None if its difference is only reported.
+
+        The tolerance exceeds float rounding error only where a kernel rounds.
+        """
 
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
-        """Every n-bit operator of the artifact, as shipped, on its own; and whatever else is
-        stricter than a comparison of logits."""
+        """Compare every n-bit operator of the shipped artifact in isolation, and run the target's
+        other checks that are stricter than a comparison of logits."""
 
 
-def choose_options(target: Target, given: Mapping[str, str]) -> dict[str, str]:
-    """A choice for every option of a target; `InputError` for a name or a choice it has not."""
-    chosen = {option.name: option.choices[0] for option in target.options}
-    for name in given.keys() - chosen.keys():
+def choose_options(target: Target, values: Mapping[str, str]) -> dict[str, str]:
+    """Return a value for every option of the target.
+
+    Raises `InputError` for an unknown option or value.
+    """
+    defaults = {option.name: option.choices[0] for option in target.options}
+    for name in values.keys() - defaults.keys():
         raise InputError(
-            f"target '{target.name}' has no such option", expected=", ".join(chosen), got=name
+            f"target '{target.name}' has no such option", expected=", ".join(defaults), got=name
         )
     for option in target.options:
-        value = given.get(option.name)
+        value = values.get(option.name)
         if value is not None and value not in option.choices:
             raise InputError(
                 f"target '{target.name}' has no such {option.name}",
                 expected=", ".join(option.choices),
                 got=value,
             )
-    return {**chosen, **given}
+    return {**defaults, **values}
 
 
 Handler = TypeVar("Handler")
 
 
 def find_handler(handlers: Mapping[str, Handler], node: fx.Node, target: str) -> Handler:
-    """A lowering's function for the operator of a node; `UnsupportedError` where it has none."""
+    """Return the lowering function for the operator of a node.
+
+    Raises `UnsupportedError` if there is none.
+    """
     name = operator_name(node)
     if name not in handlers:
-        raise missing_form(node, target)
+        raise unsupported_operator(node, target)
     return handlers[name]
 
 
-def missing_form(node: fx.Node, target: str) -> UnsupportedError:
-    """What to raise for an operator that a target does not know."""
+def unsupported_operator(node: fx.Node, target: str) -> UnsupportedError:
+    """Return the error for an operator that a target can't lower."""
     return UnsupportedError(
-        f"the {target} target has no form for operator '{operator_name(node)}'",
+        f"the {target} target does not support operator '{operator_name(node)}'",
         where=node.name,
         todo="a pass that should have fused it did not match; please report the model",
     )
 
 
 def get_target(name: str) -> Target:
-    """The target of that name: one of ours, or one registered as an `lfmc.targets` entry point."""
+    """Return a built-in target, or one that is registered as an `lfmc.targets` entry point."""
     path = TARGETS.get(name)
     if path is None:
-        found = [e for e in entry_points(group="lfmc.targets") if e.name == name]
-        if not found:
-            known = ", ".join(target_names())
-            raise InputError("there is no such target", expected=known, got=name)
-        target: Target = found[0].load()()
+        entries = [e for e in entry_points(group="lfmc.targets") if e.name == name]
+        if not entries:
+            names = ", ".join(target_names())
+            raise InputError("there is no such target", expected=names, got=name)
+        target: Target = entries[0].load()()
         return target
     module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)()  # type: ignore[no-any-return]
 
 
 def target_names() -> list[str]:
-    """Every target that `get_target` knows."""
+    """Return the name of every target that `get_target` accepts, sorted."""
     return sorted({*TARGETS, *(entry.name for entry in entry_points(group="lfmc.targets"))})
 
 
 def install_advice(extra: str) -> str:
-    """What brings the packages of an extra: of lfmc's, or of a package that brings a target."""
+    """Return how to install the packages of an extra of lfmc or of a third-party target."""
     if extra in (metadata("lfmc").get_all("Provides-Extra") or ()):
         return f"pip install 'lfmc[{extra}]'"
-    return f"install '{extra}', as the target's own package says"
+    return f"install '{extra}', as described by the package of the target"
 
 
 def require(package: str, extra: str) -> Any:
-    """Import a target's library, or say which extra brings it."""
+    """Import a target's library. Raises `UnsupportedError`, naming its extra, if it is missing."""
     try:
         return import_module(package)
     except ImportError as error:

@@ -1,7 +1,8 @@
-"""Fixtures that every test may use: tiny checkpoints, trained ones, and golden texts."""
+"""Fixtures of all tests: tiny checkpoints, trained checkpoints and golden texts."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,22 @@ import torch
 
 from lfmc.checkpoint.checkpoint import Checkpoint, demo_path, open_checkpoint
 from tests.factories import KINDS, save_tiny_checkpoint
+from tests.run_cache import RunCache
 
 TRAINED = ("lfm2-moe-8m", "lfm2-moe-38m", "lfm2-17m", "lfm3-17m")
 _SHARED = Path(__file__).parents[2] / "shared" / "models"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write golden texts anew")
+    parser.addoption("--update-golden", action="store_true", help="write the golden texts again")
     parser.addoption("--slow", action="store_true", help="also run tests of more than 20 seconds")
-    parser.addoption("--arm", action="store_true", help="also run what is built for 64-bit Arm")
+    parser.addoption("--arm", action="store_true", help="also run tests of builds for 64-bit Arm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than 20 seconds")
-    config.addinivalue_line("markers", "arm: builds for 64-bit Arm and runs that under qemu")
-    torch.set_num_threads(1)  # every model here is too small to share
+    config.addinivalue_line("markers", "arm: builds for 64-bit Arm and runs under qemu")
+    torch.set_num_threads(1)  # every model here is too small for several threads
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -37,32 +39,45 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"needs --{name}"))
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all processes of this test run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def run_cache(run_folder: Path) -> RunCache:
+    """Return the cache of exports and artifacts of this test run."""
+    return RunCache(run_folder / "run-cache")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What tests measure is kept apart from what the user's own plans measured."""
+def _measurement_cache(run_folder: Path) -> Iterator[None]:
+    """Use a measurement cache of this test run instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LFMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LFMC_CACHE", str(run_folder / "measurements"))
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`tiny_checkpoint(kind, **overrides)`: the folder of a random checkpoint, made once."""
-    made: dict[tuple[Any, ...], Path] = {}
+    """Return `tiny_checkpoint(kind, **overrides)`: the folder of a random checkpoint, cached."""
+    folders: dict[tuple[Any, ...], Path] = {}
 
     def make(kind: str, **overrides: Any) -> Path:
         key = (kind, *map(repr, sorted(overrides.items())))
-        if key not in made:
+        if key not in folders:
             folder = tmp_path_factory.mktemp(kind)
-            made[key] = save_tiny_checkpoint(folder, kind, **overrides)
-        return made[key]
+            folders[key] = save_tiny_checkpoint(folder, kind, **overrides)
+        return folders[key]
 
     return make
 
 
 @pytest.fixture(scope="session")
 def any_checkpoint(tiny_checkpoint: Callable[..., Path]) -> Callable[[str], Checkpoint]:
-    """`any_checkpoint(name)`: of a kind in `KINDS`, or a trained one (skipped where absent)."""
+    """Return `any_checkpoint(name)`: a tiny one of `KINDS`, or a trained one (skip if absent)."""
 
     def find(name: str) -> Checkpoint:
         if name in KINDS:
@@ -77,7 +92,7 @@ def any_checkpoint(tiny_checkpoint: Callable[..., Path]) -> Callable[[str], Chec
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """`golden(name, text)` compares with `golden/NAME.txt` beside the test."""
+    """Return `golden(name, text)`, which compares with `golden/NAME.txt` next to the test."""
 
     def compare(name: str, text: str) -> None:
         path = request.path.parent / "golden" / f"{name}.txt"

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in the form that transformers saves them, and transformers' answers."""
+"""Tiny random checkpoints, saved by transformers, and the logits of transformers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _VISION = {
 
 
 def save_tiny_checkpoint(folder: Path, kind: str, **overrides: Any) -> Path:
-    """Write a random checkpoint of a kind of `KINDS`, with the demo's tokenizer; its folder."""
+    """Write a random checkpoint of a kind in `KINDS`, with the demo's tokenizer, to `folder`."""
     fields = {**KINDS[kind], **overrides}
     vision = fields.pop("vision", None)
     config = transformers.AutoConfig.for_model(**fields)
@@ -99,7 +99,7 @@ def _vision(kind: str, text: Any, vision: str) -> Any:
 
 
 def _randomize(model: Any) -> None:
-    """Weights of a size that keeps every block in play: nothing near zero, no gain of one."""
+    """Draw weights so that every block affects the logits: none near zero, no norm gain of one."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
@@ -111,12 +111,12 @@ def _randomize(model: Any) -> None:
             elif value.dim() == 1:
                 value.copy_(("norm" in name) + 0.3 * noise)
             else:
-                value.copy_(noise * value.shape[-1] ** -0.5)  # of experts, too, [E, out, in]
+                value.copy_(noise * value.shape[-1] ** -0.5)  # also experts, [E, out, in]
 
 
 @lru_cache(maxsize=2)
 def reference_model(path: Path) -> Any:
-    """transformers' own model of a checkpoint, in float32."""
+    """Return the float32 model of transformers for a checkpoint."""
     kind = transformers.AutoConfig.from_pretrained(path).model_type
     auto = (
         transformers.AutoModelForImageTextToText
@@ -127,7 +127,7 @@ def reference_model(path: Path) -> Any:
 
 
 def reference_logits(path: Path, tokens: Tensor, chunks: list[int]) -> Tensor:
-    """transformers' logits `[B, T, V]` of `tokens` `[B, T]`, given in chunks over its cache."""
+    """Return logits of transformers `[B, T, V]` for `tokens` `[B, T]`, in chunks over its cache."""
     model, past, logits = reference_model(path), None, []
     with torch.no_grad():
         for piece in tokens.split(chunks, dim=1):
@@ -140,7 +140,7 @@ def reference_logits(path: Path, tokens: Tensor, chunks: list[int]) -> Tensor:
 def decoder_logits(
     decoder: Decoder, tokens: Tensor, chunks: list[int], context: int | None = None
 ) -> Tensor:
-    """The decoder's logits `[B, T, V]` from a fresh state, over a cache of `context` slots."""
+    """Return logits of the decoder `[B, T, V]`, from an initial state of `context` slots."""
     state: Any = initial_state(decoder.config, tokens.shape[0], context or tokens.shape[1])
     logits, start = [], 0
     for piece in tokens.split(chunks, dim=1):

@@ -1,1 +1,1 @@
-"""Choosing one format per tensor under a byte budget."""
+"""Chooses one format for each tensor under a byte budget."""

@@ -1,4 +1,4 @@
-"""How many bytes an artifact may take."""
+"""The size limit of an artifact."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from lfmc.errors import InputError
 
 @dataclass(frozen=True)
 class Budget:
-    """Bits per parameter, bytes, or both (then the smaller counts).
+    """A limit in bits per parameter, in bytes, or both (the smaller one applies).
 
     Every byte counts: codes, scales, zero points, padding, float tensors and the graph reserve.
-    Raises `InputError` where neither is given or one is not positive.
+    Raises `InputError` if both limits are None or one is not positive.
     """
 
     bits_per_weight: float | None = None
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        given = [v for v in (self.bits_per_weight, self.max_bytes) if v is not None]
-        if not given or not all(v > 0 and isfinite(v) for v in given):
+        limits = [v for v in (self.bits_per_weight, self.max_bytes) if v is not None]
+        if not limits or not all(v > 0 and isfinite(v) for v in limits):
             raise InputError(
                 "a budget needs a positive number of bits per weight, or of bytes",
                 got=f"bits per weight {self.bits_per_weight}, bytes {self.max_bytes}",
             )
 
     def limit(self, num_params: int) -> int:
-        """Bytes for a model of `num_params` parameters, rounded down."""
+        """Return the limit in bytes for a model of `num_params` parameters, rounded down."""
         limits = []
         if self.bits_per_weight is not None:
             limits.append(int(self.bits_per_weight * num_params / 8))

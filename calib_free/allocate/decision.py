@@ -1,4 +1,4 @@
-"""What a method decides about one tensor, and the formats that stand in for one another."""
+"""The decision about one tensor, its nearest supported format, and sizes in bytes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from math import log2
 
 from lfmc.calib_free.allocate.knapsack_problem import Choice, Option
 from lfmc.calib_free.grid.formats import Capabilities, Floats, Format
-from lfmc.calib_free.plan.roles import KEPT, Unit, role
+from lfmc.calib_free.plan.roles import FLOAT_ROLES, Unit, tensor_role
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.weight_files import TensorInfo
 from lfmc.errors import UnsupportedError
 
-LONG = 1 << 20  # columns that a palette or a whole row counts as
+LONG_GROUP = 1 << 20  # the group size that a palette or a whole row counts as
 
 
 @dataclass(frozen=True)
 class Decision:
-    """How one tensor is stored and why; the fields are those of `PlanRow`.
+    """The format of one tensor and the reason for it; the fields are those of `PlanRow`.
 
-    `error` None: to be measured from the tensor.
+    If `error` is None, it is measured later from the tensor.
     """
 
     format: Format | Floats
@@ -31,52 +31,55 @@ class Decision:
     importance: str | None = None
 
 
-def nearest(wanted: Format, formats: Sequence[Format]) -> Format:
-    """The format closest to `wanted`: by width (the wider of two), group, symmetry, scales.
+def nearest_format(ideal: Format, formats: Sequence[Format]) -> Format:
+    """Return the format nearest to `ideal`, by bit width, group size, symmetry and scale dtype.
 
-    A palette and a whole row count as very long groups.
+    Of two equally near bit widths, the wider one wins. A palette and a whole row count as very
+    long groups.
 
-    Raises `UnsupportedError` where the target stores no integers in this place.
+    Raises `UnsupportedError` if `formats` is empty.
     """
     if not formats:
-        raise UnsupportedError("the target stores no integer format here", expected=wanted.name)
+        raise UnsupportedError(
+            "the target supports no integer format for this tensor", expected=ideal.name
+        )
     return min(
         formats,
-        key=lambda f: (
-            abs(f.bits - wanted.bits),
-            f.bits < wanted.bits,
-            abs(log2(_length(f) / _length(wanted))),
-            f.symmetric != wanted.symmetric,
-            f.scale_dtype != wanted.scale_dtype,
-            f,
+        key=lambda candidate: (
+            abs(candidate.bits - ideal.bits),
+            candidate.bits < ideal.bits,
+            abs(log2(_group_length(candidate) / _group_length(ideal))),
+            candidate.symmetric != ideal.symmetric,
+            candidate.scale_dtype != ideal.scale_dtype,
+            candidate,
         ),
     )
 
 
-def _length(f: Format) -> int:
-    return f.group if f.group > 0 else LONG
+def _group_length(number_format: Format) -> int:
+    return number_format.group if number_format.group > 0 else LONG_GROUP
 
 
-def keep(info: TensorInfo, kind: str, capabilities: Capabilities) -> Decision:
-    """A tensor as floats: in its own dtype where the target has it, else in float32."""
-    own = str(info.dtype).removeprefix("torch.")
-    reason = KEPT.get(kind, "kept: as stored")
-    if own in capabilities.floats:
-        return Decision(Floats(own), "none", reason)
+def float_decision(info: TensorInfo, role: str, capabilities: Capabilities) -> Decision:
+    """Return the decision to store a tensor as floats: in its dtype if supported, or float32."""
+    dtype = str(info.dtype).removeprefix("torch.")
+    reason = FLOAT_ROLES.get(role, "kept: as stored")
+    if dtype in capabilities.floats:
+        return Decision(Floats(dtype), "none", reason)
     if not capabilities.floats:
         raise UnsupportedError("the target stores no floating-point tensors", where=info.name)
-    dtype = "float32" if "float32" in capabilities.floats else capabilities.floats[0]
-    return Decision(Floats(dtype), "none", f"{reason}; the target has no {own}")
+    fallback = "float32" if "float32" in capabilities.floats else capabilities.floats[0]
+    return Decision(Floats(fallback), "none", f"{reason}; the target has no {dtype}")
 
 
-def kept_nbytes(
-    checkpoint: Checkpoint, capabilities: Capabilities, kept: dict[str, Decision]
+def float_nbytes(
+    checkpoint: Checkpoint, capabilities: Capabilities, decisions: dict[str, Decision]
 ) -> int:
-    """Bytes of the tensors that stay floats, every copy counted."""
+    """Return the bytes of the tensors that stay floats, including all copies."""
     total = 0
-    for name, made in kept.items():
+    for name, decision in decisions.items():
         shape = checkpoint.tensors[name].shape
-        total += capabilities.copies(role(name, shape)) * made.format.nbytes(shape)
+        total += capabilities.copies(tensor_role(name, shape)) * decision.format.nbytes(shape)
     return total
 
 
@@ -86,7 +89,7 @@ def unit_choice(
     unit: Unit,
     cost: Callable[[Format], float] = lambda f: 0.0,
 ) -> Choice:
-    """The formats of a unit as options, in the target's order, with their bytes and their cost."""
+    """Return the formats of a unit as options with bytes and costs, in the target's order."""
     options = tuple(
         Option(cost(f), unit_nbytes(checkpoint, unit, f), (f.group, f.symmetric, f.scale_dtype))
         for f in capabilities.formats(unit.role)
@@ -96,6 +99,6 @@ def unit_choice(
 
 
 def unit_nbytes(checkpoint: Checkpoint, unit: Unit, number_format: Format) -> int:
-    """Bytes of all tensors of a unit in one format, every copy counted."""
+    """Return the bytes of all tensors of a unit in one format, including all copies."""
     shapes = (checkpoint.tensors[name].shape for name in unit.names)
     return unit.copies * sum(map(number_format.nbytes, shapes))

@@ -1,4 +1,4 @@
-"""The knapsack's 0/1 program, by HiGHS (`scipy.optimize.milp`), and what keeps that quiet."""
+"""Solves the knapsack's 0/1 program with HiGHS (`scipy.optimize.milp`), without its output."""
 
 from __future__ import annotations
 
@@ -18,43 +18,47 @@ from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
 
 from lfmc.calib_free.allocate.knapsack_problem import Problem, Solution
 
-MILP_NODES = 2_000  # a limit in nodes, not in seconds: the same answer on every machine
+MILP_NODES = 2_000  # a limit in nodes, not in seconds: every machine returns the same solution
 GAP = 1e-6  # relative; a solution this close to the bound is not improved further
 
 
-def exact(problem: Problem, start: Solution, limit: int) -> Solution:
-    """The 0/1 program by HiGHS; `start` where it finds nothing better within its node limit."""
+def solve_milp(problem: Problem, start: Solution, limit: int) -> Solution:
+    """Solve the 0/1 program; return `start` if HiGHS finds nothing better within its node limit."""
     columns: list[tuple[int, int]] = []
     rows: list[tuple[int, int, float]] = []
     lower: list[float] = []
-    switches = sum(len(layouts) for layouts in problem.bundles)
+    switches = sum(len(layouts) for layouts in problem.bundles)  # one 0/1 column per layout
     column, switch = switches, 0
     for layouts in problem.bundles:
-        one = len(lower)
-        lower.append(1.0)  # exactly one layout a bundle
-        for options in layouts:
-            rows.append((one, switch, 1.0))
-            for u, own in options.items():
-                same = len(lower)
-                lower.append(0.0)  # and one option a unit, of that layout
-                rows.append((same, switch, -1.0))
-                for o in own:
-                    rows.append((same, column, 1.0))
-                    columns.append((u, o))
+        bundle_row = len(lower)
+        lower.append(1.0)  # exactly one layout per bundle
+        for options_by_unit in layouts:
+            rows.append((bundle_row, switch, 1.0))
+            for unit, options in options_by_unit.items():
+                unit_row = len(lower)
+                lower.append(0.0)  # and one option per unit, of that layout
+                rows.append((unit_row, switch, -1.0))
+                for option in options:
+                    rows.append((unit_row, column, 1.0))
+                    columns.append((unit, option))
                     column += 1
             switch += 1
     scale = max(start.cost, 1e-300)
-    cost = np.array([0.0] * switches + [problem.cost[u, o] / scale for u, o in columns])
-    nbytes = np.array([0.0] * switches + [problem.bytes[u, o] for u, o in columns])
-    i, j, v = zip(*rows, strict=True)
-    equal = coo_matrix((v, (i, j)), shape=(len(lower), column)).tocsr()
-    with solver_silent():
+    cost = np.array(
+        [0.0] * switches + [problem.cost[unit, option] / scale for unit, option in columns]
+    )
+    nbytes = np.array([0.0] * switches + [problem.bytes[unit, option] for unit, option in columns])
+    row_indices, column_indices, coefficients = zip(*rows, strict=True)
+    equalities = coo_matrix(
+        (coefficients, (row_indices, column_indices)), shape=(len(lower), column)
+    ).tocsr()
+    with silence_solver():
         result = milp(
             cost,
             integrality=np.ones(column),
             bounds=Bounds(0, 1),
             constraints=[
-                LinearConstraint(equal, lower, lower),
+                LinearConstraint(equalities, lower, lower),
                 LinearConstraint(nbytes[None, :] / limit, -np.inf, 1.0),
             ],
             options={"mip_rel_gap": GAP, "node_limit": MILP_NODES},
@@ -62,24 +66,24 @@ def exact(problem: Problem, start: Solution, limit: int) -> Solution:
     if result.x is None:
         return start
     picks = np.array(start.picks)
-    for (u, o), value in zip(columns, result.x[switches:], strict=True):
+    for (unit, option), value in zip(columns, result.x[switches:], strict=True):
         if value > 0.5:
-            picks[u] = o
+            picks[unit] = option
     bound = start.bound
     if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound):
         bound = max(bound, float(result.mip_dual_bound) * scale)
-    found = problem.solution(picks, bound)
-    if found.nbytes > limit or found.cost >= start.cost:
+    solution = problem.solution(picks, bound)
+    if solution.nbytes > limit or solution.cost >= start.cost:
         return replace(start, bound=bound)
-    return found
+    return solution
 
 
 @contextmanager
-def solver_silent() -> Iterator[None]:
-    """Drop what is written to file descriptor 1 meanwhile.
+def silence_solver() -> Iterator[None]:
+    """Discard everything that is written to file descriptor 1 within the context.
 
-    HiGHS 1.12 in scipy 1.17 leaves a debugging line on stdout ("HighsMipSolverData::..."), past
-    Python and whatever `disp` says; stdout is for results, and stderr for what users can use.
+    HiGHS 1.12 in scipy 1.17 writes a debugging line to stdout ("HighsMipSolverData::..."), past
+    Python's stdout and whatever `disp` is. stdout is for results, and stderr for user messages.
     """
     sys.stdout.flush()
     saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack as data: options, choices, their arrays, and a solution."""
+"""The multiple-choice knapsack problem as data: options, choices, their arrays, and a solution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lfmc.errors import InputError
 
-Picks = NDArray[np.int64]  # [U]: which option of each choice
+Picks = NDArray[np.int64]  # [U]: the index of the picked option of each choice
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """The options of one unit; choices of one `bundle` must take options of one layout."""
+    """The options of one unit; all choices with the same `bundle` must pick the same layout."""
 
     options: tuple[Option, ...]
     bundle: Hashable = None
@@ -33,7 +33,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Solution:
-    """`picks[i]` is the option of choice i; `bound` is a cost that no solution can go below."""
+    """`picks[i]` is the option of choice i; `bound` is a lower bound on every solution's cost."""
 
     picks: tuple[int, ...]
     cost: float
@@ -42,61 +42,66 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """How far, relatively, the cost may be from the least one."""
+        """The largest possible relative distance of the cost from the optimum."""
         return max(0.0, (self.cost - self.bound) / max(abs(self.cost), 1e-300))
 
 
 class Problem:
-    """The choices as arrays: `[U, O]` over units and options, padded with infinite costs.
+    """The choices as arrays `[U, O]` over units and options, padded with infinite costs.
 
-    A layout is open to a bundle where every member has an option of it; a choice of no bundle is
-    a bundle of its own, of one layout. A cell is a unit in an open layout of its bundle. Cells of
-    a layout are neighbours, and layouts of a bundle.
+    A layout is common to a bundle if every member has an option of that layout. A choice without a
+    bundle is a bundle of one choice with one layout. A cell is a unit in a common layout of its
+    bundle. The cells of a layout are contiguous, and so are the layouts of a bundle.
     """
 
     def __init__(self, choices: Sequence[Choice]) -> None:
         self.choices = choices
-        self.size = sum(len(c.options) for c in choices)
-        shape = (len(choices), max((len(c.options) for c in choices), default=1))
+        self.size = sum(len(choice.options) for choice in choices)
+        shape = (len(choices), max((len(choice.options) for choice in choices), default=1))
         self.cost, self.bytes = np.full(shape, np.inf), np.zeros(shape, dtype=np.int64)
-        self.layout = np.full(shape, -1)  # which open layout of its bundle an option belongs to
-        for u, choice in enumerate(choices):
-            self.cost[u, : len(choice.options)] = [o.cost for o in choice.options]
-            self.bytes[u, : len(choice.options)] = [o.nbytes for o in choice.options]
-        self.bundles = list(_open_layouts(choices))
-        open_layouts = [layout for bundle in self.bundles for layout in bundle]
-        cells = [(u, own) for layout in open_layouts for u, own in layout.items()]
-        for index, layout in enumerate(open_layouts):
-            for u, own in layout.items():
-                self.layout[u, own] = index
-        self._unit = np.array([u for u, _ in cells], dtype=np.int64)
-        self._option = np.zeros((len(cells), max((len(own) for _, own in cells), default=1)), int)
-        for index, (_, own) in enumerate(cells):
-            self._option[index] = own[0]  # padding repeats the first
-            self._option[index, : len(own)] = own
-        self._layout_start = np.cumsum([0, *map(len, open_layouts)])[:-1]
+        self.layout = np.full(shape, -1)  # index of the common layout that an option belongs to
+        for unit, choice in enumerate(choices):
+            self.cost[unit, : len(choice.options)] = [option.cost for option in choice.options]
+            self.bytes[unit, : len(choice.options)] = [option.nbytes for option in choice.options]
+        self.bundles = list(_common_layouts(choices))
+        common_layouts = [layout for bundle in self.bundles for layout in bundle]
+        cells = [(unit, options) for layout in common_layouts for unit, options in layout.items()]
+        for index, layout in enumerate(common_layouts):
+            for unit, options in layout.items():
+                self.layout[unit, options] = index
+        self._unit = np.array([unit for unit, _ in cells], dtype=np.int64)
+        most_options = max((len(options) for _, options in cells), default=1)
+        self._option = np.zeros((len(cells), most_options), int)
+        for index, (_, options) in enumerate(cells):
+            self._option[index] = options[0]  # padding repeats the first option
+            self._option[index, : len(options)] = options
+        self._layout_start = np.cumsum([0, *map(len, common_layouts)])[:-1]
         self._bundle_start = np.cumsum([0, *map(len, self.bundles)])[:-1]
         self._layout_of_cell = np.repeat(
-            np.arange(len(open_layouts)), [len(layout) for layout in open_layouts]
+            np.arange(len(common_layouts)), [len(layout) for layout in common_layouts]
         )
 
     def cheapest(self, price: float) -> Picks:
-        """Each bundle's best options at a price per byte; at an infinite one the smallest."""
+        """Return each bundle's best options at a price per byte.
+
+        At an infinite price these are the smallest options.
+        """
         picks = np.zeros(len(self.choices), dtype=np.int64)
         if not len(self._unit):
             return picks
-        weighed = self.bytes.astype(float) if price == np.inf else self.cost + price * self.bytes
-        of_cell = weighed[self._unit[:, None], self._option]  # (cells, options of a layout)
-        best = of_cell.argmin(axis=1)
-        least = of_cell[np.arange(len(best)), best]
-        totals = np.add.reduceat(least, self._layout_start)
-        lowest = np.minimum.reduceat(totals, self._bundle_start)
+        weighted = self.bytes.astype(float) if price == np.inf else self.cost + price * self.bytes
+        cell_costs = weighted[self._unit[:, None], self._option]  # (cells, options of a layout)
+        best_option = cell_costs.argmin(axis=1)
+        cell_minima = cell_costs[np.arange(len(best_option)), best_option]
+        totals = np.add.reduceat(cell_minima, self._layout_start)
+        bundle_minima = np.minimum.reduceat(totals, self._bundle_start)
         layouts = np.diff([*self._bundle_start, len(totals)])
-        winners = np.flatnonzero(totals == np.repeat(lowest, layouts))
+        winners = np.flatnonzero(totals == np.repeat(bundle_minima, layouts))
         bundles = np.repeat(np.arange(len(layouts)), layouts)[winners]
-        first = winners[np.unique(bundles, return_index=True)[1]]  # one a bundle, ties or not
-        chosen = np.isin(self._layout_of_cell, first)
-        picks[self._unit[chosen]] = self._option[chosen, best[chosen]]
+        # One layout per bundle, also in a tie.
+        winning_layouts = winners[np.unique(bundles, return_index=True)[1]]
+        selected = np.isin(self._layout_of_cell, winning_layouts)
+        picks[self._unit[selected]] = self._option[selected, best_option[selected]]
         return picks
 
     def nbytes(self, picks: Picks) -> int:
@@ -109,21 +114,21 @@ class Problem:
         return Solution(tuple(picks.tolist()), self.total(picks), self.nbytes(picks), bound)
 
 
-def _open_layouts(choices: Sequence[Choice]) -> Iterator[list[dict[int, list[int]]]]:
-    """For each bundle its open layouts, each with the options of every unit.
+def _common_layouts(choices: Sequence[Choice]) -> Iterator[list[dict[int, list[int]]]]:
+    """Yield the common layouts of each bundle, each as option indices by unit.
 
-    Raises `InputError` for a bundle without one.
+    Raises `InputError` for a bundle without a common layout.
     """
     bundles: dict[Hashable, dict[Hashable, dict[int, list[int]]]] = {}
-    for u, choice in enumerate(choices):
-        key: Hashable = ("alone", u) if choice.bundle is None else ("bundle", choice.bundle)
+    for unit, choice in enumerate(choices):
+        key: Hashable = ("alone", unit) if choice.bundle is None else ("bundle", choice.bundle)
         layouts = bundles.setdefault(key, {})
-        for o, option in enumerate(choice.options):
+        for index, option in enumerate(choice.options):
             layout = None if choice.bundle is None else option.layout
-            layouts.setdefault(layout, {}).setdefault(u, []).append(o)
+            layouts.setdefault(layout, {}).setdefault(unit, []).append(index)
     for key, layouts in bundles.items():
         members: set[int] = set().union(*layouts.values())
-        found = [own for own in layouts.values() if len(own) == len(members)]
-        if not found:
-            raise InputError("no layout is open to every choice of a bundle", where=key)
-        yield found
+        common_layouts = [options for options in layouts.values() if len(options) == len(members)]
+        if not common_layouts:
+            raise InputError("no layout is common to all choices of a bundle", where=key)
+        yield common_layouts

@@ -1,19 +1,19 @@
-"""What measuring may use, beside the checkpoint; nothing here changes a plan."""
+"""Workers and cache for measurements; they never change a plan."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lfmc.machine.cache import NOTHING, Cache
-from lfmc.machine.workers import HERE, Workers
+from lfmc.machine.cache import NO_CACHE, Cache
+from lfmc.machine.workers import LOCAL_WORKERS, Workers
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Workers for what falls apart by tensor, and a cache."""
+    """Workers for work that can be split by tensor, and a cache."""
 
-    workers: Workers = HERE
-    cache: Cache = NOTHING
+    workers: Workers = LOCAL_WORKERS
+    cache: Cache = NO_CACHE
 
 
-ALONE = Resources()  # this machine, and no cache
+LOCAL = Resources()  # this machine, without a cache

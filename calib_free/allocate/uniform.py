@@ -1,10 +1,10 @@
-"""One width everywhere: methods `uniform` and the plain widths."""
+"""One bit width for all matrices: method `uniform` and the fixed bit widths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lfmc.calib_free.allocate.decision import Decision, nearest, unit_nbytes
+from lfmc.calib_free.allocate.decision import Decision, nearest_format, unit_nbytes
 from lfmc.calib_free.grid.distortion_curves import grid_for
 from lfmc.calib_free.grid.formats import Capabilities, Format
 from lfmc.calib_free.plan.roles import Unit
@@ -15,29 +15,30 @@ DEFAULT_GROUP = 32
 
 
 def allocate_uniform(
-    checkpoint: Checkpoint, capabilities: Capabilities, found: Sequence[Unit], limit: int
+    checkpoint: Checkpoint, capabilities: Capabilities, units: Sequence[Unit], limit: int
 ) -> dict[str, Decision]:
-    """The widest format, then the one of finest groups, that fits `limit` bytes everywhere.
+    """Use one format everywhere: the widest that fits `limit` bytes, with the smallest groups.
 
-    A role that lacks it takes the nearest it has. Raises `InputError` where none fits.
+    A role without this format uses its nearest one. Raises `InputError` if no format fits.
     """
-    formats = formats_by_preference(capabilities, found)
-    return _first_that_fits(checkpoint, capabilities, found, formats, limit, "uniform")
+    formats = formats_by_preference(capabilities, units)
+    return _first_that_fits(checkpoint, capabilities, units, formats, limit, "uniform")
 
 
 def allocate_width(
     checkpoint: Checkpoint,
     capabilities: Capabilities,
-    found: Sequence[Unit],
+    units: Sequence[Unit],
     bits: int,
     limit: int | None,
 ) -> dict[str, Decision]:
-    """Every matrix at `bits`: in the finest groups that fit `limit` bytes, or in groups of 32.
+    """Store every matrix with `bits` bits, in the smallest groups that fit `limit` bytes.
 
-    Raises `InputError` where the target lacks the width for a role that takes most of the weights
-    (an embedding takes the nearest), or where it does not fit.
+    Groups have 32 columns if `limit` is None. Raises `InputError` if the target does not support
+    the bit width for some role, or if it does not fit. An embedding uses its nearest format
+    instead.
     """
-    for role in dict.fromkeys(unit.role for unit in found):
+    for role in dict.fromkeys(unit.role for unit in units):
         widths = sorted({f.bits for f in capabilities.formats(role)})
         if bits not in widths and (role != "embedding" or not widths):
             raise InputError(
@@ -46,64 +47,83 @@ def allocate_width(
                 got=f"{bits} bits",
                 todo="choose one of these widths, or auto",
             )
-    formats = sorted((f for f in _formats(capabilities, found) if f.bits == bits), key=_preference)
+    formats = sorted(
+        (f for f in _body_formats(capabilities, units) if f.bits == bits), key=_preference
+    )
     if limit is None:
         default = Format(bits, DEFAULT_GROUP, False, formats[0].scale_dtype)
         formats = sorted(formats, key=lambda f: (f != default, _preference(f)))
-        return _everywhere(capabilities, found, formats[0], f"{bits} bits, as asked")
-    return _first_that_fits(checkpoint, capabilities, found, formats, limit, f"{bits} bits")
+        return _decide_all(capabilities, units, formats[0], f"{bits} bits, as asked")
+    return _first_that_fits(checkpoint, capabilities, units, formats, limit, f"{bits} bits")
 
 
-def formats_by_preference(capabilities: Capabilities, found: Sequence[Unit]) -> list[Format]:
-    """What `uniform` tries, in order: the widest first, of one width the finest groups."""
-    return sorted(_formats(capabilities, found), key=_preference)
+def formats_by_preference(capabilities: Capabilities, units: Sequence[Unit]) -> list[Format]:
+    """Return the formats in the order that `uniform` tries them.
+
+    The widest come first, and within one bit width the smallest groups.
+    """
+    return sorted(_body_formats(capabilities, units), key=_preference)
 
 
-def alike(capabilities: Capabilities, found: Sequence[Unit], wanted: Format) -> list[Format]:
-    """The format of each unit where all are to have `wanted`: it, or the nearest its role has."""
-    return [nearest(wanted, capabilities.formats(unit.role)) for unit in found]
+def nearest_formats(
+    capabilities: Capabilities, units: Sequence[Unit], ideal: Format
+) -> list[Format]:
+    """Return for each unit the format nearest to `ideal` that its role supports."""
+    return [nearest_format(ideal, capabilities.formats(unit.role)) for unit in units]
 
 
-def _formats(capabilities: Capabilities, found: Sequence[Unit]) -> set[Format]:
-    """Formats of every role but the embedding, which follows them by `nearest`."""
-    body = [unit.role for unit in found if unit.role != "embedding"] or ["embedding"]
-    return {f for role in set(body) for f in capabilities.formats(role)}
+def _body_formats(capabilities: Capabilities, units: Sequence[Unit]) -> set[Format]:
+    """Return the formats of every role except the embedding.
+
+    The embedding uses the nearest one of its formats.
+    """
+    roles = [unit.role for unit in units if unit.role != "embedding"] or ["embedding"]
+    return {number_format for role in set(roles) for number_format in capabilities.formats(role)}
 
 
-def _preference(f: Format) -> tuple[object, ...]:
-    return (-f.bits, f.group, f.symmetric, f.scale_dtype)
+def _preference(number_format: Format) -> tuple[object, ...]:
+    return (
+        -number_format.bits,
+        number_format.group,
+        number_format.symmetric,
+        number_format.scale_dtype,
+    )
 
 
 def _first_that_fits(
     checkpoint: Checkpoint,
     capabilities: Capabilities,
-    found: Sequence[Unit],
+    units: Sequence[Unit],
     formats: Sequence[Format],
     limit: int,
-    what: str,
+    method: str,
 ) -> dict[str, Decision]:
     sizes = []
     for number_format in formats:
-        chosen = zip(found, alike(capabilities, found, number_format), strict=True)
-        size = sum(unit_nbytes(checkpoint, unit, own) for unit, own in chosen)
+        pairs = zip(units, nearest_formats(capabilities, units, number_format), strict=True)
+        size = sum(unit_nbytes(checkpoint, unit, unit_format) for unit, unit_format in pairs)
         if size <= limit:
-            reason = f"{what}: the finest that fits the budget"
-            return _everywhere(capabilities, found, number_format, reason)
+            reason = f"{method}: the finest that fits the budget"
+            return _decide_all(capabilities, units, number_format, reason)
         sizes.append(size)
     raise InputError(
-        f"no format of method '{what}' fits the budget",
+        f"no format of method '{method}' fits the budget",
         expected=f"at least {min(sizes, default=0)} bytes for the quantized tensors",
         got=f"{limit} bytes",
         todo="raise the budget, or use --bits auto",
     )
 
 
-def _everywhere(
-    capabilities: Capabilities, found: Sequence[Unit], wanted: Format, reason: str
+def _decide_all(
+    capabilities: Capabilities, units: Sequence[Unit], ideal: Format, reason: str
 ) -> dict[str, Decision]:
     decisions = {}
-    for unit, own in zip(found, alike(capabilities, found, wanted), strict=True):
-        why = reason if own == wanted else f"{reason}; nearest to {wanted.name} here"
+    for unit, number_format in zip(units, nearest_formats(capabilities, units, ideal), strict=True):
+        unit_reason = (
+            reason if number_format == ideal else f"{reason}; nearest to {ideal.name} here"
+        )
         for name in unit.names:
-            decisions[name] = Decision(own, grid_for(own, capabilities), why)
+            decisions[name] = Decision(
+                number_format, grid_for(number_format, capabilities), unit_reason
+            )
     return decisions

@@ -1,4 +1,4 @@
-"""The AlphaQ paper (arXiv 2606.04980): bit widths of expert matrices, from weight spectra alone."""
+"""The AlphaQ paper (arXiv 2606.04980): bit widths of expert matrices from weight spectra alone."""
 
 from lfmc.calib_free.alphaq.allocation import AlphaQOptions, allocate
 from lfmc.calib_free.alphaq.spectra import pl_alpha_hill

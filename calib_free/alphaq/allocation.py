@@ -1,7 +1,8 @@
-"""AlphaQ's allocation (arXiv 2606.04980): a width for every expert matrix, from spectra alone.
+"""AlphaQ's allocation (arXiv 2606.04980): a bit width for each expert matrix, from spectra alone.
 
-Matrix l at b bits costs `(median(alpha) / alpha_l)^gamma * max(var_l, 1e-12) * 4^(-b)`; the sum
-is minimised under a mean width, each matrix counting once: a 0/1 program, solved exactly.
+Matrix l at b bits costs `(median(alpha) / alpha_l)^gamma * max(var_l, 1e-12) * 4^(-b)`. The sum of
+costs is minimised under a mean bit width in which each matrix counts once. This is a 0/1 program,
+and it is solved exactly.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ MAX_GAMMA = 100.0  # far above the paper's 10; powers of ratios of exponents sta
 
 @dataclass(frozen=True)
 class AlphaQOptions:
-    """The knobs of the paper, with its values.
+    """The options of the paper, with its values as defaults.
 
-    `gamma` is the power of the sensitivity. `bits` are the widths to choose from; None takes those
-    of 2, 3, 4 and 8 that the target has. `block` is the side of the blocks whose spectra are
-    pooled, `tail` the share of the pool that the exponent is fitted to. Raises `InputError` for a
-    value that makes no sense.
+    `gamma` is the power of the sensitivity. `bits` are the candidate bit widths; None means those
+    of 2, 3, 4 and 8 that the target supports. `block` is the side of the blocks whose spectra are
+    pooled. `tail` is the share of the pool that the exponent is fitted to. Raises `InputError` for
+    a value out of range.
     """
 
     gamma: float = 1.0
@@ -44,34 +45,36 @@ class AlphaQOptions:
                 "AlphaQ's gamma is out of range", expected=f"0 to {MAX_GAMMA:g}", got=self.gamma
             )
         bits = self.bits
-        if bits is not None and (len(set(bits)) != len(bits) or not bits or not _widths(bits)):
+        if bits is not None and (
+            len(set(bits)) != len(bits) or not bits or not _valid_widths(bits)
+        ):
             raise InputError(
-                "AlphaQ's widths are not a list of widths",
-                expected="different ones from 1 to 8",
+                "AlphaQ's bit widths are not valid",
+                expected="different integers from 1 to 8",
                 got=", ".join(map(str, bits)) or "none",
             )
 
 
-def _widths(bits: Sequence[int]) -> bool:
+def _valid_widths(bits: Sequence[int]) -> bool:
     return all(isinstance(width, int) and 1 <= width <= 8 for width in bits)
 
 
 def sensitivities(alphas: Sequence[float], gamma: float) -> NDArray[np.float64]:
-    """`(median(alpha) / alpha)^gamma`, float64 `[L]`; 0 for a matrix without a tail (infinity).
+    """Return `(median(alpha) / alpha)^gamma`, float64 `[L]`; 0 where alpha is infinite (no tail).
 
-    Raises `InputError` where most matrices have no tail, or an alpha is not positive.
+    Raises `InputError` if most matrices have no tail, or an alpha is not positive.
     """
     values = np.asarray(alphas, dtype=np.float64)
     if np.isnan(values).any() or (values <= 0).any():
         raise InputError("a tail exponent is not a positive number", got=list(alphas)[:8])
-    middle = float(np.median(values)) if len(values) else 1.0
-    if not math.isfinite(middle):
+    median = float(np.median(values)) if len(values) else 1.0
+    if not math.isfinite(median):
         raise InputError(
             "most matrices have no tail in their spectrum: the checkpoint looks empty",
             todo="use --bits auto or uniform",
         )
-    shares: NDArray[np.float64] = (middle / values) ** gamma
-    return shares
+    powers: NDArray[np.float64] = (median / values) ** gamma
+    return powers
 
 
 def allocate(
@@ -81,17 +84,17 @@ def allocate(
     mean_bits: float,
     gamma: float = 1.0,
 ) -> list[int]:
-    """Widths of L matrices of one size, from `candidate_bits`, with a mean of at most `mean_bits`.
+    """Return bit widths of L matrices of one size, with a mean of at most `mean_bits`.
 
-    `alphas` are tail exponents, `variances` population variances of the weights, `gamma` the
-    power of the sensitivity. Raises `InputError` for lists of different lengths, no candidates,
-    or a mean below the narrowest; `GateError` if the solver proves no optimum: there is no silent
-    fallback.
+    Widths come from `candidate_bits`. `alphas` are tail exponents, `variances` population variances
+    of the weights, and `gamma` is the power of the sensitivity. Raises `InputError` for lists of
+    different lengths, no candidates, or a mean below the narrowest candidate. Raises `GateError` if
+    the solver proves no optimum: there is no silent fallback.
     """
     widths = sorted(set(candidate_bits))
     if len(alphas) != len(variances) or not widths or widths[0] < 1:
         raise InputError(
-            "AlphaQ needs one variance a tail exponent, and widths to choose from",
+            "AlphaQ needs one variance per tail exponent, and candidate bit widths",
             got=f"{len(alphas)} exponents, {len(variances)} variances, widths {widths}",
         )
     count = len(alphas)

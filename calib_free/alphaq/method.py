@@ -1,8 +1,8 @@
-"""Method `alphaq`: AlphaQ as its paper has it, inside a byte budget.
+"""Method `alphaq`: AlphaQ as in its paper, within a byte budget.
 
-Widths of expert matrices come from `allocation.py` beside it; every other matrix takes 4 bits.
-Rounding is to the nearest point of a min/max grid, groups of 64, asymmetric, or the nearest
-format that the target has: the paper's GPTQ needs calibration data.
+Bit widths of expert matrices come from the sensitivities of `allocation.py`; every other matrix has
+4 bits. Weights are rounded to the nearest point of a min/max grid with asymmetric groups of 64, or
+of the nearest format that the target supports: the paper's GPTQ needs calibration data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from lfmc.calib_free.allocate.decision import Decision, nearest, unit_nbytes
+from lfmc.calib_free.allocate.decision import Decision, nearest_format, unit_nbytes
 from lfmc.calib_free.allocate.resources import Resources
 from lfmc.calib_free.alphaq.allocation import BITS, MIN_VARIANCE, AlphaQOptions, sensitivities
 from lfmc.calib_free.alphaq.bit_widths import choose_widths
@@ -22,29 +22,29 @@ from lfmc.calib_free.grid.formats import Capabilities, Format
 from lfmc.calib_free.plan.roles import Unit
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
-from lfmc.machine.cache import key_of, tensor_digest
+from lfmc.machine.cache import cache_key, tensor_digest
 
 RULE = "alphaq-1"  # raise the number when anything changes that a signal depends on
-OTHERS = Format(4, 64, False, "float16")
+NON_EXPERT_FORMAT = Format(4, 64, False, "float16")
 
 
-def allocate_paper(
+def allocate_alphaq(
     checkpoint: Checkpoint,
     capabilities: Capabilities,
-    found: Sequence[Unit],
+    units: Sequence[Unit],
     limit: int,
     options: AlphaQOptions,
     progress: Callable[[str], None],
     resources: Resources,
     device: str,
 ) -> dict[str, Decision]:
-    """Formats for every matrix of the units within `limit` bytes; spectra are taken on `device`.
+    """Choose formats for all matrices within `limit` bytes; spectra are computed on `device`.
 
-    Raises `InputError` on a model without experts (the paper is about experts), for a width of
-    `options` that the target lacks, or where the rest at 4 bits leaves too little, and
-    `UnsupportedError` where the target has none of the paper's widths.
+    Raises `InputError` for a model without experts (the paper is about experts), for a bit width of
+    `options` that the target does not support, or if the other matrices at 4 bits leave too few
+    bytes. Raises `UnsupportedError` if the target supports none of the paper's bit widths.
     """
-    experts = [unit for unit in found if unit.experts is not None]
+    experts = [unit for unit in units if unit.experts is not None]
     if not experts:
         raise InputError(
             "AlphaQ allocates bits between experts, and this model has none",
@@ -52,17 +52,17 @@ def allocate_paper(
             todo="use --bits auto or uniform",
         )
     decisions: dict[str, Decision] = {}
-    left = limit
-    for unit in found:
+    remaining = limit
+    for unit in units:
         if unit.experts is None:
-            own = nearest(OTHERS, capabilities.formats(unit.role))
-            left -= unit_nbytes(checkpoint, unit, own)
+            number_format = nearest_format(NON_EXPERT_FORMAT, capabilities.formats(unit.role))
+            remaining -= unit_nbytes(checkpoint, unit, number_format)
             for name in unit.names:
-                reason = f"alphaq: {own.bits} bits outside the experts"
-                decisions[name] = Decision(own, "minmax", reason)
-    formats = _formats(capabilities, options.bits)
-    alphas, weights = _signals(checkpoint, experts, options, progress, resources, device)
-    widths = _fit(checkpoint, experts, formats, weights, left)
+                reason = f"alphaq: {number_format.bits} bits outside the experts"
+                decisions[name] = Decision(number_format, "minmax", reason)
+    formats = _candidate_formats(capabilities, options.bits)
+    alphas, weights = _measure_signals(checkpoint, experts, options, progress, resources, device)
+    widths = _fit_widths(checkpoint, experts, formats, weights, remaining)
     for unit, width in zip(experts, widths, strict=True):
         for name in unit.names:
             alpha = alphas[name] if math.isfinite(alphas[name]) else None
@@ -71,31 +71,37 @@ def allocate_paper(
     return decisions
 
 
-def _formats(capabilities: Capabilities, asked: Sequence[int] | None) -> dict[int, Format]:
-    """The format of each candidate width; all of one group and symmetry."""
-    grids = [f for f in capabilities.expert if not f.palette]  # the paper knows no others
-    found = {f.bits for f in grids}
-    if asked is not None and not set(asked) <= found:
+def _candidate_formats(
+    capabilities: Capabilities, requested: Sequence[int] | None
+) -> dict[int, Format]:
+    """Return the format of each candidate bit width; all share group, symmetry and scale dtype."""
+    formats = [f for f in capabilities.expert if not f.palette]  # the paper has no palettes
+    supported = {f.bits for f in formats}
+    if requested is not None and not set(requested) <= supported:
         raise InputError(
-            "the target can't store experts at all of the widths that were asked for",
-            expected="widths of " + (", ".join(map(str, sorted(found))) or "none"),
-            got=", ".join(map(str, asked)),
-            todo="choose among the target's, or leave the choice to lfmc",
+            "the target does not support all of the requested bit widths for experts",
+            expected="widths of " + (", ".join(map(str, sorted(supported))) or "none"),
+            got=", ".join(map(str, requested)),
+            todo="choose from the target's bit widths, or omit the option",
         )
-    widths = sorted(found & set(BITS if asked is None else asked))
+    widths = sorted(supported & set(BITS if requested is None else requested))
     if not widths:
         raise UnsupportedError(
-            "the target has none of AlphaQ's widths for experts",
+            "the target supports none of AlphaQ's bit widths for experts",
             expected=", ".join(map(str, BITS)),
-            got=", ".join(map(str, sorted(found))) or "none",
+            got=", ".join(map(str, sorted(supported))) or "none",
         )
-    layouts = {_layout(f) for f in grids}
-    whole = {layout: {f.bits: f for f in grids if _layout(f) == layout} for layout in layouts}
-    full = [by_bits for by_bits in whole.values() if set(widths) <= set(by_bits)]
-    if not full:
-        raise UnsupportedError("the target has no group size that all of AlphaQ's widths share")
-    best = nearest(OTHERS, [by_bits[widths[-1]] for by_bits in full])
-    return {width: whole[_layout(best)][width] for width in widths}
+    layouts = {_layout(f) for f in formats}
+    formats_by_layout = {
+        layout: {f.bits: f for f in formats if _layout(f) == layout} for layout in layouts
+    }
+    complete = [by_bits for by_bits in formats_by_layout.values() if set(widths) <= set(by_bits)]
+    if not complete:
+        raise UnsupportedError(
+            "the target supports no group size that all of AlphaQ's bit widths share"
+        )
+    preferred = nearest_format(NON_EXPERT_FORMAT, [by_bits[widths[-1]] for by_bits in complete])
+    return {width: formats_by_layout[_layout(preferred)][width] for width in widths}
 
 
 def _layout(f: Format) -> tuple[int, bool, str]:
@@ -104,7 +110,7 @@ def _layout(f: Format) -> tuple[int, bool, str]:
 
 @dataclass(frozen=True)
 class Task:
-    """A matrix `[N, K]` whose spectrum is to be measured, in the dtype that is stored."""
+    """A matrix `[N, K]` in its stored dtype, and the options of its spectrum."""
 
     weight: Tensor
     block: int
@@ -114,19 +120,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Signal:
-    """A matrix's tail exponent, infinite where it has none, and its population variance."""
+    """The tail exponent of a matrix, infinite if it has no tail, and its population variance."""
 
     alpha: float
     variance: float
 
 
 def measure_task(task: Task) -> Signal:
-    """The paper's two signals: work for any worker."""
+    """Compute the paper's two signals; runs on any worker."""
     alpha = pl_alpha_hill(task.weight, task.block, tail=task.tail, device=task.device)
     return Signal(alpha, float(task.weight.float().var(correction=0)))
 
 
-def _signals(
+def _measure_signals(
     checkpoint: Checkpoint,
     experts: Sequence[Unit],
     options: AlphaQOptions,
@@ -134,56 +140,59 @@ def _signals(
     resources: Resources,
     device: str,
 ) -> tuple[dict[str, float], list[float]]:
-    """Tail exponents by tensor name, and the summed `sensitivity * variance` of each unit."""
-    found: dict[str, Signal] = {}
+    """Return tail exponents by tensor name, and each unit's summed `sensitivity * variance`."""
+    signals: dict[str, Signal] = {}
     missing: list[tuple[str, str]] = []
 
     def tasks() -> Iterator[Task]:
-        for name in (n for unit in experts for n in unit.names):
+        for name in (name for unit in experts for name in unit.names):
             progress(f"spectra: {name}")
             weight = checkpoint.load(name)
-            key = key_of(RULE, device, options.block, options.tail, tensor_digest(weight))
-            kept = resources.cache.get(key)
-            if kept is None:
+            key = cache_key(RULE, device, options.block, options.tail, tensor_digest(weight))
+            cached = resources.cache.get(key)
+            if cached is None:
                 missing.append((name, key))
                 yield Task(weight, options.block, options.tail, device)
             else:
-                found[name] = Signal(**kept)
+                signals[name] = Signal(**cached)
 
-    for index, made in enumerate(resources.workers.map(measure_task, tasks())):
+    for index, signal in enumerate(resources.workers.map(measure_task, tasks())):
         name, key = missing[index]
-        found[name] = made
-        resources.cache.put(key, asdict(made))
-    alphas = {name: found[name].alpha for unit in experts for name in unit.names}
-    sensitive = sensitivities(list(alphas.values()), options.gamma).tolist()
-    shares = dict(zip(alphas, sensitive, strict=True))
+        signals[name] = signal
+        resources.cache.put(key, asdict(signal))
+    alphas = {name: signals[name].alpha for unit in experts for name in unit.names}
+    sensitivity_values = sensitivities(list(alphas.values()), options.gamma).tolist()
+    sensitivity_by_name = dict(zip(alphas, sensitivity_values, strict=True))
     weights = [
-        sum(shares[name] * max(found[name].variance, MIN_VARIANCE) for name in unit.names)
+        sum(
+            sensitivity_by_name[name] * max(signals[name].variance, MIN_VARIANCE)
+            for name in unit.names
+        )
         for unit in experts
     ]
     return alphas, weights
 
 
-def _fit(
+def _fit_widths(
     checkpoint: Checkpoint,
     experts: Sequence[Unit],
     formats: dict[int, Format],
     weights: Sequence[float],
-    left: int,
+    limit: int,
 ) -> list[int]:
-    """Widths under the largest total of bits whose bytes fit in `left`."""
+    """Return the bit widths under the largest total of bits that fits in `limit` bytes."""
     counts = [len(unit.names) for unit in experts]
     narrow, wide = min(formats), max(formats)
-    low = sum(unit_nbytes(checkpoint, unit, formats[narrow]) for unit in experts)
-    if low > left:
+    min_size = sum(unit_nbytes(checkpoint, unit, formats[narrow]) for unit in experts)
+    if min_size > limit:
         raise InputError(
             "AlphaQ does not fit the budget: everything outside the experts takes 4 bits",
-            expected=f"at least {low} bytes for the experts at {narrow} bits",
-            got=f"{max(left, 0)} bytes",
+            expected=f"at least {min_size} bytes for the experts at {narrow} bits",
+            got=f"{max(limit, 0)} bytes",
             todo="raise the budget, or use --bits auto",
         )
-    high = sum(unit_nbytes(checkpoint, unit, formats[wide]) for unit in experts)
-    share = 1.0 if high == low else min(1.0, (left - low) / (high - low))
+    max_size = sum(unit_nbytes(checkpoint, unit, formats[wide]) for unit in experts)
+    share = 1.0 if max_size == min_size else min(1.0, (limit - min_size) / (max_size - min_size))
     total = sum(counts) * narrow + math.ceil(share * sum(counts) * (wide - narrow))
     while True:
         widths = choose_widths(weights, counts, sorted(formats), total)
@@ -191,6 +200,6 @@ def _fit(
             unit_nbytes(checkpoint, unit, formats[width])
             for unit, width in zip(experts, widths, strict=True)
         )
-        if size <= left:
+        if size <= limit:
             return widths
-        total = sum(w * n for w, n in zip(widths, counts, strict=True)) - 1
+        total = sum(width * count for width, count in zip(widths, counts, strict=True)) - 1

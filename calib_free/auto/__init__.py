@@ -1,1 +1,1 @@
-"""Method `auto`: bit widths from the sensitivity of the model to each weight."""
+"""Method `auto`: choose formats by the sensitivity of the model's output to each weight."""

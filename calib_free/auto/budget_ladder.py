@@ -1,4 +1,4 @@
-"""What every budget would buy: predicted KL against size, from costs that are already measured."""
+"""Predicted KL at a range of budgets, computed from costs that are already measured."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from lfmc.calib_free.allocate.decision import unit_choice
-from lfmc.calib_free.allocate.knapsack import smallest, solve
+from lfmc.calib_free.allocate.knapsack import min_nbytes, solve
 from lfmc.calib_free.allocate.knapsack_problem import Choice
-from lfmc.calib_free.allocate.uniform import alike, formats_by_preference
-from lfmc.calib_free.auto.method import Measured, unit_cost
+from lfmc.calib_free.allocate.uniform import formats_by_preference, nearest_formats
+from lfmc.calib_free.auto.method import MatrixCosts, unit_cost
 from lfmc.calib_free.grid.formats import Capabilities
-from lfmc.calib_free.plan.roles import Unit, units
+from lfmc.calib_free.plan.roles import Unit, quantization_units
 from lfmc.checkpoint.checkpoint import Checkpoint
 
 STEP, HIGHEST = 0.25, 8.5  # bits per weight
@@ -21,7 +21,7 @@ STEP, HIGHEST = 0.25, 8.5  # bits per weight
 
 @dataclass(frozen=True)
 class Step:
-    """One size, in bytes of everything stored, and its predicted KL in nats per token."""
+    """The size of a plan, in bytes of everything stored, and its predicted KL in nats per token."""
 
     nbytes: int
     kl: float
@@ -29,9 +29,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Sizes from the smallest up: the least predicted KL, and that of one format everywhere.
+    """Steps of methods `auto` and `uniform`, smallest size first.
 
-    No step of `auto` is more than the share `gap` above the least possible cost.
+    The cost of every step of `auto` is at most the share `gap` above the least possible cost.
     """
 
     auto: tuple[Step, ...]
@@ -39,62 +39,62 @@ class Ladder:
     gap: float
 
 
-def ladder(
+def compute_ladder(
     checkpoint: Checkpoint,
     capabilities: Capabilities,
-    measured: Mapping[str, Measured],
-    fixed: int,
+    matrix_costs: Mapping[str, MatrixCosts],
+    fixed_nbytes: int,
     progress: Callable[[str], None],
 ) -> Ladder:
     """Solve the knapsack for budgets up to 8.5 bits per weight, a quarter of a bit apart.
 
-    Nothing is measured: costs are those of `measured`, for every matrix that the target quantizes.
-    `fixed` are the bytes that no choice changes: floats and graph. `uniform` takes its formats by
-    the rule of its method, with the rounding, and so the costs, of `auto`.
+    This function measures nothing. `matrix_costs` contains every matrix that the target quantizes.
+    `fixed_nbytes` is the size of everything that has no choice: float tensors and the graph. Steps
+    of `uniform` use the formats of method `uniform` with the grids, and so the costs, of `auto`.
     """
-    found = units(checkpoint, capabilities)
+    units = quantization_units(checkpoint, capabilities)
     choices = [
-        unit_choice(checkpoint, capabilities, unit, partial(unit_cost, measured, unit))
-        for unit in found
+        unit_choice(checkpoint, capabilities, unit, partial(unit_cost, matrix_costs, unit))
+        for unit in units
     ]
-    limits = _limits(choices, checkpoint.num_params, fixed)
+    limits = _limits(choices, checkpoint.num_params, fixed_nbytes)
     steps: dict[int, Step] = {}
     gap = 0.0
     for limit in limits:
-        progress(f"the ladder: {8 * limit / checkpoint.num_params:.2f} bits per weight")
-        solution = solve(choices, limit - fixed)
+        progress(f"budget ladder: {8 * limit / checkpoint.num_params:.2f} bits per weight")
+        solution = solve(choices, limit - fixed_nbytes)
         gap = max(gap, solution.gap)
-        steps[solution.nbytes + fixed] = Step(solution.nbytes + fixed, solution.cost)
-    same = _uniform(capabilities, found, choices, fixed)
-    return Ladder(tuple(steps.values()), tuple(s for s in same if s.nbytes <= limits[-1]), gap)
+        nbytes = solution.nbytes + fixed_nbytes
+        steps[nbytes] = Step(nbytes, solution.cost)
+    uniform = _uniform_steps(capabilities, units, choices, fixed_nbytes)
+    return Ladder(tuple(steps.values()), tuple(s for s in uniform if s.nbytes <= limits[-1]), gap)
 
 
-def _limits(choices: Sequence[Choice], num_params: int, fixed: int) -> list[int]:
-    """The smallest size in bytes, then every multiple of `STEP` above it."""
-    least = smallest(choices) + fixed
-    lowest = math.floor(8 * least / num_params / STEP) + 1
+def _limits(choices: Sequence[Choice], num_params: int, fixed_nbytes: int) -> list[int]:
+    """Return the smallest possible size in bytes, then every multiple of `STEP` above it."""
+    smallest = min_nbytes(choices) + fixed_nbytes
+    lowest = math.floor(8 * smallest / num_params / STEP) + 1
     above = [int(n * STEP * num_params / 8) for n in range(lowest, round(HIGHEST / STEP) + 1)]
-    return [least, *above]
+    return [smallest, *above]
 
 
-def _uniform(
-    capabilities: Capabilities, found: Sequence[Unit], choices: Sequence[Choice], fixed: int
+def _uniform_steps(
+    capabilities: Capabilities, units: Sequence[Unit], choices: Sequence[Choice], fixed_nbytes: int
 ) -> list[Step]:
-    """The steps of method `uniform`, smallest first.
+    """Return the steps of method `uniform`, smallest first.
 
-    A format that is larger than one which `uniform` prefers is never taken, so it is no step.
+    A format that is larger than a preferred one is never chosen, so it adds no step.
     """
     steps: list[Step] = []
-    least = math.inf
-    for wanted in formats_by_preference(capabilities, found):
-        chosen = [
-            choice.options[capabilities.formats(unit.role).index(own)]
-            for unit, choice, own in zip(
-                found, choices, alike(capabilities, found, wanted), strict=True
-            )
+    smallest = math.inf
+    for preferred in formats_by_preference(capabilities, units):
+        formats = nearest_formats(capabilities, units, preferred)
+        options = [
+            choice.options[capabilities.formats(unit.role).index(unit_format)]
+            for unit, choice, unit_format in zip(units, choices, formats, strict=True)
         ]
-        nbytes = sum(option.nbytes for option in chosen) + fixed
-        if nbytes < least:
-            least = nbytes
-            steps.append(Step(nbytes, sum(option.cost for option in chosen)))
+        nbytes = sum(option.nbytes for option in options) + fixed_nbytes
+        if nbytes < smallest:
+            smallest = nbytes
+            steps.append(Step(nbytes, sum(option.cost for option in options)))
     return steps[::-1]

@@ -1,14 +1,14 @@
-"""Method `auto`: the least KL that weights, and text from the model itself, can promise.
+"""Method `auto`: choose formats of least predicted KL from the weights and self-generated text.
 
-1. The model writes a little text (`lfmc.calib_free.auto.sampled_text`).
-2. The Fisher information on it says what an error in each weight costs, in nats per token
-   (`lfmc.calib_free.auto.sensitivity`), and which columns of a matrix its clip search must respect.
-3. Rate-distortion curves say what error each format makes in each matrix
+1. Sample a little text from the model (`lfmc.calib_free.auto.sampled_text`).
+2. Compute the Fisher information on this text: the cost of an error in each weight, in nats per
+   token, and the importance of each column in the clip search (`lfmc.calib_free.auto.sensitivity`).
+3. Measure rate-distortion curves: the error of each format in each matrix
    (`lfmc.calib_free.grid.measure_distortion`).
-4. A knapsack picks one format a unit (`lfmc.calib_free.allocate.knapsack`).
+4. Solve a knapsack for one format a unit (`lfmc.calib_free.allocate.knapsack`).
 
-Steps 1 and 2 run layer by layer, with one matrix in memory at a time; step 3 needs some rows of
-each matrix, and runs on any workers. What they find is kept in a cache, for the next budget.
+Steps 1 and 2 run layer by layer, with one matrix in memory at a time. Step 3 reads some rows of
+each matrix and can run on remote workers. A cache stores the results for the next budget.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from lfmc.calib_free.allocate.decision import unit_choice
 from lfmc.calib_free.allocate.knapsack import solve
 from lfmc.calib_free.allocate.knapsack_problem import Solution
 from lfmc.calib_free.allocate.resources import Resources
-from lfmc.calib_free.auto.sampled_text import write_texts
-from lfmc.calib_free.auto.sensitivity import ROWS as INFORMED
-from lfmc.calib_free.auto.sensitivity import Sensitivity, column_importance, sensitivities
+from lfmc.calib_free.auto.sampled_text import sample_texts
+from lfmc.calib_free.auto.sensitivity import ROWS as SENSITIVITY_ROWS
+from lfmc.calib_free.auto.sensitivity import Sensitivity, column_importance, compute_sensitivities
 from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
-from lfmc.calib_free.grid.distortion_curves import ROWS, grid_for, spread
+from lfmc.calib_free.grid.distortion_curves import ROWS, grid_for, spaced_rows
 from lfmc.calib_free.grid.formats import Capabilities, Format
-from lfmc.calib_free.grid.importance import encode
-from lfmc.calib_free.grid.measure_distortion import RULE, Finding, Task, measure_task
+from lfmc.calib_free.grid.importance import encode_importance
+from lfmc.calib_free.grid.measure_distortion import RULE, Distortion, Task, measure_task
 from lfmc.calib_free.plan.roles import Unit
 from lfmc.checkpoint.checkpoint import Checkpoint
-from lfmc.machine.cache import key_of, machine
+from lfmc.machine.cache import cache_key, numeric_environment
 from lfmc.machine.memory import return_freed_memory
 
-TEXTS, LENGTH = 128, 96  # written by the model, and tokens of each
-LARGE = 5 * 10**8  # parameters from which it writes less:
+TEXTS, LENGTH = 128, 96  # sampled texts, and tokens of each
+LARGE = 5 * 10**8  # models of at least so many parameters use fewer and shorter texts:
 LARGE_TEXTS, LARGE_LENGTH = 96, 32
-REFERENCE_BITS = 3  # the width at which a matrix's cost is measured in full
-EXCESS = 3.0  # KL outgrows the quadratic form by this times the relative error
-SHARED = 0.1  # of a unit's sensitivity that it takes from its kind: a sample is finite
+REFERENCE_BITS = 3  # the cost of a matrix is measured at the width nearest to this one
+EXCESS = 3.0  # KL exceeds the quadratic form by this times the relative error
+SHRINKAGE = 0.1  # of a matrix's cost towards the mean of its kind: the sample is finite
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What is known of one matrix: its columns' importance, and each format's grid, cost, error.
+class MatrixCosts:
+    """The column importance of one matrix, and the grid, cost and error of each format.
 
     Costs are in nats per token; errors are weighted squared errors over weighted energy.
     """
@@ -58,18 +58,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Sample:
-    """How much the model writes: `count` texts of `length` tokens.
+    """The size of the sampled text: `count` texts of `length` tokens.
 
-    Every token of a text costs a pass over all weights, and every text memory in all layers, so a
-    large model writes fewer and shorter ones.
+    Every token of a text needs a pass over all weights, and every text needs memory in all layers,
+    so a large model uses fewer and shorter texts.
     """
 
     count: int
     length: int
 
     @classmethod
-    def of(cls, num_params: int) -> Sample:
-        """The rule, by the number of parameters."""
+    def for_model(cls, num_params: int) -> Sample:
+        """Return the sample size for a model of `num_params` parameters."""
         large = num_params >= LARGE
         return cls(LARGE_TEXTS, LARGE_LENGTH) if large else cls(TEXTS, LENGTH)
 
@@ -79,10 +79,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A format for each unit, in order, and what was known when it was chosen."""
+    """The chosen format of each unit, in order, and the costs that the choice is based on."""
 
     formats: tuple[Format, ...]
-    measured: Mapping[str, Measured]
+    matrix_costs: Mapping[str, MatrixCosts]
     solution: Solution
     sample: Sample
 
@@ -90,73 +90,78 @@ class Allocation:
 def allocate_auto(
     checkpoint: Checkpoint,
     capabilities: Capabilities,
-    found: Sequence[Unit],
+    units: Sequence[Unit],
     limit: int,
     seed: int,
     progress: Callable[[str], None],
     resources: Resources,
 ) -> Allocation:
-    """Formats for units `found` within `limit` bytes, all of them spent on these units.
+    """Choose formats for `units`, whose stored tensors take at most `limit` bytes.
 
-    Raises `UnsupportedError` where the model has no start token.
+    Raises `UnsupportedError` if the model has no start token.
     """
-    measured = measure(checkpoint, capabilities, found, seed, progress, resources)
+    matrix_costs = measure_units(checkpoint, capabilities, units, seed, progress, resources)
     progress("choosing formats")
     choices = [
-        unit_choice(checkpoint, capabilities, unit, partial(unit_cost, measured, unit))
-        for unit in found
+        unit_choice(checkpoint, capabilities, unit, partial(unit_cost, matrix_costs, unit))
+        for unit in units
     ]
     solution = solve(choices, limit)
     formats = tuple(
         capabilities.formats(unit.role)[pick]
-        for unit, pick in zip(found, solution.picks, strict=True)
+        for unit, pick in zip(units, solution.picks, strict=True)
     )
-    return Allocation(formats, measured, solution, Sample.of(checkpoint.num_params))
+    return Allocation(formats, matrix_costs, solution, Sample.for_model(checkpoint.num_params))
 
 
-def measure(
+def measure_units(
     checkpoint: Checkpoint,
     capabilities: Capabilities,
-    found: Sequence[Unit],
+    units: Sequence[Unit],
     seed: int,
     progress: Callable[[str], None],
     resources: Resources,
-) -> dict[str, Measured]:
-    """Importance, costs and errors of every matrix of the units, by name."""
+) -> dict[str, MatrixCosts]:
+    """Return the importance, costs and errors of every matrix of the units, by name."""
     options = {
-        role: _options(capabilities, role) for role in dict.fromkeys(unit.role for unit in found)
+        role: _options(capabilities, role) for role in dict.fromkeys(unit.role for unit in units)
     }
-    roles = {name: unit.role for unit in found for name in unit.names}
-    text = Sample.of(checkpoint.num_params)
-    keys = {name: _key(checkpoint, name, options[role], text, seed) for name, role in roles.items()}
-    findings: dict[str, Finding] = {}
+    roles = {name: unit.role for unit in units for name in unit.names}
+    sample = Sample.for_model(checkpoint.num_params)
+    keys = {
+        name: _cache_key(checkpoint, name, options[role], sample, seed)
+        for name, role in roles.items()
+    }
+    distortions: dict[str, Distortion] = {}
     for name, key in keys.items():
-        if (kept := resources.cache.get(key)) is not None:
-            findings[name] = Finding(kept["importance"], kept["cost"], tuple(kept["errors"]))
-    missing = [name for name in roles if name not in findings]
+        if (entry := resources.cache.get(key)) is not None:
+            errors = tuple(entry["errors"])
+            distortions[name] = Distortion(entry["importance"], entry["cost"], errors)
+    missing = [name for name in roles if name not in distortions]
     if missing:
         return_freed_memory()
         decoder = StreamedDecoder(checkpoint)
-        tokens = write_texts(decoder, text.count, text.length, seed, progress)
-        order: list[str] = []
+        tokens = sample_texts(decoder, sample.count, sample.length, seed, progress)
+        task_names: list[str] = []
         tasks = _tasks(
             checkpoint,
-            sensitivities(decoder, tokens, seed, progress),
+            compute_sensitivities(decoder, tokens, seed, progress),
             {name: options[roles[name]] for name in missing},
-            order,
+            task_names,
         )
-        for index, finding in enumerate(resources.workers.map(measure_task, tasks)):
-            findings[order[index]] = finding
-            resources.cache.put(keys[order[index]], asdict(finding))
-    measured: dict[str, Measured] = {}
-    for role, own in options.items():
-        measured |= _of_role([unit for unit in found if unit.role == role], own, findings)
-    return measured
+        for index, distortion in enumerate(resources.workers.map(measure_task, tasks)):
+            distortions[task_names[index]] = distortion
+            resources.cache.put(keys[task_names[index]], asdict(distortion))
+    matrix_costs: dict[str, MatrixCosts] = {}
+    for role, role_options in options.items():
+        role_units = [unit for unit in units if unit.role == role]
+        matrix_costs |= _role_costs(role_units, role_options, distortions)
+    return matrix_costs
 
 
 @dataclass(frozen=True)
 class _Options:
-    """What matrices of one role may become, with the grid of each format."""
+    """The formats that the target supports for one role, and the grid of each format."""
 
     formats: tuple[Format, ...]
     grids: tuple[str, ...]
@@ -169,73 +174,85 @@ def _options(capabilities: Capabilities, role: str) -> _Options:
     return _Options(formats, tuple(grid_for(f, capabilities) for f in formats), reference)
 
 
-def _key(checkpoint: Checkpoint, name: str, options: _Options, text: Sample, seed: int) -> str:
-    """Fisher information depends on all weights: the fingerprint stands for all their bytes.
+def _cache_key(
+    checkpoint: Checkpoint, name: str, options: _Options, sample: Sample, seed: int
+) -> str:
+    """Return the cache key of a matrix.
 
-    It also depends on the order of sums, which is the machine's.
+    Fisher information depends on all weights, so the key contains the fingerprint of all their
+    bytes. It also depends on the order of summation, which depends on the machine.
     """
     formats: list[Any] = [
         [f.name, grid] for f, grid in zip(options.formats, options.grids, strict=True)
     ]
-    rule = [text.count, text.length, seed, ROWS, INFORMED, machine()]
-    return key_of(RULE, checkpoint.fingerprint, name, formats, options.reference.name, rule)
+    rule = [sample.count, sample.length, seed, ROWS, SENSITIVITY_ROWS, numeric_environment()]
+    return cache_key(RULE, checkpoint.fingerprint, name, formats, options.reference.name, rule)
 
 
 def _tasks(
     checkpoint: Checkpoint,
-    known: Iterator[Sensitivity],
-    wanted: Mapping[str, _Options],
-    order: list[str],
+    sensitivities: Iterator[Sensitivity],
+    options_by_name: Mapping[str, _Options],
+    task_names: list[str],
 ) -> Iterator[Task]:
-    """Tasks for the `wanted` of the matrices that are `known`; their names are put in `order`."""
-    for own in known:
-        if own.name not in wanted:
+    """Yield a task for each matrix in `options_by_name`; append its name to `task_names`."""
+    for sensitivity in sensitivities:
+        name = sensitivity.name
+        if name not in options_by_name:
             continue
-        order.append(own.name)
-        options, weight = wanted[own.name], checkpoint.load(own.name)
+        task_names.append(name)
+        options, weight = options_by_name[name], checkpoint.load(name)
         yield Task(
-            own.name,
-            encode(column_importance(own.columns)),
-            weight[spread(len(weight), ROWS)],
-            weight[own.rows],
-            own.information,
+            name,
+            encode_importance(column_importance(sensitivity.columns)),
+            weight[spaced_rows(len(weight), ROWS)],
+            weight[sensitivity.rows],
+            sensitivity.information,
             options.formats,
             options.grids,
             options.reference,
         )
 
 
-def _of_role(
-    units: Sequence[Unit], options: _Options, findings: Mapping[str, Finding]
-) -> dict[str, Measured]:
-    """`Measured` for the matrices of units of one role."""
-    cost = _shared(units, {n: findings[n].cost for unit in units for n in unit.names})
+def _role_costs(
+    units: Sequence[Unit], options: _Options, distortions: Mapping[str, Distortion]
+) -> dict[str, MatrixCosts]:
+    """Return the costs of the matrices of `units`, which all have the same role."""
+    cost = _shrink_to_kind_mean(
+        units, {n: distortions[n].cost for unit in units for n in unit.names}
+    )
     grids = dict(zip(options.formats, options.grids, strict=True))
-    measured = {}
-    for name, finding in ((n, findings[n]) for unit in units for n in unit.names):
-        errors = dict(zip(options.formats, finding.errors, strict=True))
-        costs = {f: cost[name] * _ratio(errors, f, options.reference) for f in options.formats}
-        measured[name] = Measured(finding.importance, grids, costs, errors)
-    return measured
+    matrix_costs = {}
+    for name, distortion in ((n, distortions[n]) for unit in units for n in unit.names):
+        errors = dict(zip(options.formats, distortion.errors, strict=True))
+        costs = {f: cost[name] * _cost_ratio(errors, f, options.reference) for f in options.formats}
+        matrix_costs[name] = MatrixCosts(distortion.importance, grids, costs, errors)
+    return matrix_costs
 
 
-def _ratio(errors: Mapping[Format, float], f: Format, reference: Format) -> float:
-    """How much more a format costs than the reference; errors of a tenth cost more than squares."""
+def _cost_ratio(errors: Mapping[Format, float], f: Format, reference: Format) -> float:
+    """Return the cost of a format over that of the reference.
+
+    Large errors (about a tenth) cost more than the quadratic form predicts.
+    """
     if errors[reference] == 0:
         return float(errors[f] > 0)
     cost, base = (errors[g] * (1 + EXCESS * errors[g]) for g in (f, reference))
     return cost / base
 
 
-def _shared(units: Sequence[Unit], cost: Mapping[str, float]) -> dict[str, float]:
-    """Costs drawn a little towards the mean of their kind: experts that few tokens chose."""
+def _shrink_to_kind_mean(units: Sequence[Unit], cost: Mapping[str, float]) -> dict[str, float]:
+    """Shrink each cost a little towards the mean of its kind in its layer.
+
+    Few of the sampled tokens may choose an expert; its measured cost is then too low.
+    """
     kinds: dict[object, list[str]] = {}
     for unit in units:
         kinds.setdefault((unit.layer, unit.kind), []).extend(unit.names)
     means = {n: sum(cost[m] for m in names) / len(names) for names in kinds.values() for n in names}
-    return {name: (1 - SHARED) * cost[name] + SHARED * means[name] for name in means}
+    return {name: (1 - SHRINKAGE) * cost[name] + SHRINKAGE * means[name] for name in means}
 
 
-def unit_cost(measured: Mapping[str, Measured], unit: Unit, f: Format) -> float:
-    """What a unit costs in a format: the sum over its tensors."""
-    return sum(measured[name].costs[f] for name in unit.names)
+def unit_cost(matrix_costs: Mapping[str, MatrixCosts], unit: Unit, f: Format) -> float:
+    """Return the cost of a unit in a format: the sum over its tensors."""
+    return sum(matrix_costs[name].costs[f] for name in unit.names)

@@ -1,22 +1,21 @@
-"""How much the model's output changes with each weight: the diagonal of the Fisher information.
+"""Sensitivity of the model's output to each weight: the diagonal of the Fisher information.
 
 For a small change `d` of the weights, KL(model || changed) = 1/2 d' F d. Rounding errors are close
-to independent with mean zero, so only the diagonal of F counts in expectation:
-`KL = 1/2 sum F_ij d_ij^2`, with one unit (nats per token) for every tensor of every layer.
+to independent with mean zero, so only the diagonal of F contributes in expectation:
+`KL = 1/2 sum F_ij d_ij^2`, in the same unit (nats per token) for every tensor of every layer.
 
 F is the mean squared gradient of the log-likelihood of labels drawn *from the model*: the true
 Fisher, not the "empirical" one of given labels (Kunstner et al. 2019, section 3). Gradients of
 different labels are uncorrelated (each has mean zero given what came before), so the square of one
 text's whole gradient is an unbiased sample of the sum over its tokens.
 
-A text's gradient of a matrix `[N, K]` is `G' X`, with its inputs `X [T, K]` and the gradients
-`G [T, N]` of its outputs. The whole square is never needed:
+One text's gradient of a matrix `[N, K]` is `G' X`, with the matrix's inputs `X [T, K]` and the
+gradients `G [T, N]` of its outputs. The square is never computed in full, only
 
-    sum_i (G'X)_ij^2 = sum_t X_tj ((G G') X)_tj            (what an error in column j costs)
-    (G'X)_ij^2 for some rows i                             (what to weigh errors of a few rows by)
+    sum_i (G'X)_ij^2 = sum_t X_tj ((G G') X)_tj            (the cost of an error in column j)
+    (G'X)_ij^2 for some rows i                             (the weight of each error in these rows)
 
-so one layer's weights, and its inputs and gradients, are all that is in memory beside the hidden
-states between layers.
+so memory holds one layer's weights, its inputs and gradients, and the hidden states between layers.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.auto.sampled_text import choose
+from lfmc.calib_free.auto.sampled_text import sample_tokens
 from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
 from lfmc.calib_free.plan.roles import EMBEDDING, HEAD
 
-ROWS = 128  # of every matrix, by their share of the information
+ROWS = 128  # sampled from every matrix in proportion to their information
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """The Fisher information of a matrix `[N, K]`, in nats per token and squared weight.
 
-    `columns` float32 `[K]` are its sums over all rows; `information` float32 `[R, K]` is that of
-    `rows` (int64 `[R]`, rising), times how many rows each of them stands for.
+    `columns` float32 `[K]` are the sums over all rows. `information` float32 `[R, K]` is that of
+    `rows` (int64 `[R]`, rising), times the number of rows that each row represents.
     """
 
     name: str
@@ -50,82 +49,88 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class _Text:
-    """What one text tells of a matrix: inputs `[n, K]`, and of output gradients `G [n, N]` the
-    products `G G' [n, n]` and the picked columns `[n, R]`."""
+    """The inputs `[n, K]` of a matrix on one text, and of its output gradients `G [n, N]` the
+    Gram matrix `G G' [n, n]` and the columns of the sampled rows `[n, R]`."""
 
     inputs: Tensor
     gram: Tensor
-    picked: Tensor
+    row_gradients: Tensor
 
 
 @dataclass(frozen=True)
 class _Head:
-    """What the head's pass over the texts leaves behind, of `B` texts of `T` tokens.
+    """Results of the head's pass over `B` texts of `T` tokens.
 
-    `inputs` `[B, T, H]`; of `G`, the gradients of the logits: `G G'` `[B, T, T]`, its columns of
-    the text's own tokens `[B, T, T]`, and what each of its `[V]` columns may weigh.
-    `norms` `[B, T, 1]` are the logarithms of the softmax's denominators.
+    `inputs` `[B, T, H]` are the head's inputs and `labels` `[B, T]` the sampled labels. With `G`,
+    the gradients of the logits: `gram` is `G G'` `[B, T, T]`, `token_gradients` `[B, T, T]` are the
+    columns of `G` that belong to the text's tokens, and `total` `[V]` bounds the information of
+    each column. `norms` `[B, T, 1]` are the logarithms of the softmax denominators.
     """
 
     inputs: Tensor
     labels: Tensor
     norms: Tensor
     gram: Tensor
-    own: Tensor
+    token_gradients: Tensor
     total: Tensor
 
 
 @torch.no_grad()
-def sensitivities(
+def compute_sensitivities(
     decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: Callable[[str], None]
 ) -> Iterator[Sensitivity]:
-    """Sensitivities of every quantizable matrix, last layer first.
+    """Yield the sensitivity of every quantizable matrix, last layer first.
 
-    `tokens` `[B, T]`, int64, are what the model reads; what it predicts is drawn anew at every
+    `tokens` `[B, T]`, int64, are the model's inputs. Labels are sampled from the model at every
     position, with `seed`. Memory: hidden states float32 `[B, T, H]` between all layers, and one
     layer's inputs and gradients.
     """
     layers = decoder.config.num_layers
-    hidden = _forward(decoder, tokens, progress)
+    hidden = _hidden_states(decoder, tokens, progress)
     progress("sensitivity: head")
     head, gradient = _run_head(decoder, tokens, hidden.pop(), seed)
     for index in reversed(range(layers)):
         progress(f"sensitivity: backward, layer {index + 1} of {layers}")
-        found: list[Sensitivity] = []
+        sensitivities: list[Sensitivity] = []
 
         def observe(
-            name: str, x: Tensor, g: Tensor, rows: Tensor, found: list[Sensitivity] = found
+            name: str,
+            x: Tensor,
+            g: Tensor,
+            positions: Tensor,
+            sensitivities: list[Sensitivity] = sensitivities,
         ) -> None:
-            found.append(_of_matrix(name, x, g, rows // tokens.shape[1], tokens.numel()))
+            texts = positions // tokens.shape[1]
+            sensitivities.append(_matrix_sensitivity(name, x, g, texts, tokens.numel()))
 
         gradient = decoder.layer_backward(index, hidden.pop(), gradient, observe)
-        yield from found
-    yield from _of_vocabulary(decoder, tokens, head, gradient)
+        yield from sensitivities
+    yield from _vocabulary_sensitivities(decoder, tokens, head, gradient)
 
 
 @torch.no_grad()
-def channel_worth(
+def channel_information(
     decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: Callable[[str], None]
 ) -> list[Tensor]:
-    """What a squared error in each channel behind each layer costs: float32 `[H]` a layer.
+    """Return the cost of a squared error in each channel of each layer's output: float32 `[H]`s.
 
-    The diagonal of the Fisher information of the hidden state: the mean over `tokens` `[B, T]` of
-    its squared gradient, in nats per token.
+    This is the diagonal of the Fisher information of the hidden state: its squared gradient,
+    averaged over `tokens` `[B, T]`, in nats per token.
     """
-    hidden = _forward(decoder, tokens, progress)
+    hidden = _hidden_states(decoder, tokens, progress)
     _, gradient = _run_head(decoder, tokens, hidden.pop(), seed)
-    worth: list[Tensor] = []
+    information: list[Tensor] = []
     for index in reversed(range(decoder.config.num_layers)):
-        progress(f"what channels are worth: backward, layer {index + 1}")
-        worth.append(gradient.square().mean((0, 1)))
+        progress(f"channel sensitivity: backward, layer {index + 1}")
+        information.append(gradient.square().mean((0, 1)))
         gradient = decoder.layer_backward(index, hidden.pop(), gradient)
-    return worth[::-1]
+    return information[::-1]
 
 
-def _forward(
+def _hidden_states(
     decoder: StreamedDecoder, tokens: Tensor, progress: Callable[[str], None]
 ) -> list[Tensor]:
-    """Hidden states `[B, T, H]` in front of the first layer and behind each."""
+    """Return the hidden states `[B, T, H]` before the first layer and after each layer."""
     layers = decoder.config.num_layers
     hidden = [decoder.embed(tokens)]
     for index in range(layers):
@@ -135,49 +140,57 @@ def _forward(
 
 
 def column_importance(columns: Tensor) -> Tensor:
-    """Importance of each input channel `[K]` of a matrix: its share of the information.
+    """Return the importance of each input channel `[K]` of a matrix.
 
-    A hundredth of the mean is added, because a sample never saw every channel at work.
+    This is the information of its column, plus a hundredth of the mean because the sample may not
+    activate every channel.
     """
     return columns + 0.01 * columns.mean()
 
 
-def pick_rows(total: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """At most `count` of N rows, int64 `[R]`, and how many rows each stands for, float32 `[R]`.
+def sample_rows(total: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Sample at most `count` of N rows in proportion to `total` `[N]`.
 
-    Evenly spaced along the running sum of `total` `[N]` (systematic sampling in proportion to
-    size), of which a tenth is spread over all rows: sums over the sample are unbiased for any
-    order of rows, up to the spacing's start.
+    Returns the rows, int64 `[R]`, and the number of rows that each represents, float32 `[R]`.
+    Systematic sampling in proportion to size: points evenly spaced along the running sum of
+    `total`, with a tenth of its mean added to every row. Sums over the sample are unbiased for any
+    order of rows, up to the start of the spacing.
     """
     if len(total) <= count:
         return torch.arange(len(total)), torch.ones(len(total))
-    wide = total.double()
-    shares = wide + 0.1 * wide.mean() + 1e-300
+    sizes = total.double()
+    shares = sizes + 0.1 * sizes.mean() + 1e-300
     shares = shares / shares.sum()
     points = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    drawn = torch.searchsorted(shares.cumsum(0), points).clamp(max=len(total) - 1)
-    rows, times = drawn.unique(return_counts=True)
-    return rows, (times / (count * shares[rows])).float()
+    draws = torch.searchsorted(shares.cumsum(0), points).clamp(max=len(total) - 1)
+    rows, repeats = draws.unique(return_counts=True)
+    return rows, (repeats / (count * shares[rows])).float()
 
 
-def _of_matrix(name: str, x: Tensor, g: Tensor, texts: Tensor, count: int) -> Sensitivity:
-    """The sensitivity of a matrix with inputs `[n, K]`, output gradients `[n, N]`, of `texts`."""
+def _matrix_sensitivity(name: str, x: Tensor, g: Tensor, texts: Tensor, count: int) -> Sensitivity:
+    """Return the sensitivity of a matrix with inputs `x [n, K]` and output gradients `g [n, N]`.
+
+    `texts` int64 `[n]` is the text of each position, rising; `count` the number of all tokens.
+    """
     x = x.float()
-    rows, weights = pick_rows(x.square().sum(1) @ g.square(), ROWS)
+    rows, weights = sample_rows(x.square().sum(1) @ g.square(), ROWS)
     sizes = texts.unique_consecutive(return_counts=True)[1].tolist()
-    picked = g[:, rows].split(sizes)
-    parts = zip(x.split(sizes), g.split(sizes), picked, strict=True)
-    seen = [_Text(inputs, own @ own.T, some) for inputs, own, some in parts]
-    return _sum(name, seen, rows, weights, x.shape[1], count)
+    row_gradients = g[:, rows].split(sizes)
+    parts = zip(x.split(sizes), g.split(sizes), row_gradients, strict=True)
+    contributions = [
+        _Text(inputs, gradients @ gradients.T, of_rows) for inputs, gradients, of_rows in parts
+    ]
+    return _sum_texts(name, contributions, rows, weights, x.shape[1], count)
 
 
-def _sum(
+def _sum_texts(
     name: str, texts: Sequence[_Text], rows: Tensor, weights: Tensor, width: int, count: int
 ) -> Sensitivity:
+    """Average the contributions of all texts over `count` tokens."""
     columns, information = torch.zeros(width), torch.zeros(len(rows), width)
     for text in texts:
         columns += (text.inputs * (text.gram @ text.inputs)).sum(0)
-        information += (text.picked.T @ text.inputs).square_()
+        information += (text.row_gradients.T @ text.inputs).square_()
     information *= weights.unsqueeze(1)
     return Sensitivity(name, columns.clamp_(min=0) / count, rows, information / count)
 
@@ -185,7 +198,10 @@ def _sum(
 def _run_head(
     decoder: StreamedDecoder, tokens: Tensor, last: Tensor, seed: int
 ) -> tuple[_Head, Tensor]:
-    """The head's part, and the gradient of the last layer's output `last`, both `[B, T, H]`."""
+    """Run the head on the last layer's output `last` `[B, T, H]`.
+
+    Returns the results of the head, and the gradient of `last` `[B, T, H]`.
+    """
     count, length = tokens.shape
     inputs = decoder.normalized(last)
     generator = torch.Generator().manual_seed(seed)
@@ -197,59 +213,63 @@ def _run_head(
         inputs.new_empty(count, length, length),
         inputs.new_zeros(decoder.config.vocab_size),
     )
-    back = torch.empty_like(inputs)
+    input_gradient = torch.empty_like(inputs)
     for part, logits, matrix in decoder.logits(inputs):
         head.norms[part] = logits.logsumexp(-1, keepdim=True)
-        head.labels[part] = choose(logits.flatten(0, 1), generator).view(-1, length)
+        head.labels[part] = sample_tokens(logits.flatten(0, 1), generator).view(-1, length)
         g = logits.sub_(head.norms[part]).exp_()
         g.scatter_add_(2, head.labels[part].unsqueeze(2), -g.new_ones(len(g), length, 1))
-        back[part] = (g.to(matrix.dtype) @ matrix).float()
+        input_gradient[part] = (g.to(matrix.dtype) @ matrix).float()
         head.gram[part] = g @ g.transpose(1, 2)
-        head.own[part] = g.gather(2, tokens[part].unsqueeze(1).expand(-1, length, -1))
+        head.token_gradients[part] = g.gather(2, tokens[part].unsqueeze(1).expand(-1, length, -1))
         energy = inputs[part].square().sum(-1).flatten()
         head.total.add_(energy @ g.square_().flatten(0, 1))
     with torch.enable_grad():
         x = last.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(decoder.normalized(x), x, back)
+        (gradient,) = torch.autograd.grad(decoder.normalized(x), x, input_gradient)
     return head, gradient
 
 
-def _of_vocabulary(
+def _vocabulary_sensitivities(
     decoder: StreamedDecoder, tokens: Tensor, head: _Head, gradient: Tensor
 ) -> Iterator[Sensitivity]:
-    """Sensitivities of the lookup and of the head; of a tied embedding, which is both, one.
+    """Yield the sensitivities of the head and of the embedding, or one if they are tied.
 
-    The lookup is a product with one-hot rows, so a text's gradient of a tied embedding is
+    The lookup is a product with one-hot rows, so one text's gradient of a tied embedding is
     `[G, O]' [X, D]`, with one-hot tokens `O [T, V]` and the lookup's gradients `D [T, H]`.
     """
     size, width = decoder.config.vocab_size, gradient.shape[-1]
-    looked_up = torch.zeros(size)
-    looked_up.index_add_(0, tokens.flatten(), gradient.square().sum(-1).flatten())
-    same = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).float()  # O O', (B, T, T)
+    lookup_total = torch.zeros(size)
+    lookup_total.index_add_(0, tokens.flatten(), gradient.square().sum(-1).flatten())
+    one_hot_gram = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).float()  # O O', (B, T, T)
     if decoder.config.tied_embedding:
-        rows, weights = pick_rows(head.total + looked_up, ROWS)
-        picked = torch.cat([_head_gradients(decoder, head, rows), _hot(tokens, rows)], 1)
-        across = torch.cat([head.own.transpose(1, 2), same], 2)
-        gram = torch.cat([torch.cat([head.gram, head.own], 2), across], 1)
+        rows, weights = sample_rows(head.total + lookup_total, ROWS)
+        of_head, of_lookup = _head_gradients(decoder, head, rows), _one_hot(tokens, rows)
+        row_gradients = torch.cat([of_head, of_lookup], 1)
+        upper = torch.cat([head.gram, head.token_gradients], 2)
+        lower = torch.cat([head.token_gradients.transpose(1, 2), one_hot_gram], 2)
+        gram = torch.cat([upper, lower], 1)
         inputs = torch.cat([head.inputs, gradient], 1)
-        texts = [_Text(*parts) for parts in zip(inputs, gram, picked, strict=True)]
-        yield _sum(EMBEDDING, texts, rows, weights, width, tokens.numel())
+        texts = [_Text(*parts) for parts in zip(inputs, gram, row_gradients, strict=True)]
+        yield _sum_texts(EMBEDDING, texts, rows, weights, width, tokens.numel())
         return
-    rows, weights = pick_rows(head.total, ROWS)
-    picked = _head_gradients(decoder, head, rows)
-    texts = [_Text(*parts) for parts in zip(head.inputs, head.gram, picked, strict=True)]
-    yield _sum(HEAD, texts, rows, weights, width, tokens.numel())
-    rows, weights = pick_rows(looked_up, ROWS)
-    texts = [_Text(*parts) for parts in zip(gradient, same, _hot(tokens, rows), strict=True)]
-    yield _sum(EMBEDDING, texts, rows, weights, width, tokens.numel())
+    rows, weights = sample_rows(head.total, ROWS)
+    row_gradients = _head_gradients(decoder, head, rows)
+    parts = zip(head.inputs, head.gram, row_gradients, strict=True)
+    texts = [_Text(*text) for text in parts]
+    yield _sum_texts(HEAD, texts, rows, weights, width, tokens.numel())
+    rows, weights = sample_rows(lookup_total, ROWS)
+    parts = zip(gradient, one_hot_gram, _one_hot(tokens, rows), strict=True)
+    texts = [_Text(*text) for text in parts]
+    yield _sum_texts(EMBEDDING, texts, rows, weights, width, tokens.numel())
 
 
 def _head_gradients(decoder: StreamedDecoder, head: _Head, rows: Tensor) -> Tensor:
-    """Columns `rows` of the gradients of the logits, float32 `[B, T, R]`, made again."""
+    """Recompute columns `rows` of the gradients of the logits, float32 `[B, T, R]`."""
     logits = head.inputs @ decoder.head_rows(rows).T
-    return (logits - head.norms).exp_() - _hot(head.labels, rows)
+    return (logits - head.norms).exp_() - _one_hot(head.labels, rows)
 
 
-def _hot(tokens: Tensor, rows: Tensor) -> Tensor:
-    """Float32 `[B, T, R]`: 1 where a token is the row's."""
+def _one_hot(tokens: Tensor, rows: Tensor) -> Tensor:
+    """Return float32 `[B, T, R]`: 1 where a token equals the row."""
     return (tokens.unsqueeze(2) == rows).float()

@@ -1,1 +1,1 @@
-"""Fine-tuning what a plan stores (codes, scales, norms) on text that the model writes."""
+"""Fine-tuning of a plan's codes, scales and norms on text sampled from the model."""

@@ -1,4 +1,4 @@
-"""The model a block at a time: memory is that of one block, and of hidden states between blocks."""
+"""Run a model one block at a time, with one block and the hidden states in memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from lfmc.model.norm import RmsNorm
 from lfmc.model.rope import inverse_frequencies
 
 NORM = "model.embedding_norm.weight"
-BATCH = 16  # texts pushed through a block at a time
+BATCH = 16  # texts that a block runs on at a time
 
 
 class Block(nn.Module):
-    """One layer of a checkpoint, float32 on a device, for whole texts from their start."""
+    """One layer of a checkpoint in float32 on a device, for whole texts from position 0."""
 
     def __init__(self, checkpoint: Checkpoint, index: int, device: torch.device | str) -> None:
         super().__init__()
@@ -35,17 +35,18 @@ class Block(nn.Module):
         with torch.device("meta"):
             self.layer = Layer(checkpoint.config, index, "index_copy")
         weights = {name: checkpoint.load(name).float().to(device) for name in self.names}
-        self.layer.load_state_dict(self._own(weights), assign=True)
+        self.layer.load_state_dict(self._local_names(weights), assign=True)
         for module in self.layer.modules():
             if isinstance(module, SparseMoe):
                 module.only_chosen = True
         self.requires_grad_(False)
 
-    def _own(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _local_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights by their names within the layer."""
         return {name.removeprefix(self.prefix): value for name, value in weights.items()}
 
     def forward(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Hidden states `[B, T, H]` behind the layer; `weights`, by name, replace its own."""
+        """Return the layer's output `[B, T, H]`; `weights`, by name, replace its own weights."""
         batch, length, _ = hidden.shape
         device = hidden.device
         attention = attention_inputs(
@@ -54,20 +55,22 @@ class Block(nn.Module):
             length,
             lambda kind: inverse_frequencies(self.config, kind).to(device),
         )
-        own = attention.get(self.config.layer_types[self.index], ())
+        layer_attention = attention.get(self.config.layer_types[self.index], ())
         states = initial_state(self.config, batch, length, device, self.index)
-        replaced = {} if weights is None else self._own(weights)
-        result: Tensor = functional_call(self.layer, replaced, (hidden, own, states))[0]
-        return result
+        overrides = {} if weights is None else self._local_names(weights)
+        output: Tensor = functional_call(self.layer, overrides, (hidden, layer_attention, states))[
+            0
+        ]
+        return output
 
 
 def embed(texts: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """What goes into the first block, float32 `[N, T, H]`, for `texts` `[N, T]`."""
+    """Return the input of the first block, float32 `[N, T, H]`, for `texts` `[N, T]`."""
     return F.embedding(texts, weights[EMBEDDING].float().to(texts.device))
 
 
-def head(config: DecoderConfig, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """Logits `[..., V]` of what comes out of the last block, `[..., H]`."""
+def head_logits(config: DecoderConfig, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """Return logits `[..., V]` for the output of the last block, `[..., H]`."""
     norm = RmsNorm(hidden.shape[-1], config.norm_eps)
     norm.weight = nn.Parameter(weights[NORM].float().to(hidden.device), requires_grad=False)
     name = EMBEDDING if config.tied_embedding else HEAD
@@ -75,24 +78,23 @@ def head(config: DecoderConfig, hidden: Tensor, weights: Mapping[str, Tensor]) -
 
 
 @torch.no_grad()
-def push(block: Block, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-    """All hidden states `[N, T, H]` through a block, a few texts at a time."""
+def run_block(block: Block, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Run a block on all hidden states `[N, T, H]`, a few texts at a time."""
     return torch.cat([block(part, weights) for part in hidden.split(BATCH)])
 
 
 @torch.no_grad()
 def planned_kl(checkpoint: Checkpoint, plan: BitPlan, texts: Tensor) -> float:
-    """Mean KL(checkpoint || plan) over the tokens of `texts` `[N, T]`, in nats, block by block."""
-    stored, planned = checkpoint.weights, dequantized_weights(checkpoint, plan)
-    wanted, given = embed(texts, stored), embed(texts, planned)
+    """Compute the mean KL(checkpoint || plan) over the tokens of `texts` `[N, T]` in nats."""
+    weights, planned = checkpoint.weights, dequantized_weights(checkpoint, plan)
+    reference, hidden = embed(texts, weights), embed(texts, planned)
     for index in range(checkpoint.config.num_layers):
         block = Block(checkpoint, index, texts.device)
-        wanted = push(block, wanted)
-        own = {name: planned[name].to(texts.device) for name in block.names}
-        given = push(block, given, own)
-    pairs = zip(wanted.split(BATCH), given.split(BATCH), strict=True)
-    config = checkpoint.config
-    found = [
-        float(kl(head(config, w, stored), head(config, g, planned))) * len(w) for w, g in pairs
-    ]
-    return sum(found) / len(texts)
+        reference = run_block(block, reference)
+        block_weights = {name: planned[name].to(texts.device) for name in block.names}
+        hidden = run_block(block, hidden, block_weights)
+    config, kls = checkpoint.config, []
+    for part, part_hidden in zip(reference.split(BATCH), hidden.split(BATCH), strict=True):
+        expected = head_logits(config, part, weights)
+        kls.append(float(kl(expected, head_logits(config, part_hidden, planned))) * len(part))
+    return sum(kls) / len(texts)

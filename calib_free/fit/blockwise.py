@@ -1,11 +1,11 @@
-"""Block-wise self-distillation: each block learns to give what its float form gave.
+"""Block-wise self-distillation: train each quantized block to match its float block.
 
-A block's student reads the hidden states of the blocks before it as they were stored, so it also
-makes up for their errors; its teacher reads those of the float model. Both are the model's own text
-pushed through it. An error in a channel of the residual stream costs what the Fisher information
-says (in nats, half the mean squared gradient of the log-likelihood), so the loss of a block speaks
-of KL and not of whichever channel is the largest. Memory: one block's weights as they learn, and
-the hidden states of all texts twice.
+The student of a block reads the outputs of the quantized blocks before it, so it also corrects
+their errors. The teacher reads the outputs of the float blocks. The inputs are text sampled from
+the model. The loss weights the squared error of each channel of the residual stream by its Fisher
+information (in nats, half the mean squared gradient of the log-likelihood), so it approximates KL
+and is not dominated by the largest channel. Memory: the weights of one block in training, and the
+hidden states of all texts twice.
 """
 
 from __future__ import annotations
@@ -17,96 +17,104 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.auto.sensitivity import channel_worth
+from lfmc.calib_free.auto.sensitivity import channel_information
 from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
-from lfmc.calib_free.fit.blocks import Block, embed, push
+from lfmc.calib_free.fit.blocks import Block, embed, run_block
 from lfmc.calib_free.fit.student import BYTES_PER_PARAM, Student
-from lfmc.calib_free.fit.training_loop import Course, Terms, fast_products, follow
+from lfmc.calib_free.fit.training_loop import TrainingOptions, TrainingSchedule, fast_matmuls, train
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.fitted_tensors import Parts
 from lfmc.calib_free.plan.planned_tensors import dequantized_weights
 from lfmc.checkpoint.checkpoint import Checkpoint
 
 FLOAT32 = 4  # bytes
-MOMENTS = 32  # texts whose gradients say what a channel is worth
-HIDDEN_TIMES = 3  # hidden states of all texts: wanted, given, and those being made
+FISHER_TEXTS = 32  # texts that the Fisher information of channels is computed on
+HIDDEN_COPIES = 3  # hidden states of all texts: of teacher and student, and the next ones
 
 
 def fit_blocks(
     checkpoint: Checkpoint,
     plan: BitPlan,
     texts: Tensor,
-    terms: Terms,
-    course: Course,
+    options: TrainingOptions,
+    schedule: TrainingSchedule,
 ) -> dict[str, Parts]:
-    """Fitted tensors of every layer; `texts` `[N, T]` int64 say where (on which device) to learn.
+    """Fit the tensors of every layer on `texts` `[N, T]` int64, on the device of `texts`.
 
-    `course.steps` is a number of steps a block; what `terms` leave of time is shared by all. The
-    embedding, the last norm and the head stay as planned: they are not the work of a block.
+    `schedule.steps` is the number of steps for each block. If `options` has a deadline, the blocks
+    share the remaining time. The embedding, the last norm and the head stay as planned, because no
+    block contains them.
     """
-    started = time.monotonic()
+    start = time.monotonic()
     layers = checkpoint.config.num_layers
     stream = StreamedDecoder(checkpoint, str(texts.device))
-    worth = channel_worth(stream, texts[:MOMENTS], terms.seed, terms.progress)
+    information = channel_information(stream, texts[:FISHER_TEXTS], options.seed, options.progress)
     del stream
-    wanted = embed(texts, checkpoint.weights)
-    given = embed(texts, dequantized_weights(checkpoint, plan))
+    teacher_hidden = embed(texts, checkpoint.weights)
+    student_hidden = embed(texts, dequantized_weights(checkpoint, plan))
     fitted: dict[str, Parts] = {}
-    began = time.monotonic()
+    blocks_start = time.monotonic()
     for index in range(layers):
         block = Block(checkpoint, index, texts.device)
-        wanted = _push(block, wanted)
+        teacher_hidden = _run(block, teacher_hidden)
         student = Student(checkpoint, plan, block.names).to(texts.device)
-        own = terms
-        if terms.ends is not None:
+        block_options = options
+        if options.deadline is not None:
             share = (index + 1) / layers
-            own = replace(terms, ends=started + share * (terms.ends - started))
-        title = f"block {index + 1} of {layers}{_left(time.monotonic() - began, index, layers)}"
-        _learn(block, student, course, (given, wanted), worth[index], own, title)
-        given = _push(block, given, student)
+            deadline = start + share * (options.deadline - start)
+            block_options = replace(options, deadline=deadline)
+        eta = _remaining_time(time.monotonic() - blocks_start, index, layers)
+        title = f"block {index + 1} of {layers}{eta}"
+        hidden = student_hidden, teacher_hidden
+        _train_block(block, student, schedule, hidden, information[index], block_options, title)
+        student_hidden = _run(block, student_hidden, student)
         fitted |= student.parts()
     return fitted
 
 
 def block_nbytes(checkpoint: Checkpoint, tokens: int) -> int:
-    """Memory that `fit_blocks` takes at most, to learn from so many tokens."""
+    """Return the peak memory of `fit_blocks` in bytes, for texts of `tokens` tokens in all."""
     sizes: dict[str, int] = {}
     for name, info in checkpoint.tensors.items():
-        layer = name.removeprefix("model.layers.").split(".")[0] if ".layers." in name else "ends"
+        layer = name.removeprefix("model.layers.").split(".")[0] if ".layers." in name else "none"
         sizes[layer] = sizes.get(layer, 0) + info.numel
     hidden = FLOAT32 * tokens * checkpoint.config.hidden_size
-    return BYTES_PER_PARAM * max(sizes.values()) + HIDDEN_TIMES * hidden
+    return BYTES_PER_PARAM * max(sizes.values()) + HIDDEN_COPIES * hidden
 
 
-def _learn(
+def _train_block(
     block: Block,
     student: Student,
-    course: Course,
+    schedule: TrainingSchedule,
     hidden: tuple[Tensor, Tensor],
-    worth: Tensor,
-    terms: Terms,
+    information: Tensor,
+    options: TrainingOptions,
     title: str,
 ) -> None:
-    """Train one block's student: from and to `hidden` `[N, T, H]`, channels weighed by `[H]`."""
-    given, wanted = hidden
+    """Train the student of one block.
 
-    def loss(numbers: Tensor) -> Tensor:
-        numbers = numbers.to(given.device)
-        wrong = block(given[numbers], student()) - wanted[numbers]
-        mean: Tensor = 0.5 * (wrong.square() * worth).sum(-1).mean()
+    `hidden` are the student's inputs and the teacher's outputs, `[N, T, H]` each. `information`
+    `[H]` weights the channels.
+    """
+    inputs, targets = hidden
+
+    def loss(indices: Tensor) -> Tensor:
+        indices = indices.to(inputs.device)
+        error = block(inputs[indices], student()) - targets[indices]
+        mean: Tensor = 0.5 * (error.square() * information).sum(-1).mean()
         return mean
 
-    follow(student, course, len(given), loss, terms, title)
+    train(student, schedule, len(inputs), loss, options, title)
 
 
-def _left(seconds: float, done: int, count: int) -> str:
-    """What to tell of the time that `count` blocks need, after `seconds` for those `done`."""
+def _remaining_time(seconds: float, done: int, count: int) -> str:
+    """Format the time that `count` blocks still need, if the first `done` took `seconds`."""
     if not done:
         return ""
     return f", about {math.ceil(seconds / done * (count - done) / 60)} min left"
 
 
-def _push(block: Block, hidden: Tensor, student: Student | None = None) -> Tensor:
-    """All hidden states `[N, T, H]` through a block, as it is or as a student has it."""
-    with torch.no_grad(), fast_products(hidden.device):
-        return push(block, hidden, None if student is None else student())
+def _run(block: Block, hidden: Tensor, student: Student | None = None) -> Tensor:
+    """Run a block on all hidden states `[N, T, H]`, with its float weights or a student's."""
+    with torch.no_grad(), fast_matmuls(hidden.device):
+        return run_block(block, hidden, None if student is None else student())

@@ -1,6 +1,6 @@
-"""A quantized matrix that can be trained: straight-through rounding of codes, scales and zeros.
+"""Trainable quantized matrices: straight-through rounding of codes, scales and zero points.
 
-What it stands for while it trains is, to the bit, what `packed` stores when it is done.
+The weight that `forward` returns equals, to the bit, the weight that `packed` stores.
 """
 
 from __future__ import annotations
@@ -14,58 +14,59 @@ from torch import Tensor, nn
 from lfmc.calib_free.grid.grid_search import round_scale
 from lfmc.calib_free.grid.packed_tensor import PackedTensor
 
-MARGIN = 0.45  # steps from a code at which a weight is put that was rounded further away
+MARGIN = 0.45  # steps from its code at which a weight starts if its code is not the nearest
 
 
 class FakeQuant(nn.Module):
-    """`(code - zero) * scale` of a weight `[N, K]`, with gradients (Bengio et al. 2013; Esser et
+    """A weight `[N, K]` as `(code - zero) * scale`, with gradients (Bengio et al. 2013; Esser et
     al. 2020, "LSQ").
 
-    Parameters are in units that mean the same for every matrix: `latent` `[N, G, group]` is the
-    weight in steps of its first scale, `log_scale` `[N, G, 1]` the logarithm of the scale over its
-    first value, `zero` `[N, G, 1]` the zero point (trained where the format stores one). Starts
-    from `packed`: a weight lies where it is, unless that would round to another code; then it lies
-    just inside of its code, on the side of the weight. Both are on the CPU.
+    The units of parameters do not depend on the matrix: `latent` `[N, G, group]` is the weight in
+    steps of its initial scale, `log_scale` `[N, G, 1]` the logarithm of the scale over its initial
+    value, `zero` `[N, G, 1]` the zero point (trained if the format stores one). The initial codes
+    are those of `packed`: a weight keeps its value if it rounds to its code, and otherwise starts
+    just inside the rounding interval of its code, on the side of the weight. `weight` and `packed`
+    are on the CPU.
     """
 
     def __init__(self, weight: Tensor, packed: PackedTensor) -> None:
         super().__init__()
         self.format, self.rows, self.columns = packed.format, *packed.shape
-        first = packed.scales.float().unsqueeze(-1)  # (N, G, 1)
-        self.first_scale: Tensor
-        self.register_buffer("first_scale", first)
+        initial = packed.scales.float().unsqueeze(-1)  # (N, G, 1)
+        self.initial_scale: Tensor
+        self.register_buffer("initial_scale", initial)
         padding = packed.codes.shape[1] - self.columns
-        grouped = nn.functional.pad(weight.float(), (0, padding)).view(*first.shape[:2], -1)
+        grouped = nn.functional.pad(weight.float(), (0, padding)).view(*initial.shape[:2], -1)
         codes = packed.codes.view(grouped.shape).float()
-        zero = torch.full_like(first, self.format.zero_point)
+        zero = torch.full_like(initial, self.format.zero_point)
         if packed.zeros is not None:
             zero = packed.zeros.float().unsqueeze(-1)
-        steps = grouped / first + zero
-        moved = steps.round().clamp(0, 2**self.format.bits - 1) != codes
-        steps = torch.where(moved, codes + MARGIN * (steps - codes).sign(), steps)
-        self.latent = nn.Parameter(torch.where(moved, steps - zero, grouped / first))
-        self.log_scale = nn.Parameter(torch.zeros_like(first))
+        steps = grouped / initial + zero
+        differs = steps.round().clamp(0, 2**self.format.bits - 1) != codes
+        steps = torch.where(differs, codes + MARGIN * (steps - codes).sign(), steps)
+        self.latent = nn.Parameter(torch.where(differs, steps - zero, grouped / initial))
+        self.log_scale = nn.Parameter(torch.zeros_like(initial))
         self.zero = nn.Parameter(zero, requires_grad=packed.zeros is not None)
 
     def _grid(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point as the format holds them, `[N, G, 1]` each, straight-through."""
-        scale = self.first_scale * self.log_scale.exp()
+        """Return scale and zero point rounded as stored, `[N, G, 1]` each, straight-through."""
+        scale = self.initial_scale * self.log_scale.exp()
         scale = straight_through(scale, round_scale(scale.detach(), self.format))
         highest = 2**self.format.bits - 1
         return scale, straight_through(self.zero, self.zero.detach().round().clamp(0, highest))
 
     def forward(self) -> Tensor:
-        """The weight that is stored, float32 `[N, K]`."""
+        """Return the stored weight, float32 `[N, K]`."""
         scale, zero = self._grid()
-        grid = (self.first_scale, scale, zero, self.format.bits)
+        grid = (self.initial_scale, scale, zero, self.format.bits)
         weight: Tensor = _Round.apply(self.latent, *grid)  # type: ignore[no-untyped-call]
         return weight.view(self.rows, -1)[:, : self.columns]
 
     @torch.no_grad()
     def packed(self) -> PackedTensor:
-        """Codes, scales and zeros of what `forward` gives, on the CPU."""
+        """Return the codes, scales and zero points of the weight of `forward`, on the CPU."""
         scale, zero = self._grid()
-        codes = _steps(self.latent, self.first_scale, scale, zero)
+        codes = _steps(self.latent, self.initial_scale, scale, zero)
         codes = codes.round_().clamp_(0, 2**self.format.bits - 1)
         return PackedTensor(
             self.format,
@@ -77,45 +78,48 @@ class FakeQuant(nn.Module):
 
 
 class FakePalette(nn.Module):
-    """A palette whose tables can be trained; its codes stay.
+    """A matrix with trainable palette tables and constant codes.
 
-    `moved` `[N, 2^bits]` is how far each value has moved, in standard deviations of its row.
+    `shift` `[N, 2^bits]` is the shift of each table value in standard deviations of its row.
     """
 
     def __init__(self, packed: PackedTensor) -> None:
         super().__init__()
-        self.first = packed
+        self.initial = packed
         self.codes: Tensor
         self.table: Tensor
         self.unit: Tensor
         self.register_buffer("codes", packed.codes.long())
         self.register_buffer("table", packed.scales.float())
         self.register_buffer("unit", packed.dequantize().std(1, correction=0, keepdim=True))
-        self.moved = nn.Parameter(torch.zeros_like(self.table))
+        self.shift = nn.Parameter(torch.zeros_like(self.table))
 
-    def _stored(self) -> Tensor:
-        table = self.table + self.moved * self.unit
-        dtype = self.first.scales.dtype
+    def _rounded_table(self) -> Tensor:
+        """Return the tables rounded to their stored dtype, straight-through."""
+        table = self.table + self.shift * self.unit
+        dtype = self.initial.scales.dtype
         limit = torch.finfo(dtype).max
         return straight_through(table, table.detach().clamp(-limit, limit).to(dtype).float())
 
     def forward(self) -> Tensor:
-        """The weight that is stored, float32 `[N, K]`."""
-        return self._stored().gather(1, self.codes)
+        """Return the stored weight, float32 `[N, K]`."""
+        return self._rounded_table().gather(1, self.codes)
 
     @torch.no_grad()
     def packed(self) -> PackedTensor:
-        """The codes, with the tables of what `forward` gives, on the CPU."""
-        return replace(self.first, scales=self._stored().to(self.first.scales.dtype).cpu())
+        """Return the codes with the rounded tables, on the CPU."""
+        return replace(
+            self.initial, scales=self._rounded_table().to(self.initial.scales.dtype).cpu()
+        )
 
 
 def straight_through(value: Tensor, rounded: Tensor) -> Tensor:
-    """`rounded`, exactly, with the gradient of `value`."""
-    result: Tensor = _Straight.apply(value, rounded)  # type: ignore[no-untyped-call]
+    """Return exactly `rounded`, with the gradient of `value`."""
+    result: Tensor = _StraightThrough.apply(value, rounded)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Straight(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, rounded: Tensor) -> Tensor:
         return rounded.clone()
@@ -125,34 +129,37 @@ class _Straight(torch.autograd.Function):
         return grads[0], None
 
 
-def _steps(latent: Tensor, first: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """Where each weight lies on the grid, before rounding."""
-    return (latent * (first / scale)).add_(zero)
+def _steps(latent: Tensor, initial: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Return the position of each weight on the grid in steps, before rounding."""
+    return (latent * (initial / scale)).add_(zero)
 
 
 class _Round(torch.autograd.Function):
-    """Rounding whose gradient passes where the code is not clamped; one pass over the weights."""
+    """Rounding with gradients where the code is not clamped, in one pass over the weights."""
 
     @staticmethod
     def forward(
-        ctx: Any, latent: Tensor, first: Tensor, scale: Tensor, zero: Tensor, bits: int
+        ctx: Any, latent: Tensor, initial: Tensor, scale: Tensor, zero: Tensor, bits: int
     ) -> Tensor:
-        steps = _steps(latent, first, scale, zero)
-        ctx.save_for_backward(steps, first, scale, zero)
+        steps = _steps(latent, initial, scale, zero)
+        ctx.save_for_backward(steps, initial, scale, zero)
         ctx.highest = 2**bits - 1
         return steps.round().clamp_(0, ctx.highest).sub_(zero).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        steps, first, scale, zero = ctx.saved_tensors
+        steps, initial, scale, zero = ctx.saved_tensors
         codes = steps.round().clamp_(0, ctx.highest)
-        passed: Tensor = torch.ops.aten.hardtanh_backward(grad, steps, -0.5, ctx.highest + 0.5)
-        lost = passed.sum(-1, keepdim=True) - grad.sum(-1, keepdim=True)  # where it is clamped
-        # d/d scale of (code - zero) * scale, where an unclamped code moves with 1 / scale:
-        # grad (code - zero) - passed (step - zero). Sums first: numbers a group, spread over its
-        # weights, are slow.
-        products = codes.mul_(grad).addcmul_(passed, steps, value=-1)
-        by_scale = products.sum(-1, keepdim=True).addcmul_(lost, zero)
-        by_zero = lost * scale if ctx.needs_input_grad[3] else None
-        return passed.mul_(first), None, by_scale, by_zero, None
+        unclamped_grad: Tensor = torch.ops.aten.hardtanh_backward(
+            grad, steps, -0.5, ctx.highest + 0.5
+        )
+        # Minus the gradient of the clamped codes.
+        clamped_grad = unclamped_grad.sum(-1, keepdim=True) - grad.sum(-1, keepdim=True)
+        # d/d scale of (code - zero) * scale, where an unclamped code changes with 1 / scale:
+        # grad (code - zero) - unclamped_grad (step - zero). Sum first: broadcasting one number a
+        # group over its weights is slow.
+        products = codes.mul_(grad).addcmul_(unclamped_grad, steps, value=-1)
+        by_scale = products.sum(-1, keepdim=True).addcmul_(clamped_grad, zero)
+        by_zero = clamped_grad * scale if ctx.needs_input_grad[3] else None
+        return unclamped_grad.mul_(initial), None, by_scale, by_zero, None

@@ -1,4 +1,4 @@
-"""Efforts: how much computing a plan is worth, and fitting what it stores to the checkpoint."""
+"""Efforts, and fitting the stored tensors of a plan to the float checkpoint."""
 
 from __future__ import annotations
 
@@ -13,52 +13,65 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.auto.sampled_text import write_texts
+from lfmc.calib_free.auto.sampled_text import sample_texts
 from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
 from lfmc.calib_free.fit.blocks import planned_kl
 from lfmc.calib_free.fit.blockwise import block_nbytes, fit_blocks
 from lfmc.calib_free.fit.distill import distill
-from lfmc.calib_free.fit.multi_gpu import distill_together, require_accelerate
+from lfmc.calib_free.fit.multi_gpu import distill_multi_process, require_accelerate
 from lfmc.calib_free.fit.student import BYTES_PER_PARAM
-from lfmc.calib_free.fit.training_loop import Course, Terms
+from lfmc.calib_free.fit.training_loop import TrainingOptions, TrainingSchedule
 from lfmc.calib_free.grid.formats import Format, parse_format
 from lfmc.calib_free.plan.bit_plan import FITTED, BitPlan, PlanRow
-from lfmc.calib_free.plan.fitted_tensors import Parts, digest
+from lfmc.calib_free.plan.fitted_tensors import Parts, digest_parts
 from lfmc.calib_free.plan.planned_tensors import stored_error
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.machine.cache import cache_folder
 from lfmc.machine.memory import installed_nbytes, require_memory
 
-HELD_OUT = 16  # texts that nothing learns from; with the others they fill whole batches
+VALIDATION_TEXTS = 16  # not trained on; together with the training texts they fill whole batches
 
 
 @dataclass(frozen=True)
-class Work:
-    """What an effort does: on how many texts of its own of which length, what courses, in order."""
+class FitRecipe:
+    """The training of an effort: the number and length of sampled texts, and two schedules.
+
+    `blockwise` runs first; None leaves it out.
+    """
 
     texts: int
     length: int
-    blocks: Course | None
-    whole: Course
+    blockwise: TrainingSchedule | None
+    end_to_end: TrainingSchedule
 
 
-WORK = {
-    "best": Work(496, 128, Course(steps=120, batch=16), Course(steps=120, batch=8, rate=0.5)),
-    "max": Work(4080, 256, None, Course(steps=1500, batch=32)),
+RECIPES = {
+    "best": FitRecipe(
+        texts=496,
+        length=128,
+        blockwise=TrainingSchedule(steps=120, batch=16),
+        end_to_end=TrainingSchedule(steps=120, batch=8, rate=0.5),
+    ),
+    "max": FitRecipe(
+        texts=4080,
+        length=256,
+        blockwise=None,
+        end_to_end=TrainingSchedule(steps=1500, batch=32),
+    ),
 }
-GPUS = (1, 2, 4, 8)  # they divide every batch
-BLOCKS_SHARE = 0.6  # of the minutes, where both are to be done
+GPUS = (1, 2, 4, 8)  # divisors of every batch size
+BLOCKWISE_SHARE = 0.6  # of the minutes, if end-to-end training follows
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What a user is willing to spend; raises `InputError` for what makes no sense.
+    """How much computation a plan may use. Raises `InputError` for invalid combinations.
 
-    `level` "fast" only chooses formats, "best" also fits codes, scales and norms within minutes on
-    a few CPU cores, "max" does so at length on a GPU. `minutes` bounds the fitting. `device`,
-    "cpu" or "cuda", is where it is done and where the spectra of method "alphaq" are taken; `gpus`
-    of them share what is learned end to end.
+    `level` "fast" only chooses formats. "best" also fits codes, scales and norms, within minutes on
+    a few CPU cores. "max" fits them longer, on a GPU. `minutes` bounds the fitting. `device`,
+    "cpu" or "cuda", runs the fitting and computes the spectra of method "alphaq". `gpus` is the
+    number of GPUs that share the end-to-end training.
     """
 
     LEVELS: ClassVar[tuple[str, ...]] = ("fast", "best", "max")
@@ -87,7 +100,7 @@ class Effort:
 
 
 def require_effort(checkpoint: Checkpoint, method: str, effort: Effort) -> None:
-    """Raise, before any work, where a plan of `method` could not have this effort here."""
+    """Raise an error if this machine can't make a plan by `method` with this effort."""
     if effort.device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError(
             "torch sees no CUDA device here",
@@ -111,79 +124,83 @@ def require_effort(checkpoint: Checkpoint, method: str, effort: Effort) -> None:
                 expected=effort.gpus,
                 got=torch.cuda.device_count(),
             )
-    work = WORK[effort.level]
-    if work.blocks is None:
+    recipe = RECIPES[effort.level]
+    if recipe.blockwise is None:
         needed = BYTES_PER_PARAM * checkpoint.num_params
     else:
-        needed = block_nbytes(checkpoint, work.texts * work.length)
-    what, todo = f"effort '{effort.level}'", "use a lower --effort here"
-    require_memory(checkpoint.path, checkpoint.num_params, needed, what, todo, effort.device)
+        needed = block_nbytes(checkpoint, recipe.texts * recipe.length)
+    task, todo = f"effort '{effort.level}'", "use a lower --effort here"
+    require_memory(checkpoint.path, checkpoint.num_params, needed, task, todo, effort.device)
 
 
 def fit_plan(
     checkpoint: Checkpoint, plan: BitPlan, effort: Effort, progress: Callable[[str], None]
 ) -> BitPlan:
-    """The plan with codes, scales, zero points, norms and filters fitted to the checkpoint.
+    """Return the plan with codes, scales, zero points, norms and filters fitted to the checkpoint.
 
-    "best" fits block by block, then, where the model has the room to learn as a whole, for a while
-    end to end; "max" does only that, for long. Formats and bytes stay. Of the plan as it was and
-    what each of these made of it, the one of least KL on text that none has seen comes back;
-    `progress` is told all of them. A "max" that was stopped goes on where it last saved itself in
-    the cache. `require_effort` tells beforehand what can't be done.
+    "best" trains block by block, and then end to end if the whole model fits in memory; "max"
+    trains only end to end, for longer. Formats and bytes stay. Returns the plan with the least KL
+    on validation text: the original plan or that of a stage. `progress` receives the KL of each.
+    The state of a "max" training is saved in the cache, and the next call resumes from it. Call
+    `require_effort` first: it raises the errors.
     """
-    started, work = time.monotonic(), WORK[effort.level]
+    start, recipe = time.monotonic(), RECIPES[effort.level]
     stream = StreamedDecoder(checkpoint, effort.device)
-    count, varied = work.texts + HELD_OUT, work.texts // 2
-    written = write_texts(stream, count, work.length, plan.seed, progress, varied)
+    count, varied = recipe.texts + VALIDATION_TEXTS, recipe.texts // 2
+    sample = sample_texts(stream, count, recipe.length, plan.seed, progress, varied)
     del stream
-    texts, held_out = written[: work.texts], written[work.texts :]
-    best, least = plan, planned_kl(checkpoint, plan, held_out)
-    progress(f"KL on unseen text of its own, before fitting: {least:.4f}")
-    made = plan
-    for name, stage, share in _stages(checkpoint, work, effort):
-        ends = None if effort.minutes is None else started + 60 * effort.minutes * share
-        resume = _resume(made, work, effort) if effort.level == "max" else None
-        terms = Terms(plan.seed, progress, ends, resume)
-        made = with_fitted(made, stage(checkpoint, made, texts, terms), name)
-        if resume is not None:
-            resume.unlink(missing_ok=True)
-        found = planned_kl(checkpoint, made, held_out)
-        progress(f"KL on unseen text of its own, {name}: {found:.4f}")
-        if found < least:
-            best, least = made, found
-    return replace(_with_errors(checkpoint, best), predicted_kl=least)
+    texts, validation = sample[: recipe.texts], sample[recipe.texts :]
+    best, least_kl = plan, planned_kl(checkpoint, plan, validation)
+    progress(f"KL on validation text, before fitting: {least_kl:.4f}")
+    for name, stage, share in _stages(checkpoint, recipe, effort):
+        deadline = None if effort.minutes is None else start + 60 * effort.minutes * share
+        state_path = _state_path(plan, recipe, effort) if effort.level == "max" else None
+        options = TrainingOptions(plan.seed, progress, deadline, state_path)
+        plan = with_fitted(plan, stage(checkpoint, plan, texts, options), name)
+        if state_path is not None:
+            state_path.unlink(missing_ok=True)
+        kl = planned_kl(checkpoint, plan, validation)
+        progress(f"KL on validation text, {name}: {kl:.4f}")
+        if kl < least_kl:
+            best, least_kl = plan, kl
+    return replace(_with_errors(checkpoint, best), predicted_kl=least_kl)
 
 
-Stage = Callable[[Checkpoint, BitPlan, Tensor, Terms], dict[str, Parts]]
+Stage = Callable[[Checkpoint, BitPlan, Tensor, TrainingOptions], dict[str, Parts]]
 
 
-def _resume(plan: BitPlan, work: Work, effort: Effort) -> Path:
-    """The file in the cache in which a training of this very plan is kept while it runs."""
-    what = f"{plan.to_json()}{work}{effort.device}"
+def _state_path(plan: BitPlan, recipe: FitRecipe, effort: Effort) -> Path:
+    """Return the file in the cache that stores the state of a training of exactly this plan."""
+    key = f"{plan.to_json()}{recipe}{effort.device}"
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"training-{hashlib.sha256(what.encode()).hexdigest()[:32]}.pt"
+    return folder / f"training-{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
 
 
-def _stages(checkpoint: Checkpoint, work: Work, effort: Effort) -> list[tuple[str, Stage, float]]:
-    """Name, function, and the share of the time that has passed at its end, of each stage."""
+def _stages(
+    checkpoint: Checkpoint, recipe: FitRecipe, effort: Effort
+) -> list[tuple[str, Stage, float]]:
+    """Return the name, function, and end as a share of the time limit, of each stage."""
     stages: list[tuple[str, Stage, float]] = []
-    whole = BYTES_PER_PARAM * checkpoint.num_params <= installed_nbytes(effort.device)
-    blocks = work.blocks
-    if blocks is not None:
-        share = BLOCKS_SHARE if whole else 1.0
-        stages.append(("block by block", partial(fit_blocks, course=blocks), share))
-    if whole:
-        together = partial(distill_together, course=work.whole, count=effort.gpus)
-        alone = partial(distill, course=work.whole)
-        stages.append(("end to end", alone if effort.gpus == 1 else together, 1.0))
+    fits_in_memory = BYTES_PER_PARAM * checkpoint.num_params <= installed_nbytes(effort.device)
+    blockwise, end_to_end = recipe.blockwise, recipe.end_to_end
+    if blockwise is not None:
+        share = BLOCKWISE_SHARE if fits_in_memory else 1.0
+        stages.append(("block by block", partial(fit_blocks, schedule=blockwise), share))
+    if fits_in_memory:
+        stage = partial(distill, schedule=end_to_end)
+        if effort.gpus > 1:
+            stage = partial(distill_multi_process, schedule=end_to_end, count=effort.gpus)
+        stages.append(("end to end", stage, 1.0))
     return stages
 
 
-def with_fitted(plan: BitPlan, fitted: dict[str, Parts], how: str) -> BitPlan:
-    """The plan with these tensors in place of what its rows would make; reasons say `how`."""
+def with_fitted(plan: BitPlan, fitted: dict[str, Parts], stage_name: str) -> BitPlan:
+    """Return the plan with `fitted` tensors; the reasons of their rows name the stage."""
     rows = [
-        replace(row, grid=FITTED, digest=digest(fitted[row.name]), reason=_reason(row, how))
+        replace(
+            row, grid=FITTED, digest=digest_parts(fitted[row.name]), reason=_reason(row, stage_name)
+        )
         if row.name in fitted
         else row
         for row in plan.rows
@@ -191,12 +208,13 @@ def with_fitted(plan: BitPlan, fitted: dict[str, Parts], how: str) -> BitPlan:
     return replace(plan, rows=tuple(rows), fitted={**plan.fitted, **fitted})
 
 
-def _reason(row: PlanRow, how: str) -> str:
-    return f"{row.reason}; then fitted {how}" if row.digest is None else f"{row.reason}, {how}"
+def _reason(row: PlanRow, stage_name: str) -> str:
+    joint = "; then fitted " if row.digest is None else ", "
+    return f"{row.reason}{joint}{stage_name}"
 
 
 def _with_errors(checkpoint: Checkpoint, plan: BitPlan) -> BitPlan:
-    """The plan with the errors of its fitted codes."""
+    """Return the plan with the errors of its fitted codes."""
     rows = []
     for row in plan.rows:
         if row.digest is not None and isinstance(parse_format(row.format), Format):

@@ -1,4 +1,4 @@
-"""Learning end to end in several processes, one a GPU, through accelerate."""
+"""End-to-end training in several processes, one for each GPU, with accelerate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from lfmc.calib_free.fit.distill import distill
-from lfmc.calib_free.fit.training_loop import Alone, Course, Terms
+from lfmc.calib_free.fit.training_loop import SingleProcess, TrainingOptions, TrainingSchedule
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.fitted_tensors import FittedFolder, Parts, save_fitted
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -24,8 +24,8 @@ from lfmc.errors import UnsupportedError
 POLL_SECONDS = 0.2
 
 
-class Together(Alone):
-    """This process among those of one training; accelerate finds the others by the environment."""
+class MultiProcess(SingleProcess):
+    """One of several training processes; accelerate reads the others from the environment."""
 
     def __init__(self, device: str) -> None:
         from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -34,26 +34,26 @@ class Together(Alone):
         self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
 
     def average(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Every gradient becomes the mean over the processes, which saw as many texts each."""
+        """Replace every gradient by its mean over the processes, which have equal batch sizes."""
         grads = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([grad.flatten() for grad in grads])
         mean = self._accelerator.reduce(flat, "mean")
         for grad, piece in zip(grads, mean.split([g.numel() for g in grads]), strict=True):
             grad.copy_(piece.view_as(grad))
 
-    def agree(self, steps: int) -> int:
+    def broadcast_steps(self, steps: int) -> int:
         from accelerate.utils import broadcast  # type: ignore[import-untyped]
 
         number = torch.tensor([steps], device=self._accelerator.device)
         return int(broadcast(number))
 
-    def part(self) -> None:
-        """Leave the others in order."""
+    def close(self) -> None:
+        """End the process group."""
         self._accelerator.end_training()
 
 
 def require_accelerate() -> None:
-    """Raise `UnsupportedError`, naming the extra, where accelerate is not installed."""
+    """Raise `UnsupportedError` if accelerate is not installed."""
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
@@ -64,13 +64,18 @@ def require_accelerate() -> None:
         ) from error
 
 
-def distill_together(
-    checkpoint: Checkpoint, plan: BitPlan, texts: Tensor, terms: Terms, course: Course, count: int
+def distill_multi_process(
+    checkpoint: Checkpoint,
+    plan: BitPlan,
+    texts: Tensor,
+    options: TrainingOptions,
+    schedule: TrainingSchedule,
+    count: int,
 ) -> dict[str, Parts]:
-    """What `distill` gives, by `count` processes that share each step's texts equally.
+    """Run `distill` in `count` processes that share each step's texts equally.
 
-    They are on the GPUs of this machine, or, where `texts` are there, on its CPU. Raises what the
-    processes raise.
+    The processes use the GPUs of this machine, or its CPU if `texts` are on the CPU. Raises any
+    error of a process.
     """
     require_accelerate()
     with tempfile.TemporaryDirectory() as name:
@@ -81,49 +86,51 @@ def distill_together(
         messages: Any = context.Queue()
         arguments = (
             {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()},
-            (str(checkpoint.path), folder, texts.device.type, course),
-            (terms.seed, terms.ends, terms.resume),
+            (str(checkpoint.path), folder, texts.device.type, schedule),
+            (options.seed, options.deadline, options.state_path),
             messages,
         )
-        running = spawn(_work, arguments, nprocs=count, join=False)
-        while not running.join(timeout=POLL_SECONDS):
-            _tell(messages, terms)
-        _tell(messages, terms)
-        return dict(FittedFolder(folder / "made").items())
+        processes = spawn(_train_process, arguments, nprocs=count, join=False)
+        while not processes.join(timeout=POLL_SECONDS):
+            _forward_progress(messages, options)
+        _forward_progress(messages, options)
+        return dict(FittedFolder(folder / "fitted").items())
 
 
-def _work(
+def _train_process(
     rank: int,
     environment: dict[str, str],
-    what: tuple[str, Path, str, Course],
-    how: tuple[int, float | None, Path | None],
+    job: tuple[str, Path, str, TrainingSchedule],
+    settings: tuple[int, float | None, Path | None],
     messages: Any,
 ) -> None:
-    """One process."""
+    """Train as process `rank`; the first process writes the result."""
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
-    path, folder, device, course = what
-    crew = Together(device)
-    own = f"cuda:{rank}" if device == "cuda" else "cpu"
-    seed, ends, resume = how
-    tell = messages.put if rank == 0 else (lambda message: None)
-    texts = load_file(folder / "texts.safetensors", device=own)["texts"]
-    terms = Terms(seed, tell, ends, resume, crew)
-    made = distill(open_checkpoint(path), BitPlan.load(folder / "plan.json"), texts, terms, course)
+    path, folder, device, schedule = job
+    processes = MultiProcess(device)
+    rank_device = f"cuda:{rank}" if device == "cuda" else "cpu"
+    seed, deadline, state_path = settings
+    progress = messages.put if rank == 0 else (lambda message: None)
+    texts = load_file(folder / "texts.safetensors", device=rank_device)["texts"]
+    options = TrainingOptions(seed, progress, deadline, state_path, processes)
+    checkpoint, plan = open_checkpoint(path), BitPlan.load(folder / "plan.json")
+    fitted = distill(checkpoint, plan, texts, options, schedule)
     if rank == 0:
-        (folder / "made").mkdir()
-        save_fitted(folder / "made" / "fitted.safetensors", made)
-    crew.part()
+        (folder / "fitted").mkdir()
+        save_fitted(folder / "fitted" / "fitted.safetensors", fitted)
+    processes.close()
 
 
-def _tell(messages: Any, terms: Terms) -> None:
+def _forward_progress(messages: Any, options: TrainingOptions) -> None:
+    """Report all messages in the queue."""
     while True:
         try:
-            terms.progress(messages.get_nowait())
+            options.progress(messages.get_nowait())
         except queue.Empty:
             return
 
 
 def _free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

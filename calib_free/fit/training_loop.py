@@ -1,4 +1,4 @@
-"""The loop that students learn in: rates, batches, time, resuming, several processes."""
+"""The training loop of students: learning rates, batches, deadline, resuming, processes."""
 
 from __future__ import annotations
 
@@ -16,119 +16,126 @@ from torch import Tensor
 from lfmc.calib_free.fit.student import Student
 
 WARM_UP = 0.05  # of all steps
-PACE_STEPS = 3  # after these the steps that fit into the time are known
+PACE_STEPS = 3  # the number of steps that fit into the time is estimated after so many
 SAVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Course:
-    """How much is learned: `steps` of `batch` texts each, at a share `rate` of the usual rates."""
+class TrainingSchedule:
+    """`steps` of `batch` texts each; `rate` scales the learning rates."""
 
     steps: int
     batch: int
     rate: float = 1.0
 
 
-class Alone:
-    """One process: nothing to share. `Together` of `lfmc.calib_free.fit.multi_gpu` has several."""
+class SingleProcess:
+    """Training in one process; `MultiProcess` of `lfmc.calib_free.fit.multi_gpu` uses several."""
 
     rank, count = 0, 1
 
     def average(self, parameters: list[torch.nn.Parameter]) -> None:
         """Leave the gradients as they are."""
 
-    def agree(self, steps: int) -> int:
-        """What the first process says."""
+    def broadcast_steps(self, steps: int) -> int:
+        """Return the `steps` of the first process."""
         return steps
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
 @dataclass(frozen=True)
-class Terms:
-    """Under which a student learns: when to end (of `time.monotonic`; None: never early), where
-    to keep what was learned so far (None: nowhere), with whom, and whom to tell."""
+class TrainingOptions:
+    """How a student is trained.
+
+    `progress` receives a message at each step. `deadline` is a time of `time.monotonic`; with None,
+    training takes all steps. `state_path` is the file that stores the state of the training so
+    that it can resume; with None, nothing is stored.
+    """
 
     seed: int
     progress: Callable[[str], None]
-    ends: float | None = None
-    resume: Path | None = None
-    crew: Alone = ALONE
+    deadline: float | None = None
+    state_path: Path | None = None
+    processes: SingleProcess = SINGLE_PROCESS
 
 
-def follow(
+def train(
     student: Student,
-    course: Course,
+    schedule: TrainingSchedule,
     count: int,
     loss: Callable[[Tensor], Tensor],
-    terms: Terms,
+    options: TrainingOptions,
     title: str,
 ) -> int:
-    """Train a student on `count` texts: `loss` is given numbers of them, int64 `[n]`, at each step.
+    """Train a student on `count` texts. Each step calls `loss` with text indices, int64 `[n]`.
 
-    Takes the course's steps, or so many as end in time, which the first few tell. Returns how many
-    were taken. With `terms.resume` it goes on from there, where that is of the same training.
+    Takes the steps of the schedule, or as many as fit before the deadline, estimated from the first
+    few steps. Returns the number of steps. Resumes from `options.state_path` if that file exists.
     """
-    optimizer = student.optimizer()
-    learning = [p for group in optimizer.param_groups for p in group["params"]]
-    device = learning[0].device
-    step, steps = _load(terms.resume, student, optimizer, course.steps)
-    first, slowest, saved = step, 0.0, time.monotonic()
+    optimizer, processes = student.optimizer(), options.processes
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
+    step, steps = _load(options.state_path, student, optimizer, schedule.steps)
+    first_step, slowest, save_time = step, 0.0, time.monotonic()
     while step < steps:
-        tick = time.monotonic()
-        rate = course.rate * schedule(step, steps)
+        step_start = time.monotonic()
+        rate = schedule.rate * rate_factor(step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["highest"]
-        own = numbers(count, course.batch, terms.seed, step)[terms.crew.rank :: terms.crew.count]
-        with fast_products(device):
-            wrong = loss(own)
+        batch = batch_indices(count, schedule.batch, options.seed, step)
+        with fast_matmuls(device):
+            batch_loss = loss(batch[processes.rank :: processes.count])
             optimizer.zero_grad()
-            torch.autograd.backward(wrong)
-        terms.crew.average(learning)
+            torch.autograd.backward(batch_loss)
+        processes.average(parameters)
         optimizer.step()
         step += 1
-        terms.progress(f"{title}: step {step} of {steps}, loss {float(wrong.detach()):.4f}")
+        value = float(batch_loss.detach())
+        options.progress(f"{title}: step {step} of {steps}, loss {value:.4f}")
         now = time.monotonic()
-        if terms.ends is not None and first + 1 < step <= first + PACE_STEPS:
-            slowest = max(slowest, now - tick)
-            if step == first + PACE_STEPS:
-                left = max(0.0, terms.ends - now)
-                steps = terms.crew.agree(min(steps, step + int(left / slowest)))
-        if terms.resume is not None and terms.crew.rank == 0 and now - saved > SAVE_SECONDS:
-            _save(terms.resume, student, optimizer, step, steps)
-            saved = now
+        if options.deadline is not None and first_step + 1 < step <= first_step + PACE_STEPS:
+            slowest = max(slowest, now - step_start)
+            if step == first_step + PACE_STEPS:
+                seconds = max(0.0, options.deadline - now)
+                steps = processes.broadcast_steps(min(steps, step + int(seconds / slowest)))
+        due = now - save_time > SAVE_SECONDS
+        if options.state_path is not None and processes.rank == 0 and due:
+            _save(options.state_path, student, optimizer, step, steps)
+            save_time = now
     return steps
 
 
 def _save(
     path: Path, student: Student, optimizer: torch.optim.Optimizer, step: int, steps: int
 ) -> None:
-    """Write all of a training, whole or not at all."""
+    """Write the state of a training atomically."""
     partial = path.with_name(path.name + ".partial")
-    held = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**held, "step": step, "steps": steps}, partial)
+    states = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**states, "step": step, "steps": steps}, partial)
     os.replace(partial, path)
 
 
 def _load(
     path: Path | None, student: Student, optimizer: torch.optim.Optimizer, steps: int
 ) -> tuple[int, int]:
-    """The step to go on with, and the steps in all; 0 and `steps` where nothing was kept."""
+    """Load a state. Returns the next step and the number of steps; 0 and `steps` without a file."""
     if path is None or not path.is_file():
         return 0, steps
-    held = torch.load(path, map_location="cpu", weights_only=True)
-    student.load_state_dict(held["student"])
-    optimizer.load_state_dict(held["optimizer"])
-    return int(held["step"]), int(held["steps"])
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    student.load_state_dict(state["student"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"]), int(state["steps"])
 
 
 @contextmanager
-def fast_products(device: torch.device) -> Iterator[None]:
-    """Matrix products of bfloat16 (CPU) or TF32 (CUDA) inputs with float32 sums, meanwhile.
+def fast_matmuls(device: torch.device) -> Iterator[None]:
+    """Use bfloat16 (CPU) or TF32 (CUDA) inputs with float32 sums for matrix products.
 
-    Twice as fast where the CPU has such instructions; teacher and student round alike, and what
-    is left is far below what 4 bits do. Whatever is measured is measured outside of this.
+    This is twice as fast on CPUs with such instructions. Teacher and student round in the same
+    way, and the remaining error is far below that of 4 bits. Use it only in training: errors and KL
+    are measured in full precision.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if device.type == "cpu" else "high")
@@ -138,16 +145,16 @@ def fast_products(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def schedule(step: int, steps: int) -> float:
-    """The share of the highest rate at a step: a short warm-up, then half a cosine to zero."""
+def rate_factor(step: int, steps: int) -> float:
+    """Return the learning rate at a step over the highest: warm-up, then half a cosine to zero."""
     warm = (step + 1) / max(1.0, WARM_UP * steps)
     return min(1.0, warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def numbers(count: int, batch: int, seed: int, step: int) -> Tensor:
-    """Which of `count` texts a step learns from, int64 `[batch]`: every one once, then again."""
-    per_round = max(1, count // batch)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step // per_round)
+def batch_indices(count: int, batch: int, seed: int, step: int) -> Tensor:
+    """Return the text indices of a step, int64 `[batch]`; an epoch uses each of `count` once."""
+    steps_per_epoch = max(1, count // batch)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step // steps_per_epoch)
     order = torch.randperm(count, generator=generator)
-    start = step % per_round * batch
+    start = step % steps_per_epoch * batch
     return order[start : start + batch]

@@ -1,1 +1,1 @@
-"""Number formats, and how a matrix is rounded to one."""
+"""Number formats, and the rounding of matrices to them."""

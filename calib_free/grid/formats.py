@@ -1,4 +1,4 @@
-"""Number formats, what they cost in bytes, and what a target can store."""
+"""Number formats, their sizes in bytes, and the formats that a target supports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lfmc.errors import InputError
 FLOAT_NBYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 ExpertUnit = Literal["matrix", "expert", "layer"]
 
-ROW = -1  # as a group: all columns of a row
+ROW = -1  # as a group size: all columns of a row
 
 _NAME = re.compile(r"int([1-9])-(?:g([1-9]\d*)|row)-(sym|asym)-(\w+)")
 _PALETTE = re.compile(r"lut([1-9])-(\w+)")
@@ -21,13 +21,13 @@ _PALETTE = re.compile(r"lut([1-9])-(\w+)")
 
 @dataclass(frozen=True, order=True)
 class Format:
-    """Unsigned codes of `bits`, one scale (and zero point) for every `group` columns of a row.
+    """Unsigned codes of `bits` bits, with one scale (and zero point) per `group` columns of a row.
 
-    A weight is `(code - zero) * scale`; a symmetric format has the zero point `2^(bits - 1)` and
-    stores none. A group of `ROW` is a whole row. A group of 0 makes it a palette: a row has a table
-    of `2^bits` values in place of scales, a code picks one, and there are no zero points. Raises
-    `InputError` for a width outside 1..8, another group below 1 or a scale dtype that does not
-    exist.
+    A weight is `(code - zero) * scale`. A symmetric format has the zero point `2^(bits - 1)` and
+    stores no zero points. A group size of `ROW` means the whole row. A group size of 0 means a
+    palette: each row has a table of `2^bits` values instead of scales, a code is an index into the
+    table, and there are no zero points. Raises `InputError` for a bit width outside 1..8, any other
+    group size below 1, or an unknown scale dtype.
     """
 
     bits: int
@@ -36,8 +36,8 @@ class Format:
     scale_dtype: str
 
     def __post_init__(self) -> None:
-        sensible = self.group > 0 or self.group == ROW or (self.palette and self.symmetric)
-        if not 1 <= self.bits <= 8 or not sensible or self.scale_dtype not in FLOAT_NBYTES:
+        valid_group = self.group > 0 or self.group == ROW or (self.palette and self.symmetric)
+        if not 1 <= self.bits <= 8 or not valid_group or self.scale_dtype not in FLOAT_NBYTES:
             raise InputError(
                 "there is no such number format",
                 expected=f"1 to 8 bits, a group of 1 or more, scales in {', '.join(FLOAT_NBYTES)}",
@@ -54,8 +54,10 @@ class Format:
 
     @classmethod
     def parse(cls, name: str) -> Format:
-        """The format of a name like `int4-g32-asym-float16` or `lut3-float16`; raises `InputError`
-        for another."""
+        """Return the format of a name like `int4-g32-asym-float16` or `lut3-float16`.
+
+        Raises `InputError` for a name that is not of this form.
+        """
         if palette := _PALETTE.fullmatch(name):
             return cls(int(palette[1]), 0, True, palette[2])
         match = _NAME.fullmatch(name)
@@ -70,45 +72,55 @@ class Format:
 
     @property
     def zero_point(self) -> int:
-        """The zero point that a symmetric format implies."""
+        """The implicit zero point of a symmetric format."""
         return 1 << (self.bits - 1)
 
     @property
     def palette(self) -> bool:
-        """Codes pick values from a table."""
+        """Whether codes are indices into a table of values."""
         return self.group == 0
 
-    def span(self, columns: int) -> int:
-        """Columns of a row of so many that share a scale; 0 for a palette."""
+    def columns_per_group(self, columns: int) -> int:
+        """Return the number of columns that share a scale in a row; 0 for a palette."""
         return columns if self.group == ROW else self.group
 
-    def groups(self, columns: int) -> int:
-        """Groups of a row, of which the last may be partly padding; values of a palette's table."""
-        return 1 << self.bits if self.palette else -(-columns // self.span(columns))
+    def groups_per_row(self, columns: int) -> int:
+        """Return the number of groups in a row, or of table values for a palette.
 
-    def codes(self, columns: int) -> int:
-        """Codes of a row, with those that pad its last group."""
-        return columns if self.palette else self.groups(columns) * self.span(columns)
+        The last group may be partly padding.
+        """
+        return 1 << self.bits if self.palette else -(-columns // self.columns_per_group(columns))
+
+    def codes_per_row(self, columns: int) -> int:
+        """Return the number of codes in a row, including the padding of its last group."""
+        if self.palette:
+            return columns
+        return self.groups_per_row(columns) * self.columns_per_group(columns)
 
     def nbytes(self, shape: Sequence[int]) -> int:
-        """Bytes of a matrix `(N, K)`: codes and zero points fill whole bytes a row, and scales."""
+        """Return the bytes of the codes, zero points and scales of a matrix `(N, K)`.
+
+        The codes of a row fill whole bytes, and so do its zero points.
+        """
         rows, columns = shape
-        groups = self.groups(columns)
-        codes = -(-self.codes(columns) * self.bits // 8)
+        groups = self.groups_per_row(columns)
+        codes = -(-self.codes_per_row(columns) * self.bits // 8)
         zeros = 0 if self.symmetric else -(-groups * self.bits // 8)
         return rows * (codes + zeros + groups * FLOAT_NBYTES[self.scale_dtype])
 
-    def padding(self, shape: Sequence[int]) -> int:
-        """How much of `nbytes` only fills rows of codes and zero points up to whole bytes."""
+    def padding_nbytes(self, shape: Sequence[int]) -> int:
+        """Return the part of `nbytes` that pads rows of codes and zero points to whole bytes."""
         rows, columns = shape
-        counts = [self.codes(columns)] + [self.groups(columns)] * (not self.symmetric)
+        counts = [self.codes_per_row(columns)] + [self.groups_per_row(columns)] * (
+            not self.symmetric
+        )
         widths = [count * self.bits for count in counts]
         return sum(rows * -(-width // 8) - -(-rows * width // 8) for width in widths)
 
 
 @dataclass(frozen=True, order=True)
 class Floats:
-    """A tensor stored as floating-point numbers of one dtype."""
+    """The format of a tensor stored as floating-point numbers of one dtype."""
 
     dtype: str
 
@@ -128,27 +140,31 @@ class Floats:
         return prod(shape) * FLOAT_NBYTES[self.dtype]
 
 
-def unpadded(formats: Sequence[Format], *columns: int) -> tuple[Format, ...]:
-    """Those of which no group is partly padding, on rows of any of these lengths."""
-    return tuple(f for f in formats if all(f.codes(size) == size for size in columns))
+def unpadded_formats(formats: Sequence[Format], *columns: int) -> tuple[Format, ...]:
+    """Return the formats that need no padding in rows of any of the lengths `columns`."""
+    return tuple(f for f in formats if all(f.codes_per_row(size) == size for size in columns))
 
 
 def parse_format(name: str) -> Format | Floats:
-    """The format that `name` stands for, integer or floating point; raises `InputError`."""
+    """Return the integer or floating-point format called `name`.
+
+    Raises `InputError` for an unknown name.
+    """
     return Floats(name) if name in FLOAT_NBYTES else Format.parse(name)
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a target can store, and the bytes of its artifact that are no tensors.
+    """The formats that a target can store, and the bytes of its artifact that are not tensors.
 
     `merged` lists leaf module names that the target fuses into one matmul, so they share one
-    format, such as `("q_proj", "k_proj", "v_proj")`. `expert_unit` is the finest part of a sparse
-    layer with a width of its own: "matrix" (an expert's w1 with its w3, and its w2), "expert", or
-    "layer". With `expert_layer_shares_group` all experts of a layer share group, symmetry and
-    scale dtype, and only widths differ. `negative_scales`: the target's kernels accept them.
-    `graph_nbytes` are to be kept free for what an artifact holds besides tensors, its graph.
-    `embedding_copies` is 2 where a tied embedding is stored once to look up and once to multiply.
+    format, such as `("q_proj", "k_proj", "v_proj")`. `expert_unit` is the smallest part of a sparse
+    layer that can have its own bit width: "matrix" (an expert's w1 with its w3, and its w2),
+    "expert", or "layer". With `expert_layer_shares_group`, all experts of a layer share group size,
+    symmetry and scale dtype, and only bit widths differ. `negative_scales` means that the target's
+    kernels accept negative scales. `graph_nbytes` is reserved for the graph: everything in an
+    artifact that is not a tensor. `embedding_copies` is 2 if a tied embedding is stored twice: once
+    for lookup and once for the head's matmul.
     """
 
     linear: tuple[Format, ...]
@@ -163,17 +179,17 @@ class Capabilities:
     embedding_copies: int = 1
 
     def copies(self, role: str) -> int:
-        """How often an artifact holds a tensor of a role."""
+        """Return how many copies of a tensor of this role an artifact stores."""
         return self.embedding_copies if role == "embedding" else 1
 
     def bits(self) -> tuple[int, ...]:
-        """Every width that some kind of tensor can have, narrowest first."""
+        """Return all bit widths that the target supports for any role, in ascending order."""
         return tuple(sorted({f.bits for f in (*self.linear, *self.embedding, *self.expert)}))
 
     def formats(self, role: str) -> tuple[Format, ...]:
-        """Formats for tensors of a role (`plan/roles.py`); none for roles that stay float.
+        """Return the formats for tensors of a role (`plan/roles.py`); none if the role stays float.
 
-        A head with weights of its own is a matmul like any other; a tied one is the embedding.
+        An untied head is a matmul like any other. A tied head is the embedding.
         """
         return {
             "embedding": self.embedding,
@@ -183,11 +199,17 @@ class Capabilities:
         }.get(role, ())
 
 
-_EVERY = tuple(
+_GENERIC_FORMATS = tuple(
     Format(bits, group, symmetric, "float16")
     for bits in (2, 3, 4, 5, 6, 8)
     for group in (32, 64, 128)
     for symmetric in (True, False)
 )
-# No target in particular: every width that makes sense, no graph. For research and benchmarks.
-GENERIC = Capabilities(_EVERY, _EVERY, _EVERY, tuple(FLOAT_NBYTES), negative_scales=True)
+# No particular target: all common bit widths, and no graph. For research and benchmarks.
+GENERIC = Capabilities(
+    _GENERIC_FORMATS,
+    _GENERIC_FORMATS,
+    _GENERIC_FORMATS,
+    tuple(FLOAT_NBYTES),
+    negative_scales=True,
+)

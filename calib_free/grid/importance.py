@@ -1,8 +1,8 @@
-"""Importance of input channels as text: one letter a channel, half an octave a letter.
+"""Importance of input channels as text: one letter for each channel, half an octave for each step.
 
-A plan must give the same codes every time, so what a clip search weighs columns with is written
-into the row, coarse enough to be read: `a` is the most important channel of the matrix, each
-next letter counts 1/sqrt(2) as much, `z` stands for 2^-12.5 and everything below.
+A plan must produce the same codes every time. Each plan row therefore stores the column weights of
+the clip search, coarsely enough to be readable: `a` is the most important channel of the matrix,
+each next letter counts 1/sqrt(2) as much, and `z` stands for 2^-12.5 and everything below.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from lfmc.errors import InputError
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def encode(importance: Tensor) -> str:
-    """Letters for importances `[K]`, not negative; all `a` where all are zero."""
+def encode_importance(importance: Tensor) -> str:
+    """Return one letter for each importance `[K]`, not negative; all `a` if all are zero."""
     largest = float(importance.max()) if importance.numel() else 0.0
     if largest <= 0:
         return "a" * importance.numel()
@@ -25,8 +25,11 @@ def encode(importance: Tensor) -> str:
     return "".join(LETTERS[int(step)] for step in steps)
 
 
-def decode(letters: str, where: str) -> Tensor:
-    """Importances float32 `[K]` of `encode`'s letters; `InputError` names `where` for others."""
+def decode_importance(letters: str, where: str) -> Tensor:
+    """Return importances float32 `[K]` from the letters of `encode_importance`.
+
+    Raises `InputError`, located at `where`, for any other letter.
+    """
     if not set(letters) <= set(LETTERS):
         raise InputError(
             "an importance can't be read", where=where, expected="letters a to z", got=letters[:40]

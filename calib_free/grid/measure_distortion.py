@@ -1,4 +1,4 @@
-"""Measuring what formats do to one matrix, from some of its rows: work for any worker."""
+"""Measures the distortion of one matrix in several formats; runs on any worker."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.grid.distortion_curves import curves
+from lfmc.calib_free.grid.distortion_curves import measure_curves
 from lfmc.calib_free.grid.formats import Format
 from lfmc.calib_free.grid.grid_search import quantize
-from lfmc.calib_free.grid.importance import decode
+from lfmc.calib_free.grid.importance import decode_importance
 
 RULE = "auto-1"  # raise the number when anything changes that a measurement depends on
 
 
 @dataclass(frozen=True)
 class Task:
-    """A matrix `[N, K]` as far as it takes part: a few rows, and what an error in them costs.
+    """The rows of a matrix `[N, K]` that a measurement needs, and the cost of errors in them.
 
-    `importance` has a letter a column. `spread` `[S, K]` are evenly spaced rows, `rows` `[R, K]`
-    those of `information` float32 `[R, K]`, the Fisher information times how many rows each
-    stands for; all in the dtype that is stored. `reference` is the format whose cost is measured.
+    `importance` has one letter for each column. `sample` `[S, K]` are evenly spaced rows. `rows`
+    `[R, K]` are the rows of `information` float32 `[R, K]`: the Fisher information times the number
+    of rows that each one represents. Rows have the stored dtype. `reference` is the format whose
+    cost is measured.
     """
 
     name: str
     importance: str
-    spread: Tensor
+    sample: Tensor
     rows: Tensor
     information: Tensor
     formats: tuple[Format, ...]
@@ -35,22 +36,26 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Of a matrix: its importance, the cost of the reference format in nats per token, and the
-    weighted squared error over weighted energy in each of the task's formats, in order."""
+class Distortion:
+    """The importance of a matrix, its cost in the reference format, and its error in each format.
+
+    `cost` is in nats per token. `errors` are weighted squared errors over the weighted energy, in
+    the order of the task's formats.
+    """
 
     importance: str
     cost: float
     errors: tuple[float, ...]
 
 
-def measure_task(task: Task) -> Finding:
-    """Equation (1) of docs/allocation.md at the reference, and the curve of every format."""
-    columns = decode(task.importance, task.name)
+def measure_task(task: Task) -> Distortion:
+    """Compute equation (1) of docs/allocation.md at the reference, and the error in each format."""
+    columns = decode_importance(task.importance, task.name)
     grids = dict(zip(task.formats, task.grids, strict=True))
-    found = curves({task.name: task.spread}, {task.name: columns}, task.formats, grids)[task.name]
+    curves = measure_curves({task.name: task.sample}, {task.name: columns}, task.formats, grids)
+    curve = curves[task.name]
     weight = task.rows.float()
     packed = quantize(weight, task.reference, columns, grids[task.reference])
-    wrong = (packed.dequantize() - weight).square_()
-    cost = 0.5 * float((wrong * task.information).sum(dtype=torch.float64))
-    return Finding(task.importance, cost, tuple(found[f] for f in task.formats))
+    squared_error = (packed.dequantize() - weight).square_()
+    cost = 0.5 * float((squared_error * task.information).sum(dtype=torch.float64))
+    return Distortion(task.importance, cost, tuple(curve[f] for f in task.formats))

@@ -1,4 +1,4 @@
-"""Quantized matrices, and codes as a stream of bits."""
+"""Quantized matrices, and the packing of codes into bit streams."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lfmc.calib_free.grid.formats import Format
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A matrix `[N, K]` as integers: exactly what a target stores, in whatever order it likes.
+    """A matrix `[N, K]` as integers: exactly the values that a target stores, in any order.
 
-    `codes` are uint8 `[N, G * group]`, one code a byte, `G` groups a row; columns past `K` hold
-    the zero point. `scales` are `[N, G]` in the format's scale dtype, `zeros` uint8 `[N, G]`, or
-    None where the format is symmetric. A weight is `(code - zero) * scale`. A palette has codes
+    `codes` are uint8 `[N, G * group]`, one code per byte, `G` groups per row; columns past `K`
+    hold the zero point. `scales` are `[N, G]` in the format's scale dtype, `zeros` uint8 `[N, G]`,
+    or None if the format is symmetric. A weight is `(code - zero) * scale`. A palette has codes
     `[N, K]` and tables `[N, 2^bits]` as its `scales`; a weight is `scales[row, code]`.
     """
 
@@ -28,27 +28,28 @@ class PackedTensor:
     zeros: Tensor | None
 
     def dequantize(self) -> Tensor:
-        """The weights that these codes stand for, float32 `[N, K]`, computed in float32."""
+        """Return the dequantized weights, float32 `[N, K]`, computed in float32."""
         rows, columns = self.shape
         if self.format.palette:
             return self.scales.float().gather(1, self.codes.long())
         zeros: Tensor | int = self.format.zero_point
         if self.zeros is not None:
             zeros = self.zeros.unsqueeze(-1).float()
-        grouped = self.codes.view(rows, -1, self.format.span(columns)).float()  # (N, G, group)
+        group = self.format.columns_per_group(columns)
+        grouped = self.codes.view(rows, -1, group).float()  # (N, G, group)
         weights = (grouped - zeros) * self.scales.float().unsqueeze(-1)
         return weights.view(rows, -1)[:, :columns].contiguous()
 
     def signed_codes(self) -> Tensor:
-        """Codes of a symmetric format with zero in the middle, int8."""
+        """Return the codes of a symmetric format, shifted so that 0 is the zero point, int8."""
         return (self.codes.short() - self.format.zero_point).to(torch.int8)
 
     def packed_codes(self) -> Tensor:
-        """Codes as bit streams, uint8 `[N, ceil(G * group * bits / 8)]`."""
+        """Return the codes as bit streams, uint8 `[N, ceil(G * group * bits / 8)]`."""
         return pack_bits(self.codes, self.format.bits)
 
     def packed_zeros(self) -> Tensor | None:
-        """Zero points as bit streams, uint8 `[N, ceil(G * bits / 8)]`."""
+        """Return the zero points as bit streams, uint8 `[N, ceil(G * bits / 8)]`."""
         return None if self.zeros is None else pack_bits(self.zeros, self.format.bits)
 
     @property
@@ -57,7 +58,7 @@ class PackedTensor:
 
 
 def stack_rows(pieces: Sequence[PackedTensor]) -> PackedTensor:
-    """One matrix out of several with the same columns and format, rows in order."""
+    """Concatenate the rows of matrices with the same columns and format."""
     if len(pieces) == 1:
         return pieces[0]
     zeros = [p.zeros for p in pieces if p.zeros is not None]
@@ -71,7 +72,7 @@ def stack_rows(pieces: Sequence[PackedTensor]) -> PackedTensor:
 
 
 def split_rows(stacked: PackedTensor, rows: Sequence[int]) -> list[PackedTensor]:
-    """The inverse of `stack_rows`: pieces of so many rows, in order."""
+    """Invert `stack_rows`: return pieces with the numbers of rows `rows`, in order."""
     zeros = [None] * len(rows) if stacked.zeros is None else stacked.zeros.split(list(rows))
     parts = zip(
         rows, stacked.codes.split(list(rows)), stacked.scales.split(list(rows)), zeros, strict=True
@@ -81,11 +82,11 @@ def split_rows(stacked: PackedTensor, rows: Sequence[int]) -> list[PackedTensor]
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Codes uint8 `[..., n]` below `2^bits` as little-endian bit streams along the last dim.
+    """Pack codes uint8 `[..., n]` below `2^bits` into little-endian bit streams along the last dim.
 
-    The first code takes the lowest bits of the first byte; a stream is padded with zero bits to
-    `ceil(n * bits / 8)` whole bytes. Eight codes fill `bits` bytes, so they travel as one word.
-    Raises `ValueError` for a width outside 1..8 or a code that needs more.
+    The first code takes the lowest bits of the first byte. Each stream is padded with zero bits to
+    `ceil(n * bits / 8)` whole bytes. Eight codes fill `bits` bytes, so eight codes are packed as
+    one word. Raises `ValueError` for a width outside 1..8 or a code that needs more bits.
     """
     _check_width(bits)
     if codes.numel() and int(codes.max()) >> bits:
@@ -101,19 +102,20 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of `pack_bits`: uint8 `[..., count]` from bytes `[..., ceil(count * bits / 8)]`.
+    """Unpack bit streams of `pack_bits`: `[..., ceil(count * bits / 8)]` to uint8 `[..., count]`.
 
     Raises `ValueError` for a width outside 1..8 or streams of another length.
     """
     _check_width(bits)
-    wanted = -(-count * bits // 8)
-    if packed.shape[-1] != wanted:
+    nbytes = -(-count * bits // 8)
+    if packed.shape[-1] != nbytes:
         raise ValueError(f"{count} codes of {bits} bits do not fill {packed.shape[-1]} bytes")
-    shape = (*packed.shape[:-1], -(-wanted // bits), bits)
-    padded = torch.nn.functional.pad(packed, (0, -wanted % bits)).view(shape)
+    shape = (*packed.shape[:-1], -(-nbytes // bits), bits)
+    padded = torch.nn.functional.pad(packed, (0, -nbytes % bits)).view(shape)
     words = torch.zeros(padded.shape[:-1], dtype=torch.int64)
     for j in range(bits):
-        words = words | padded[..., j].long() << (8 * j)  # not in place: this gets decomposed
+        # Not in place: an operator that calls this function is decomposed.
+        words = words | padded[..., j].long() << (8 * j)
     codes = torch.stack([(words >> (bits * i)) & ((1 << bits) - 1) for i in range(8)], dim=-1)
     return codes.flatten(-2)[..., :count].to(torch.uint8).contiguous()
 

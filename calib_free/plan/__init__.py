@@ -1,1 +1,1 @@
-"""The bit plan: one row per stored tensor, its checks, and the tensors it describes."""
+"""The bit plan: one row per stored tensor, with checks and replay."""

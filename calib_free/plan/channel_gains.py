@@ -1,7 +1,7 @@
-"""How much each input channel of a matrix matters, as far as the weights alone tell.
+"""The importance of each input channel of a matrix, from the weights alone.
 
-The input of a projection that follows an RMSNorm is `gain * n` with `n` of unit mean square, so
-the second moment of channel k is about `gain_k^2`: an error in column k costs that much.
+The input of a projection after an RMSNorm is `gain * n`, where `n` has unit mean square. The second
+moment of channel k is therefore about `gain_k^2`, which is the cost of an error in column k.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _FFN_INPUTS = re.compile(
 
 
 def input_gain_name(checkpoint: Checkpoint, name: str) -> str | None:
-    """The RMSNorm weight whose output is the input of matrix `name`; None where there is none.
+    """Return the name of the RMSNorm weight directly before matrix `name`, or None.
 
-    A tied embedding counts as the head that it also is.
+    A tied embedding counts as the head.
     """
     if match := _OPERATOR_INPUTS.fullmatch(name):
         return f"{match.group(1)}.operator_norm.weight"
@@ -36,9 +36,9 @@ def input_gain_name(checkpoint: Checkpoint, name: str) -> str | None:
 
 
 def input_importance(checkpoint: Checkpoint, name: str) -> Tensor | None:
-    """Importance of each input channel of matrix `name`, float32 `[K]`: the squared norm gain.
+    """Return the importance of each input channel of matrix `name`: the squared norm gain.
 
-    None where no norm feeds it: all channels count the same.
+    float32 `[K]`; None if there is no norm before the matrix: all channels count the same.
     """
     gain = input_gain_name(checkpoint, name)
     return None if gain is None else checkpoint.load(gain).float().square()

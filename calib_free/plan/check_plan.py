@@ -1,4 +1,4 @@
-"""Whether a plan, perhaps edited by hand, is a plan for this checkpoint and this target."""
+"""Checks that a plan, perhaps edited by hand, is valid for a checkpoint and a target."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections import Counter
 
 from lfmc.calib_free.grid.formats import Capabilities, Floats, Format, parse_format
 from lfmc.calib_free.grid.grid_search import GRIDS, PALETTE
-from lfmc.calib_free.grid.importance import decode
+from lfmc.calib_free.grid.importance import decode_importance
 from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
-from lfmc.calib_free.plan.roles import Unit, role, units
+from lfmc.calib_free.plan.roles import Unit, quantization_units, tensor_role
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError
 
@@ -16,10 +16,10 @@ FLOAT_GRIDS: tuple[str, ...] = ("none",)
 
 
 def check_plan(plan: BitPlan, checkpoint: Checkpoint, capabilities: Capabilities) -> None:
-    """Raise `InputError`, naming the row, at the first thing that is wrong.
+    """Raise `InputError`, naming the row, at the first error.
 
-    Checked in this order: fingerprint and size of the checkpoint, the set of tensors, each row by
-    itself, tensors that must agree with each other, and the total against the limit.
+    The checks run in this order: fingerprint and size of the checkpoint, the set of tensors, each
+    row by itself, tensors that must share a format, and the total against the limit.
     """
     if plan.fingerprint != checkpoint.fingerprint:
         raise InputError(
@@ -27,22 +27,22 @@ def check_plan(plan: BitPlan, checkpoint: Checkpoint, capabilities: Capabilities
             where="fingerprint",
             expected=checkpoint.fingerprint,
             got=plan.fingerprint,
-            todo="make a plan for this one",
+            todo="make a new plan for this checkpoint",
         )
-    _expect("num_params", checkpoint.num_params, plan.num_params)
+    _check_equal("num_params", checkpoint.num_params, plan.num_params)
     if plan.graph_nbytes < 0:
         raise _disagreement("graph_nbytes", "0 or more", plan.graph_nbytes)
     _check_names(plan, checkpoint)
     for row in plan.rows:
         _check_row(row, checkpoint, capabilities)
-    found = units(checkpoint, capabilities)
-    for unit in found:
+    units = quantization_units(checkpoint, capabilities)
+    for unit in units:
         _check_unit(plan, unit)
     if capabilities.expert_layer_shares_group:
-        _check_layers(plan, found)
-    # An exported plan has the graph that it met; one that was edited may come to a larger one.
-    graph = max(plan.graph_nbytes, capabilities.graph_nbytes)
-    nbytes = plan.nbytes - plan.graph_nbytes + graph
+        _check_expert_layers(plan, units)
+    # An exported plan stores the size of its graph; after an edit, the graph may be larger.
+    graph_nbytes = max(plan.graph_nbytes, capabilities.graph_nbytes)
+    nbytes = plan.nbytes - plan.graph_nbytes + graph_nbytes
     if plan.limit_nbytes is not None and nbytes > plan.limit_nbytes:
         raise InputError(
             "the plan takes more bytes than its own limit",
@@ -53,7 +53,7 @@ def check_plan(plan: BitPlan, checkpoint: Checkpoint, capabilities: Capabilities
         )
 
 
-def _expect(where: str, expected: object, got: object) -> None:
+def _check_equal(where: str, expected: object, got: object) -> None:
     if expected != got:
         raise _disagreement(where, expected, got)
 
@@ -83,26 +83,26 @@ def _check_names(plan: BitPlan, checkpoint: Checkpoint) -> None:
 
 def _check_row(row: PlanRow, checkpoint: Checkpoint, capabilities: Capabilities) -> None:
     info = checkpoint.tensors[row.name]
-    _expect(f"{row.name}, shape", list(info.shape), list(row.shape))
-    _expect(f"{row.name}, role", role(row.name, info.shape), row.role)
+    _check_equal(f"{row.name}, shape", list(info.shape), list(row.shape))
+    _check_equal(f"{row.name}, role", tensor_role(row.name, info.shape), row.role)
     try:
         number_format = parse_format(row.format)
     except InputError as error:
         raise InputError(
-            "a row has a format that can't be read",
+            "the format of a row can't be read",
             where=row.name,
             expected=error.expected,
             got=row.format,
         ) from error
     allowed = [f.name for f in capabilities.formats(row.role)]
     if isinstance(number_format, Floats):
-        good, grids = number_format.dtype in capabilities.floats, FLOAT_GRIDS
+        supported, grids = number_format.dtype in capabilities.floats, FLOAT_GRIDS
     else:
-        good = row.format in allowed
+        supported = row.format in allowed
         grids = tuple(g for g in GRIDS if g != "signed" or capabilities.negative_scales)
         if number_format.palette:
             grids = (PALETTE,)
-    if not good:
+    if not supported:
         raise InputError(
             f"the target can't store tensor '{row.name}' as {row.format}",
             where=row.name,
@@ -113,20 +113,23 @@ def _check_row(row: PlanRow, checkpoint: Checkpoint, capabilities: Capabilities)
         grids = ("fitted",)
     if row.grid not in grids:
         raise InputError(
-            "a row has a grid that does not fit its format",
+            "the grid of a row does not match its format",
             where=row.name,
             expected=", ".join(grids),
             got=row.grid,
         )
-    if row.importance is not None and len(decode(row.importance, row.name)) != row.shape[-1]:
+    if (
+        row.importance is not None
+        and len(decode_importance(row.importance, row.name)) != row.shape[-1]
+    ):
         raise InputError(
-            "a row does not have one letter of importance a column",
+            "a row does not have one importance letter per column",
             where=row.name,
             expected=row.shape[-1],
             got=len(row.importance),
         )
     nbytes = capabilities.copies(row.role) * number_format.nbytes(row.shape)
-    _expect(f"{row.name}, nbytes", nbytes, row.nbytes)
+    _check_equal(f"{row.name}, nbytes", nbytes, row.nbytes)
 
 
 def _check_unit(plan: BitPlan, unit: Unit) -> None:
@@ -138,22 +141,22 @@ def _check_unit(plan: BitPlan, unit: Unit) -> None:
                 where=f"{rows[0].name} and {row.name}",
                 expected=rows[0].format,
                 got=row.format,
-                todo="give both the same",
+                todo="use the same format for both",
             )
 
 
-def _check_layers(plan: BitPlan, found: list[Unit]) -> None:
-    first: dict[str, PlanRow] = {}
-    for unit in found:
+def _check_expert_layers(plan: BitPlan, units: list[Unit]) -> None:
+    first_rows: dict[str, PlanRow] = {}
+    for unit in units:
         if unit.experts is None:
             continue
         row = plan.row(unit.names[0])
-        other = first.setdefault(unit.experts, row)
-        if _layout(row.format) != _layout(other.format):
+        first_row = first_rows.setdefault(unit.experts, row)
+        if _layout(row.format) != _layout(first_row.format):
             raise InputError(
-                "experts of one layer differ in more than their widths",
-                where=f"{other.name} and {row.name}",
-                expected=f"group, symmetry and scales of {other.format}",
+                "experts of one layer differ in more than their bit widths",
+                where=f"{first_row.name} and {row.name}",
+                expected=f"group, symmetry and scales of {first_row.format}",
                 got=row.format,
             )
 

@@ -1,4 +1,4 @@
-"""What each stored tensor does in the model, and which tensors share one decision."""
+"""The role of each stored tensor in the model, and the units of tensors that share a format."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lfmc.checkpoint.checkpoint import Checkpoint
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
-# Roles that take part in allocation, and roles that stay floating point with the reason that
-# the plan gives.
-QUANTIZED = ("embedding", "head", "linear", "expert")
-KEPT: Mapping[str, str] = {
+# Roles that take part in allocation, and roles that stay floating point with the reason for the
+# plan.
+QUANTIZED_ROLES = ("embedding", "head", "linear", "expert")
+FLOAT_ROLES: Mapping[str, str] = {
     "router": "kept: rounding a router sends tokens to other experts",
     "expert_bias": "kept: it decides which experts are chosen",
     "norm": "kept: tiny and sensitive",
@@ -24,7 +24,7 @@ KEPT: Mapping[str, str] = {
     "bias": "kept: tiny and sensitive",
 }
 
-# Leaf modules of every `nn.Linear` in `lfmc.model` but the head and the gate.
+# Leaf modules of every `nn.Linear` in `lfmc.model` except the head and the gate.
 _LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "o_proj", "in_proj", "w1", "w2", "w3")
 _EXPERT = re.compile(r"(model\.layers\.\d+\.feed_forward\.experts)\.(\d+)\.(w[123])\.weight")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -32,10 +32,10 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Unit:
-    """Tensors that must have one format; `layer` is None outside the layers.
+    """Tensors that must share one format; `layer` is None outside the layers.
 
     `experts` names the sparse layer (`model.layers.2.feed_forward.experts`) of an expert unit.
-    `copies` is how often an artifact holds it.
+    `copies` is the number of copies in an artifact.
     """
 
     names: tuple[str, ...]
@@ -46,7 +46,7 @@ class Unit:
 
     @property
     def kind(self) -> str:
-        """What the unit is within its layer, such as `conv.in_proj` or `experts.w1+w3`."""
+        """The name of the unit within its layer, such as `conv.in_proj` or `experts.w1+w3`."""
         if self.experts is not None:
             leaves = sorted({name.split(".")[-2] for name in self.names})
             return "experts." + "+".join(leaves)
@@ -56,10 +56,11 @@ class Unit:
         return "+".join([inner[0], *(path.rsplit(".", 1)[-1] for path in inner[1:])])
 
 
-def role(name: str, shape: tuple[int, ...]) -> str:
-    """The role of a tensor by its name on disk and its shape: one of `QUANTIZED` or `KEPT`.
+def tensor_role(name: str, shape: tuple[int, ...]) -> str:
+    """Return the role of a tensor from its name on disk and its shape.
 
-    Raises `ValueError` for a tensor that no LFM decoder has; a `Checkpoint` holds none.
+    The role is one of `QUANTIZED_ROLES` or `FLOAT_ROLES`. Raises `ValueError` for a tensor that no
+    LFM decoder has; a `Checkpoint` contains no such tensor.
     """
     if name == EMBEDDING:
         return "embedding"
@@ -85,21 +86,21 @@ def role(name: str, shape: tuple[int, ...]) -> str:
     raise ValueError(f"tensor '{name}' of shape {list(shape)} has no known role")
 
 
-def units(checkpoint: Checkpoint, capabilities: Capabilities) -> list[Unit]:
-    """Quantizable tensors of a checkpoint, grouped as the target needs, in checkpoint order."""
-    found: dict[tuple[object, ...], list[str]] = {}
+def quantization_units(checkpoint: Checkpoint, capabilities: Capabilities) -> list[Unit]:
+    """Group the quantizable tensors of a checkpoint as the target requires, in checkpoint order."""
+    names_by_key: dict[tuple[object, ...], list[str]] = {}
     for name, info in checkpoint.tensors.items():
-        if role(name, info.shape) in QUANTIZED:
-            found.setdefault(_key(name, capabilities), []).append(name)
-    return [_unit(checkpoint, tuple(names), capabilities) for names in found.values()]
+        if tensor_role(name, info.shape) in QUANTIZED_ROLES:
+            names_by_key.setdefault(_group_key(name, capabilities), []).append(name)
+    return [_build_unit(checkpoint, tuple(names), capabilities) for names in names_by_key.values()]
 
 
-def _key(name: str, capabilities: Capabilities) -> tuple[object, ...]:
+def _group_key(name: str, capabilities: Capabilities) -> tuple[object, ...]:
     expert = _EXPERT.fullmatch(name)
     if expert is None:
         parent, module, _ = name.rsplit(".", 2) if name.count(".") > 1 else ("", name, "")
-        merged = next((m for m in capabilities.merged if module in m), None)
-        return (name,) if merged is None else (parent, merged)
+        projections = next((group for group in capabilities.merged if module in group), None)
+        return (name,) if projections is None else (parent, projections)
     layer, index, leaf = expert.groups()
     if capabilities.expert_unit == "layer":
         return (layer,)
@@ -108,14 +109,14 @@ def _key(name: str, capabilities: Capabilities) -> tuple[object, ...]:
     return (layer, index, leaf == "w2")
 
 
-def _unit(checkpoint: Checkpoint, names: tuple[str, ...], capabilities: Capabilities) -> Unit:
+def _build_unit(checkpoint: Checkpoint, names: tuple[str, ...], capabilities: Capabilities) -> Unit:
     first = names[0]
-    own = role(first, checkpoint.tensors[first].shape)
+    role = tensor_role(first, checkpoint.tensors[first].shape)
     layer, expert = _LAYER.match(first), _EXPERT.fullmatch(first)
     return Unit(
         names,
-        own,
+        role,
         int(layer.group(1)) if layer else None,
         expert.group(1) if expert else None,
-        capabilities.copies(own),
+        capabilities.copies(role),
     )

@@ -1,7 +1,8 @@
-"""A hook of mkdocs: the package as it installs, for mkdocstrings, which reads source only.
+"""A mkdocs hook that builds the package tree as installed, for mkdocstrings.
 
-`passes/`, `targets/` and `calib_free/` lie beside `lfmc/` in the repository and install inside of
-it (pyproject.toml); `build/docs/lfmc` is that tree, made of links.
+`passes/`, `targets/` and `calib_free/` are next to `lfmc/` in the repository, but install inside
+`lfmc` (see pyproject.toml). mkdocstrings only reads sources, so the hook creates the installed tree
+as symbolic links in `build/docs/lfmc`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-BESIDE = ("passes", "targets", "calib_free")
+FOLDERS = ("passes", "targets", "calib_free")
 
 
 def on_startup(command: str, dirty: bool) -> None:
-    """Lay the tree anew; mkdocs calls this before plugins look for it."""
+    """Create the tree; mkdocs calls this before the plugins run."""
     root = Path(__file__).parents[2]
-    lay(root, root / "build" / "docs" / "lfmc")
+    create_tree(root, root / "build" / "docs" / "lfmc")
 
 
-def lay(root: Path, package: Path) -> None:
-    """Make `package` a folder of links to what the package `lfmc` has."""
+def create_tree(root: Path, package: Path) -> None:
+    """Replace the folder `package` by links to the modules of `lfmc`."""
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
-    for entry in (*(root / "lfmc").iterdir(), *(root / name for name in BESIDE)):
+    for entry in (*(root / "lfmc").iterdir(), *(root / name for name in FOLDERS)):
         (package / entry.name).symlink_to(entry)

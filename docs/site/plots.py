@@ -1,7 +1,7 @@
-"""The plots of docs/allocation.md: KL against bits per weight, and bits by expert.
+"""Draws the plots of docs/allocation.md: KL against bits per weight, and bits by expert.
 
-`python docs/site/plots.py` measures the checkpoint that ships with lfmc on the passages that do,
-and writes docs/plots/*.svg; some minutes of one core.
+`python docs/site/plots.py` measures the checkpoint that ships with lfmc on the passages that ship
+with it, and writes docs/plots/*.svg. It takes a few minutes on one core.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lfmc.report import heat_map as heat
 from lfmc.report.page import templates
 from lfmc.report.plan_facts import tensor_facts
 from lfmc.report.plot import Line, Mark, Plot, axes
-from lfmc.verification.rungs import WINDOW, WINDOWS, passages
+from lfmc.verification.rungs import WINDOW, WINDOWS, read_passages
 
 FOLDER = Path(__file__).parents[1] / "plots"
 BUDGETS = (2.5, 3.0, 3.5, 4.0, 4.5, 5.5, 6.5)
 METHODS = {"auto": "one", "alphaq": "three", "uniform": "two"}
-LABELLED = {"auto": 0, "alphaq": -1, "uniform": 0}  # the point of a line with its name
+LABELLED = {"auto": 0, "alphaq": -1, "uniform": 0}  # the index of the labelled point of each line
 EXPERTS_AT = 3.5
 STYLE = """
 .paper { fill: #fff; } .grid { stroke: #d9dee4; } .float { fill: #c9ced6; }
@@ -44,11 +44,11 @@ path { fill: none; stroke-width: 2; }
 
 
 def main() -> None:
-    """Measure, and write the plots."""
+    """Measure all plans and write the plots."""
     torch.set_num_threads(1)
     checkpoint = open_checkpoint()
-    tokens = passages(checkpoint, WINDOW, WINDOWS["full"])
-    found: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
+    tokens = read_passages(checkpoint, WINDOW, WINDOWS["full"])
+    points: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
     FOLDER.mkdir(exist_ok=True)
     for bits in BUDGETS:
         for method in METHODS:
@@ -57,12 +57,12 @@ def main() -> None:
             except InputError as error:
                 print(f"{method} at {bits}: {error.what}")
                 continue
-            kl = measured(checkpoint, tokens, plan)
+            kl = measure_kl(checkpoint, tokens, plan)
             print(f"{method} at {bits}: {plan.bits_per_weight:.3f} bits per weight, KL {kl:.4f}")
-            found[method].append((plan.bits_per_weight, kl))
+            points[method].append((plan.bits_per_weight, kl))
             if bits == EXPERTS_AT and method != "uniform":
                 write(f"experts-{method}.svg", "heat_map", experts(plan))
-    write("kl.svg", "plot", kl_plot(found))
+    write("kl.svg", "plot", kl_plot(points))
 
 
 def plan_of(checkpoint: Checkpoint, method: str, bits: float) -> BitPlan:
@@ -71,39 +71,39 @@ def plan_of(checkpoint: Checkpoint, method: str, bits: float) -> BitPlan:
     return make_plan(checkpoint, GENERIC, method, budget, target="generic", resources=resources)
 
 
-def measured(checkpoint: Checkpoint, tokens: Tensor, plan: BitPlan) -> float:
-    """KL(float32 || quantized) on windows of text, nats per token."""
+def measure_kl(checkpoint: Checkpoint, tokens: Tensor, plan: BitPlan) -> float:
+    """Return KL(float32 || quantized) on windows of text, in nats per token."""
     meter = QualityMeter()
     weights = dequantized_weights(checkpoint, plan)
     with torch.inference_mode():
-        wide, narrow = (
+        reference, quantized = (
             logits_of(d, tokens) for d in (checkpoint.decoder(), checkpoint.decoder(weights))
         )
-        for ours, theirs, part in zip(wide, narrow, tokens.split(8), strict=True):
-            meter.add(ours, theirs, part)
+        for expected, actual, batch in zip(reference, quantized, tokens.split(8), strict=True):
+            meter.add(expected, actual, batch)
     return meter.result().kl
 
 
-def kl_plot(found: dict[str, list[tuple[float, float]]]) -> Plot:
-    every = [point for points in found.values() for point in points]
+def kl_plot(points_by_method: dict[str, list[tuple[float, float]]]) -> Plot:
+    all_points = [point for points in points_by_method.values() for point in points]
     size = (560, 340)
     x, y = axes(
-        ([p[0] for p in every], [p[1] for p in every]),
+        ([p[0] for p in all_points], [p[1] for p in all_points]),
         ("bits per weight, every byte counted", "KL to the float32 model, nats a token, measured"),
         size=size,
         log=(False, True),
     )
-    lines = [Line(tuple(points), METHODS[name], name) for name, points in found.items()]
-    named = {name: points[LABELLED[name]] for name, points in found.items()}
+    lines = [Line(tuple(points), METHODS[name], name) for name, points in points_by_method.items()]
+    labelled = {name: points[LABELLED[name]] for name, points in points_by_method.items()}
     marks = [
         Mark(
             point,
             3.5,
             METHODS[name],
             f"{name}: {point[0]:.3f} bits per weight, KL {point[1]:.4f}",
-            name if point == named[name] else "",
+            name if point == labelled[name] else "",
         )
-        for name, points in found.items()
+        for name, points in points_by_method.items()
         for point in points
     ]
     title = "KL against bits per weight, for auto, alphaq and uniform"
@@ -111,16 +111,16 @@ def kl_plot(found: dict[str, list[tuple[float, float]]]) -> Plot:
 
 
 def experts(plan: BitPlan) -> heat.HeatMap:
-    """Bits per weight of every expert."""
-    found = heat.expert_map(list(map(tensor_facts, plan.rows)))
-    assert found is not None
-    return found
+    """Return the heat map of the bits per weight of every expert."""
+    heat_map = heat.expert_map(list(map(tensor_facts, plan.rows)))
+    assert heat_map is not None
+    return heat_map
 
 
-def write(name: str, macro: str, drawn: Any) -> None:
-    """An SVG file of what a macro of the pages draws, on white paper, with its own style."""
-    source = f"{{% from 'parts.html' import {macro} %}}{{{{ {macro}(drawn) }}}}"
-    text = templates().from_string(source).render(drawn=drawn).strip()
+def write(name: str, macro: str, plot: Any) -> None:
+    """Draw a plot with a macro of the HTML pages; write it as SVG on white, with its style."""
+    source = f"{{% from 'parts.html' import {macro} %}}{{{{ {macro}(figure) }}}}"
+    text = templates().from_string(source).render(figure=plot).strip()
     text = text.removeprefix('<div class="scroll">').removesuffix("</div>").strip()
     shades = enumerate(heat.colours(heat.LIGHT))
     style = STYLE + "".join(
@@ -128,7 +128,7 @@ def write(name: str, macro: str, drawn: Any) -> None:
     )
     head, _, rest = text.partition(">")
     if "viewBox" not in head:
-        head += f' viewBox="0 0 {drawn.width} {drawn.height}"'
+        head += f' viewBox="0 0 {plot.width} {plot.height}"'
     head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
     paper = '<rect class="paper" width="100%" height="100%"/>'
     (FOLDER / name).write_text(f"{head}>\n<style>{style}</style>{paper}{rest}\n", encoding="utf-8")

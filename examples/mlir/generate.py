@@ -1,4 +1,4 @@
-"""Text from a bundle of lfmc's MLIR target, with IREE's runtime and tokenizers alone.
+"""Generate text from a bundle of lfmc's MLIR target, with only IREE's runtime and tokenizers.
 
 python generate.py BUNDLE "Once upon a time" [COUNT]
 """
@@ -18,7 +18,7 @@ DRIVERS = {"cpu": "local-task", "vulkan": "vulkan", "hip": "hip", "cuda": "cuda"
 
 
 def load(bundle: Path, device: str) -> Any:
-    """The functions of the compiled module, on mapped parameters."""
+    """Load the compiled module with mapped parameters; return its functions."""
     config = iree.Config(DRIVERS[device.split(":")[0]])
     index = iree.ParameterIndex()
     index.load(str(bundle / "params.safetensors"))
@@ -31,28 +31,29 @@ def load(bundle: Path, device: str) -> Any:
 
 
 def generate(bundle: Path, prompt: str, count: int) -> str:
+    """Continue a prompt greedily by at most `count` tokens."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     functions = load(bundle, manifest["device"])
     tokens = manifest["tokens"]
     ids = [tokens["bos"], *tokenizer.encode(prompt, add_special_tokens=False).ids]
     functions["reset"]()
-    at, logits = 0, None
-    while at < len(ids):  # in calls of the lengths that there are functions for
-        size = next(n for n in manifest["lengths"] if n <= len(ids) - at)
+    start, logits = 0, None
+    while start < len(ids):  # in calls of the lengths that the module has functions for
+        size = next(length for length in manifest["lengths"] if length <= len(ids) - start)
         name = "decode" if size == 1 else f"prefill_{size}"
-        piece = np.array(ids[at : at + size], np.int32)
-        logits = functions[name](piece, np.array([at], np.int32)).to_host()
-        at += size
-    made: list[int] = []
-    for position in range(at, min(at + count, manifest["context"])):
+        chunk = np.array(ids[start : start + size], np.int32)
+        logits = functions[name](chunk, np.array([start], np.int32)).to_host()
+        start += size
+    generated: list[int] = []
+    for position in range(start, min(start + count, manifest["context"])):
         token = int(np.argmax(logits[-1]))
         if token in tokens["stop"]:
             break
-        made.append(token)
-        given = np.array([token], np.int32), np.array([position], np.int32)
-        logits = functions["decode"](*given).to_host()
-    return tokenizer.decode(made)
+        generated.append(token)
+        inputs = np.array([token], np.int32), np.array([position], np.int32)
+        logits = functions["decode"](*inputs).to_host()
+    return tokenizer.decode(generated)
 
 
 if __name__ == "__main__":

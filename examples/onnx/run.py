@@ -1,10 +1,10 @@
-"""Load a bundle with ONNX Runtime alone and generate: what an app does, in one file.
+"""Load a bundle with ONNX Runtime only and generate text, as an app does.
 
     python run.py BUNDLE "Once upon a time"
     python run.py BUNDLE --self-test
 
-Needs onnxruntime, tokenizers and numpy; neither torch nor lfmc. Everything it has to know is in the
-bundle's manifest: names and shapes of the states, the start token, every stop token.
+Requires onnxruntime, tokenizers and numpy; neither torch nor lfmc. The manifest of the bundle has
+all facts that this script needs: names and shapes of the states, the start token, every stop token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 
 class Model:
-    """One conversation; `reset` starts another."""
+    """One conversation; `reset` starts a new one."""
 
     def __init__(self, bundle: Path) -> None:
         self.manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
@@ -29,7 +29,7 @@ class Model:
         self.reset()
 
     def reset(self) -> None:
-        """All states are zeros; keys and values begin with no positions at all."""
+        """Set all states to zeros; keys and values start with length 0."""
         self.length = 0
         sizes = {"batch": 1, "past": 0}
         self.state = {
@@ -38,7 +38,7 @@ class Model:
         }
 
     def step(self, tokens: list[int]) -> np.ndarray:
-        """Logits [T, V] of the tokens that come next."""
+        """Append tokens, and return their logits [T, V]."""
         self.length += len(tokens)
         if self.length > self.manifest["context"]:
             raise ValueError(f"longer than the context of {self.manifest['context']} tokens")
@@ -53,7 +53,7 @@ class Model:
         return logits[0]
 
     def generate(self, prompt: list[int], count: int) -> Iterator[int]:
-        """Greedy tokens after a prompt, up to a stop token."""
+        """Yield up to `count` greedy tokens after a prompt, until a stop token."""
         self.reset()
         logits = self.step(prompt)
         for _ in range(count):
@@ -65,19 +65,19 @@ class Model:
 
 
 def self_test(model: Model, bundle: Path) -> bool:
-    """Whether the golden prompts continue as they did when the bundle was exported."""
+    """Return whether the golden prompts produce the same tokens as at export."""
     golden = json.loads((bundle / "golden.json").read_text(encoding="utf-8"))
     for entry in golden:
         model.reset()
-        logits, found = model.step(entry["prompt"]), []
+        logits, tokens = model.step(entry["prompt"]), []
         for _ in entry["tokens"]:
-            found.append(int(logits[-1].argmax()))
-            if len(found) < len(entry["tokens"]):
-                logits = model.step(found[-1:])
-        if found != entry["tokens"]:
-            print(f"{entry['text']!r}: expected {entry['tokens']}, got {found}")
+            tokens.append(int(logits[-1].argmax()))
+            if len(tokens) < len(entry["tokens"]):
+                logits = model.step(tokens[-1:])
+        if tokens != entry["tokens"]:
+            print(f"{entry['text']!r}: expected {entry['tokens']}, got {tokens}")
             return False
-    print(f"{len(golden)} golden prompts continue as they should")
+    print(f"{len(golden)} golden prompts continue as at export")
     return True
 
 
@@ -87,20 +87,20 @@ def main() -> None:
     parser.add_argument("prompt", nargs="?", default="Once upon a time")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--self-test", action="store_true")
-    asked = parser.parse_args()
-    model = Model(asked.bundle)
-    if asked.self_test:
-        raise SystemExit(0 if self_test(model, asked.bundle) else 1)
-    tokenizer = Tokenizer.from_file(str(asked.bundle / "tokenizer.json"))
+    arguments = parser.parse_args()
+    model = Model(arguments.bundle)
+    if arguments.self_test:
+        raise SystemExit(0 if self_test(model, arguments.bundle) else 1)
+    tokenizer = Tokenizer.from_file(str(arguments.bundle / "tokenizer.json"))
     bos = model.manifest["tokens"]["bos"]
-    prompt = tokenizer.encode(asked.prompt, add_special_tokens=False).ids
+    prompt = tokenizer.encode(arguments.prompt, add_special_tokens=False).ids
     prompt = prompt if bos is None else [bos, *prompt]
-    new: list[int] = []
-    print(asked.prompt, end="", flush=True)
-    for token in model.generate(prompt, asked.tokens):
-        before = tokenizer.decode(new)
-        new.append(token)
-        print(tokenizer.decode(new)[len(before) :], end="", flush=True)
+    generated: list[int] = []
+    print(arguments.prompt, end="", flush=True)
+    for token in model.generate(prompt, arguments.tokens):
+        text = tokenizer.decode(generated)
+        generated.append(token)
+        print(tokenizer.decode(generated)[len(text) :], end="", flush=True)
     print()
 
 

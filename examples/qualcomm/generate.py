@@ -1,10 +1,10 @@
-"""Text from a bundle of lfmc's Qualcomm target, with ONNX Runtime and tokenizers alone.
+"""Generate text from a bundle of lfmc's Qualcomm target, with only ONNX Runtime and tokenizers.
 
 python generate.py BUNDLE "Once upon a time" [COUNT]
 
-What a host does around the graphs is all here, in numpy: embeddings, angles, masks and states. It
-runs the quantized graphs on a CPU. On a device, open them with QNN's execution provider instead, or
-open `decode.onnx` and `prefill.onnx`, which are compiled.
+This file contains the host's complete part of an inference, in numpy: embeddings, angles, masks and
+states. It runs the quantized graphs on a CPU. On a device, open them with QNN's execution provider
+instead, or open the compiled graphs `decode.onnx` and `prefill.onnx`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class Model:
     """One conversation."""
 
     def __init__(self, bundle: Path) -> None:
-        with safe_open(bundle / "host.safetensors", "np") as held:
-            self.facts: dict[str, Any] = json.loads(held.metadata()["lfmc"])
-            alone = list(held.keys())
-        self.shape = self.facts["interface"]
-        table = "host.safetensors" if alone else "params.safetensors"
+        with safe_open(bundle / "host.safetensors", "np") as host_file:
+            self.facts: dict[str, Any] = json.loads(host_file.metadata()["lfmc"])
+            has_table = bool(list(host_file.keys()))
+        self.interface = self.facts["interface"]
+        table = "host.safetensors" if has_table else "params.safetensors"
         self.table = safe_open(bundle / table, "np")
-        self.names = set(self.table.keys())
-        names = {1: "decode"}
+        self.tensor_names = set(self.table.keys())
+        graph_names = {1: "decode"}
         self.sessions = {
-            count: ort.InferenceSession(bundle / f"{names.get(count, 'prefill')}.qdq.onnx")
+            count: ort.InferenceSession(bundle / f"{graph_names.get(count, 'prefill')}.qdq.onnx")
             for count in self.facts["lengths"]
         }
         self.reset()
@@ -43,7 +43,7 @@ class Model:
     def reset(self) -> None:
         self.length = 0
         self.states = {}
-        for state in self.shape["states"]:
+        for state in self.interface["states"]:
             size, name = state["shape"], f"{state['kind']}_{state['layer']}"
             if state["kind"] != "conv":  # [1, K, C, D]
                 size = [size[1], size[2], size[3]]
@@ -52,72 +52,75 @@ class Model:
             self.states[name] = np.zeros(size, np.float32)
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
-        """Float32 `[T, H]`: rows of a table, or columns of the head that shares it."""
+        """Return float32 `[T, H]`, from rows of a table or columns of a head that shares it."""
         name, bits = self.facts["embedding"], self.facts["embedding_bits"]
-        held, middle = self.table, 1 << (bits - 1) if bits else 0
+        table, middle = self.table, 1 << (bits - 1) if bits else 0
         if not bits:
-            rows = f"host#{name}" in self.names
-            value = held.get_tensor(f"host#{name}" if rows else name)
+            rows = f"host#{name}" in self.tensor_names
+            value = table.get_tensor(f"host#{name}" if rows else name)
             return (value[ids] if rows else value[:, ids].T).astype(np.float32)
         shifts = np.arange(0, 8, bits)
-        if f"host#{name}#codes" in self.names:
-            packed, scales = (held.get_tensor(f"host#{name}#{p}")[ids] for p in ("codes", "scales"))
+        if f"host#{name}#codes" in self.tensor_names:
+            packed, scales = (
+                table.get_tensor(f"host#{name}#{part}")[ids] for part in ("codes", "scales")
+            )
             codes = (packed[..., None] >> shifts) & ((1 << bits) - 1)
             return ((codes.reshape(len(ids), -1) - float(middle)) * scales).astype(np.float32)
-        full = next(key for key in self.names if key.startswith(f"{name}#{bits}:"))
-        columns, rows = map(int, full.split(":")[1:])
-        each = 8 // bits
-        lanes = (
-            held.get_tensor(full).reshape(columns, rows // each)[:, ids // each].astype(np.int32)
-        )
-        codes = (((lanes >> (bits * (ids % each))) & ((1 << bits) - 1)) ^ middle) - middle
-        return (codes * held.get_tensor(f"{name}#scales")[ids]).T.astype(np.float32)
+        codes_name = next(key for key in self.tensor_names if key.startswith(f"{name}#{bits}:"))
+        columns, rows = map(int, codes_name.split(":")[1:])
+        codes_per_byte = 8 // bits
+        lanes = table.get_tensor(codes_name).reshape(columns, rows // codes_per_byte)
+        lanes = lanes[:, ids // codes_per_byte].astype(np.int32)
+        codes = (lanes >> (bits * (ids % codes_per_byte))) & ((1 << bits) - 1)
+        signed = (codes ^ middle) - middle
+        return (signed * table.get_tensor(f"{name}#scales")[ids]).T.astype(np.float32)
 
     def step(self, ids: list[int]) -> np.ndarray:
-        """Logits `[V]` behind some tokens, in calls of the lengths that there are graphs for."""
+        """Feed tokens, in calls of the graphs' lengths; return the last logits `[V]`."""
         longest = max(self.sessions)
-        for at in range(0, len(ids), longest):
-            logits = self._call(np.array(ids[at : at + longest]))
+        for start in range(0, len(ids), longest):
+            logits = self._call(np.array(ids[start : start + longest]))
         return logits
 
     def _call(self, ids: np.ndarray) -> np.ndarray:
         start, count = self.length, len(ids)
         size = min(length for length in self.sessions if length >= count)
         inputs = {**self.states, **self._tables(start, size)}
-        inputs["hidden"] = np.zeros((1, size, self.shape["hidden_size"]), np.float32)
+        inputs["hidden"] = np.zeros((1, size, self.interface["hidden_size"]), np.float32)
         inputs["hidden"][0, :count] = self.embed(ids)
         session = self.sessions[size]
-        names = [own.name for own in session.get_outputs()]
-        wanted = {own.name: inputs[own.name] for own in session.get_inputs()}
-        made = dict(zip(names, session.run(names, wanted), strict=True))
+        output_names = [output.name for output in session.get_outputs()]
+        arguments = {value.name: inputs[value.name] for value in session.get_inputs()}
+        outputs = dict(zip(output_names, session.run(output_names, arguments), strict=True))
         for name, state in self.states.items():
-            new, end = made[f"{name}_new"], start + count
+            new, end = outputs[f"{name}_new"], start + count
             if name.startswith("key"):
                 state[:, :, start:end] = new[:, :, :count]
             elif name.startswith("value"):
                 state[:, start:end] = new[:, :count]
             else:  # the last inputs of a filter
-                seen = np.concatenate([state, new[..., :count]], 2)
-                self.states[name] = seen[..., -state.shape[2] :]
+                filter_inputs = np.concatenate([state, new[..., :count]], 2)
+                self.states[name] = filter_inputs[..., -state.shape[2] :]
         self.length += count
-        return made["logits"][0, count - 1]
+        return outputs["logits"][0, count - 1]
 
     def _tables(self, start: int, size: int) -> dict[str, np.ndarray]:
-        """Angles of positions, and which slots and tokens each token sees."""
+        """Return the cosines and sines of positions, and the attention masks."""
         positions = np.arange(start, start + size, dtype=np.float32)
         tables = {}
-        for kind, steps in self.shape["rotary"].items():
-            angles = positions[:, None] * np.array(steps, np.float32)
+        for kind, frequencies in self.interface["rotary"].items():
+            angles = positions[:, None] * np.array(frequencies, np.float32)
             tables |= {f"cos_{kind}": np.cos(angles), f"sin_{kind}": np.sin(angles)}
-        slots = np.arange(self.shape["context"])
-        places = np.concatenate([np.where(slots < start, slots, start + size), positions])
-        windows = {state["window"] or 0 for state in self.shape["states"]}
+        slots = np.arange(self.interface["context"])
+        # Slots that are not written yet get a position after all tokens.
+        key_positions = np.concatenate([np.where(slots < start, slots, start + size), positions])
+        windows = {state["window"] or 0 for state in self.interface["states"]}
         for window in windows:
-            seen = places <= positions[:, None]
+            visible = key_positions <= positions[:, None]
             if window:
-                seen &= places > positions[:, None] - window
+                visible &= key_positions > positions[:, None] - window
             name = f"mask_{window}" if window else "mask"
-            tables[name] = np.where(seen, 0.0, MASKED).astype(np.float32)
+            tables[name] = np.where(visible, 0.0, MASKED).astype(np.float32)
         return tables
 
 
@@ -126,15 +129,15 @@ def generate(bundle: Path, prompt: str, count: int) -> str:
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     tokens, model = manifest["tokens"], Model(bundle)
     ids = [tokens["bos"], *tokenizer.encode(prompt, add_special_tokens=False).ids]
-    made: list[int] = []
+    new_tokens: list[int] = []
     logits = model.step(ids)
-    while len(made) < count and model.length < manifest["context"]:
+    while len(new_tokens) < count and model.length < manifest["context"]:
         token = int(np.argmax(logits))
         if token in tokens["stop"]:
             break
-        made.append(token)
+        new_tokens.append(token)
         logits = model.step([token])
-    return tokenizer.decode(made)
+    return tokenizer.decode(new_tokens)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The folder that an export writes: files, manifest and token ids."""
+"""The folder that an export writes: its files, manifest and token ids."""

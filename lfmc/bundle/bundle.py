@@ -1,4 +1,4 @@
-"""The bundle: one folder with everything an app needs, written whole or not at all."""
+"""The bundle: one folder with everything an app needs, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -26,43 +26,46 @@ class Bundle:
     path: Path
     manifest: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<Bundle {self.path}: {self.target}, {self.nbytes:,} bytes>"
+
     @property
     def target(self) -> str:
         return str(self.manifest["target"])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the artifact's own files: what the plan's budget speaks of."""
+        """Bytes of the artifact's files, which the budget of the plan limits."""
         return sum(self.manifest["files"][name]["nbytes"] for name in self.manifest["artifact"])
 
     def read_json(self, name: str) -> Any:
         return _read_json(self.path / name)
 
     def check_files(self) -> None:
-        """Raise `GateError`, naming the file, where one is missing or has changed."""
-        for name, known in self.manifest["files"].items():
+        """Raise `GateError` for the first file that is missing or has changed."""
+        for name, expected in self.manifest["files"].items():
             path = self.path / name
             if not path.is_file():
                 raise GateError("a file of the bundle is missing", where=path)
-            found = describe(path)
-            if found != known:
+            actual = describe_file(path)
+            if actual != expected:
                 raise GateError(
                     "a file of the bundle has changed since it was exported",
                     where=path,
-                    expected=f"{known['nbytes']} bytes, sha256 {known['sha256'][:16]}...",
-                    got=f"{found['nbytes']} bytes, sha256 {found['sha256'][:16]}...",
+                    expected=f"{expected['nbytes']} bytes, sha256 {expected['sha256'][:16]}...",
+                    got=f"{actual['nbytes']} bytes, sha256 {actual['sha256'][:16]}...",
                     todo="export it again",
                 )
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Open a finished bundle; raises `InputError` where `path` holds none."""
+    """Open a finished bundle; raises `InputError` if `path` is not one."""
     folder = Path(path)
     if not folder.is_dir():
         raise InputError("there is no such bundle", where=folder, expected="a folder")
     if not (folder / MANIFEST).is_file():
         raise InputError(
-            "the folder holds no finished bundle",
+            "the folder contains no finished bundle",
             where=folder,
             expected=MANIFEST,
             todo="lfmc export writes one",
@@ -70,18 +73,19 @@ def open_bundle(path: str | Path) -> Bundle:
     manifest = _read_json(folder / MANIFEST)
     if not isinstance(manifest, dict):
         raise InputError("the manifest is not an object", where=folder / MANIFEST)
-    missing = [k for k in ("target", "files", "artifact", "context") if k not in manifest]
+    required = ("target", "files", "artifact", "context")
+    missing = [key for key in required if key not in manifest]
     if missing:
         raise InputError("the manifest lacks keys", where=folder / MANIFEST, expected=missing)
     return Bundle(folder, manifest)
 
 
 @contextmanager
-def writing(path: Path, *, force: bool) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` by one rename when the block succeeds.
+def atomic_folder(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield a folder to write into; rename it to `path` when the block succeeds.
 
-    A block that fails, or is interrupted, leaves nothing. Raises `InputError` where `path` exists
-    already, unless `force` is set; then it is replaced at the end, and not before.
+    A block that fails, or is interrupted, leaves no files. Raises `InputError` if `path` exists,
+    unless `force` is set. With `force`, the old bundle is replaced after the block, not before.
     """
     if path.exists() and not force:
         raise InputError(
@@ -102,13 +106,13 @@ def writing(path: Path, *, force: bool) -> Iterator[Path]:
         raise InputError("the output can't be written", where=path, got=error) from error
     try:
         yield partial
-        _put_in_place(partial, path)
+        _replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _put_in_place(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`; a bundle that is there stays whole until it is replaced."""
+def _replace_folder(partial: Path, path: Path) -> None:
+    """Rename `partial` to `path`; an existing bundle remains complete until it is replaced."""
     old = path.with_name(path.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -123,7 +127,7 @@ def _put_in_place(partial: Path, path: Path) -> None:
 
 
 def _is_bundle(path: Path) -> bool:
-    """A folder that lfmc wrote: its manifest names lfmc's version and a target."""
+    """Return whether lfmc wrote the folder: its manifest has lfmc's version and a target."""
     try:
         manifest = _read_json(path / MANIFEST)
     except InputError:
@@ -131,8 +135,8 @@ def _is_bundle(path: Path) -> bool:
     return isinstance(manifest, dict) and {"lfmc", "target"} <= set(manifest)
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file."""
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return the size and the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 22):
@@ -141,7 +145,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that every parser takes: a NaN is a fault of ours, not a number to ship."""
+    """Write strict JSON, which every parser reads; a NaN raises `ValueError`."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 

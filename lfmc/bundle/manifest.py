@@ -1,4 +1,4 @@
-"""The manifest: everything an app, or a person, needs to know of a bundle."""
+"""The manifest: all facts about a bundle that an app or a person needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lfmc.bundle.bundle import describe
+from lfmc.bundle.bundle import describe_file
 from lfmc.bundle.token_ids import special_tokens
 from lfmc.checkpoint.chat_template import chat_prompt
 from lfmc.lowering.build import Build
@@ -17,26 +17,30 @@ from lfmc.targets.base import Artifact, Probe, StoredTensor
 from lfmc.version import __version__
 
 
-def manifest(
-    made: Build,
+def build_manifest(
+    export_build: Build,
     options: Options,
     artifact: Artifact,
     report: Mapping[str, Any],
     folder: Path,
-    beside: Sequence[str],
+    other_files: Sequence[str],
 ) -> dict[str, Any]:
-    """What `manifest.json` holds for an artifact in `folder`; `beside` are the bundle's other
-    files, and `report` is what the export measured."""
-    checkpoint, asked = made.checkpoint, made.asked
+    """Return the contents of `manifest.json` for an artifact in `folder`.
+
+    `other_files` are the bundle's files besides the artifact's. `report` is the report of the
+    export.
+    """
+    checkpoint, request = export_build.checkpoint, export_build.request
     config = checkpoint.config
     return {
         "lfmc": __version__,
-        "target": made.target.name,
-        "options": dict(asked.options),
-        "context": asked.context,
+        "target": export_build.target.name,
+        "options": dict(request.options),
+        "context": request.context,
         "check": options.check,
-        "judged_on": None if options.text is None else describe(options.text),  # None: passages
-        "not_executed": made.target.why_not_here(asked),
+        # None: rung 4 ran on the bundled passages.
+        "judged_on": None if options.text is None else describe_file(options.text),
+        "not_executed": export_build.target.why_not_here(request),
         "model": {
             "name": checkpoint.name,
             "type": config.model_type,
@@ -49,7 +53,7 @@ def manifest(
         # States can't be rewound: drop the last tokens by a reset and a new prefill.
         "can_rewind": False,
         "artifact": list(artifact.files),
-        "files": {name: describe(folder / name) for name in (*artifact.files, *beside)},
+        "files": {name: describe_file(folder / name) for name in (*artifact.files, *other_files)},
         **artifact.facts,
         "report": report,
         "tensors": [asdict(tensor) for tensor in artifact.tensors],
@@ -58,10 +62,11 @@ def manifest(
     }
 
 
-def described_artifact(told: Mapping[str, Any]) -> Artifact:
-    """The artifact as its manifest describes it."""
+def artifact_from_manifest(manifest: Mapping[str, Any]) -> Artifact:
+    """Return the artifact that a manifest describes."""
+    tensors, probes = manifest["tensors"], manifest["probes"]
     return Artifact(
-        tuple(told["artifact"]),
-        tuple(StoredTensor(**{**t, "sources": tuple(t["sources"])}) for t in told["tensors"]),
-        tuple(Probe(**{**p, "inputs": tuple(p["inputs"])}) for p in told["probes"]),
+        tuple(manifest["artifact"]),
+        tuple(StoredTensor(**{**raw, "sources": tuple(raw["sources"])}) for raw in tensors),
+        tuple(Probe(**{**raw, "inputs": tuple(raw["inputs"])}) for raw in probes),
     )

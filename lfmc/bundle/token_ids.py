@@ -1,4 +1,4 @@
-"""The tokens that a bundle tells an app to begin and to stop with, against the model's own."""
+"""Checks the begin, pad and stop tokens of a bundle against those of the model."""
 
 from __future__ import annotations
 
@@ -17,47 +17,49 @@ CONFIG = "config.json"
 
 
 def special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a manifest says under `tokens`."""
+    """Return the `tokens` section of a manifest."""
     config = checkpoint.config
     return {"bos": config.bos_id, "pad": config.pad_id, "stop": list(checkpoint.stop_ids)}
 
 
 @runtime_checkable
-class TellsTokens(Protocol):
-    """A target whose artifacts tell a runtime which tokens begin and end a text."""
+class StoresTokens(Protocol):
+    """A target whose artifacts store the begin and stop tokens for a runtime."""
 
     def stored_tokens(self, folder: Path) -> Mapping[str, Mapping[str, Any]]:
-        """Of each such file, `bos`, `pad` and `stop` as far as it has them."""
+        """Return `bos`, `pad` and `stop` by file name, as far as the file stores them."""
 
 
 def check_tokens(bundle: Bundle, checkpoint: Checkpoint | None = None) -> None:
-    """Raise `GateError` where the tokens of the manifest, or of an artifact's own files, are not
-    those of the configuration files beside them, or of the checkpoint."""
+    """Raise `GateError` if the bundle's tokens differ from its configuration or the checkpoint.
+
+    The bundle's tokens are those of the manifest and of the artifact's files.
+    """
     path = bundle.path / CONFIG
     config = read_config(json.loads(path.read_text(encoding="utf-8")), str(path))
     stop = list(stop_ids(config, bundle.path))
-    right = {str(path): {"bos": config.bos_id, "pad": config.pad_id, "stop": stop}}
+    tokens_by_source = {str(path): {"bos": config.bos_id, "pad": config.pad_id, "stop": stop}}
     if checkpoint is not None:
-        right[str(checkpoint.path)] = special_tokens(checkpoint)
-    for source, expected in right.items():
+        tokens_by_source[str(checkpoint.path)] = special_tokens(checkpoint)
+    for source, expected in tokens_by_source.items():
         _compare(bundle.path, MANIFEST, bundle.manifest["tokens"], expected, source)
         target = get_target(bundle.target)
-        if isinstance(target, TellsTokens):
-            for name, told in target.stored_tokens(bundle.path).items():
-                # What a model has none of, a file may be made to name: to fill up a batch.
-                known = {own: expected[own] for own in told if expected[own] is not None}
-                _compare(bundle.path, name, told, known, source)
+        if isinstance(target, StoresTokens):
+            for name, tokens in target.stored_tokens(bundle.path).items():
+                # A file may require a token that the model lacks, such as a pad token for batches.
+                required = {key: expected[key] for key in tokens if expected[key] is not None}
+                _compare(bundle.path, name, tokens, required, source)
 
 
 def _compare(
-    folder: Path, name: str, told: Mapping[str, Any], expected: Mapping[str, Any], source: str
+    folder: Path, name: str, tokens: Mapping[str, Any], expected: Mapping[str, Any], source: str
 ) -> None:
-    wrong = [own for own, value in expected.items() if told.get(own) != value]
+    wrong = [key for key, value in expected.items() if tokens.get(key) != value]
     if wrong:
         raise GateError(
             f"{name} has another '{wrong[0]}' token than the model",
             where=folder / name,
             expected=f"{expected[wrong[0]]}, of {source}",
-            got=told.get(wrong[0]),
-            todo="an app would never begin, or stop, where it should: export it again",
+            got=tokens.get(wrong[0]),
+            todo="an app would begin or stop at the wrong token: export it again",
         )

@@ -1,1 +1,1 @@
-"""A team's matrix of exports, proven again with every change: `lfmc check`."""
+"""`lfmc check`: export and verify a matrix of models and targets, and compare with a baseline."""

@@ -1,4 +1,4 @@
-"""Numbers that a team has agreed to, in a file beside its code."""
+"""The baseline of `lfmc check`: accepted numbers per cell, in a JSON file under version control."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lfmc.errors import InputError
 
 @dataclass(frozen=True)
 class Numbers:
-    """Of a bundle: rung 4 (None where it was not executed), and the artifact's size."""
+    """Quality (parity rung 4; None if the bundle was not executed) and size of a bundle."""
 
     kl: float | None
     top1: float | None
@@ -22,7 +22,7 @@ class Numbers:
     bits_per_weight: float
 
     @staticmethod
-    def of(manifest: Mapping[str, Any]) -> Numbers:
+    def from_manifest(manifest: Mapping[str, Any]) -> Numbers:
         report = manifest["report"]
         quality = report["quality"] or {}
         nbytes, parameters = report["artifact_nbytes"], manifest["model"]["parameters"]
@@ -31,52 +31,53 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Known:
-    """A cell in the baseline: its numbers, and the checkpoint that they are of."""
+class BaselineCell:
+    """A cell's accepted numbers, and the fingerprint of the checkpoint that they belong to."""
 
     numbers: Numbers
     fingerprint: str
 
 
-def load_baseline(path: Path) -> dict[str, Known]:
-    """Every cell in a file; none where there is no file."""
+def load_baseline(path: Path) -> dict[str, BaselineCell]:
+    """Return the cells of a baseline file by name; an empty dict if the file does not exist."""
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
         return {
-            name: Known(Numbers(**cell["numbers"]), cell["fingerprint"])
-            for name, cell in found["cells"].items()
+            name: BaselineCell(Numbers(**cell["numbers"]), cell["fingerprint"])
+            for name, cell in data["cells"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             "the baseline can't be read",
             where=path,
             got=error,
-            todo="remove it, and lfmc check --accept writes another",
+            todo="delete the file; lfmc check --accept writes a new one",
         ) from error
 
 
-def save_baseline(path: Path, cells: Mapping[str, Known]) -> None:
-    """Write a baseline, cells by name, so that a change of one is a change of its lines only."""
-    rows = {name: asdict(own) for name, own in sorted(cells.items())}
+def save_baseline(path: Path, cells: Mapping[str, BaselineCell]) -> None:
+    """Write a baseline with the cells sorted by name, so that a diff shows only changed cells."""
+    rows = {name: asdict(cell) for name, cell in sorted(cells.items())}
     path.write_text(json.dumps({"cells": rows}, indent=2) + "\n", encoding="utf-8")
 
 
-def drifted(numbers: Numbers, known: Numbers, drift: Drift) -> tuple[str, ...]:
-    """What is worse than in the baseline by more than is allowed."""
-    told = []
-    if numbers.kl is not None and known.kl is not None:
-        most = known.kl * (1 + drift.kl)
-        if not numbers.kl <= most:  # nor is what is no number
-            told.append(f"KL went from {known.kl:.4f} to {numbers.kl:.4f} (at most {most:.4f})")
-    if numbers.top1 is not None and known.top1 is not None:
-        least = known.top1 - drift.top1
-        if not numbers.top1 >= least:
-            told.append(
-                f"top-1 went from {known.top1:.4f} to {numbers.top1:.4f} (at least {least:.4f})"
+def find_regressions(numbers: Numbers, baseline: Numbers, drift: Drift) -> tuple[str, ...]:
+    """Return a message for every number that is worse than the baseline by more than `drift`."""
+    regressions = []
+    if numbers.kl is not None and baseline.kl is not None:
+        highest = baseline.kl * (1 + drift.kl)
+        if not numbers.kl <= highest:  # NaN is a regression, too
+            regressions.append(
+                f"KL went from {baseline.kl:.4f} to {numbers.kl:.4f} (at most {highest:.4f})"
             )
-    largest = known.nbytes * (1 + drift.size)
-    if numbers.nbytes > largest:
-        told.append(f"size went from {known.nbytes:,} to {numbers.nbytes:,} bytes")
-    return tuple(told)
+    if numbers.top1 is not None and baseline.top1 is not None:
+        lowest = baseline.top1 - drift.top1
+        if not numbers.top1 >= lowest:
+            regressions.append(
+                f"top-1 went from {baseline.top1:.4f} to {numbers.top1:.4f} (at least {lowest:.4f})"
+            )
+    if numbers.nbytes > baseline.nbytes * (1 + drift.size):
+        regressions.append(f"size went from {baseline.nbytes:,} to {numbers.nbytes:,} bytes")
+    return tuple(regressions)

@@ -1,4 +1,4 @@
-"""What a cell's bundle depends on, as one key: the same key, the same bundle."""
+"""The cache key of a cell: a hash over everything that its bundle depends on."""
 
 from __future__ import annotations
 
@@ -11,65 +11,70 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from lfmc.bundle.bundle import describe
+from lfmc.bundle.bundle import describe_file
 from lfmc.check.config import Cell
 from lfmc.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
-from lfmc.machine.cache import key_of, machine
+from lfmc.machine.cache import cache_key, numeric_environment
 from lfmc.machine.isolated import REFERENCE
-from lfmc.machine.versions import installed
+from lfmc.machine.versions import installed_version
 from lfmc.targets.base import get_target
 
 RULE = "cell 1"
-OWN = ("lfmc", "lfmc.passes", "lfmc.targets", "lfmc.calib_free")
-FILES = ("--text", "--plan")  # flags whose files count, not their names
+LFMC_PACKAGES = ("lfmc", "lfmc.passes", "lfmc.targets", "lfmc.calib_free")
+FILE_FLAGS = ("--text", "--plan")  # the key has the contents of these files, not their names
 
 
 def cell_key(cell: Cell, checkpoint: Checkpoint, folder: Path, packages: Sequence[str]) -> str:
-    """The key of a cell: lfmc's own code, the packages that it runs with, this kind of machine, the
-    checkpoint, and every flag. Paths among the flags are relative to `folder`."""
+    """Return the cache key of a cell.
+
+    The key depends on lfmc's code, `packages` (names with versions), this kind of machine, the
+    checkpoint, and all flags. Paths among the flags are relative to `folder`.
+    """
     tokenizer = [
-        [name, describe(checkpoint.path / name)["sha256"]]
+        [name, describe_file(checkpoint.path / name)["sha256"]]
         for name in TOKENIZER_FILES
         if (checkpoint.path / name).is_file()
     ]
     target = get_target(cell.target)
-    return key_of(
+    return cache_key(
         RULE,
         code_digest(type(target).__module__.partition(".")[0]),
         list(packages),
-        machine(),
+        numeric_environment(),
         [checkpoint.fingerprint, tokenizer],
-        [cell.target, cell.isolated, _contents(cell.arguments, folder)],
+        [cell.target, cell.isolated, _hash_files(cell.arguments, folder)],
     )
 
 
-def _contents(arguments: tuple[str, ...], folder: Path) -> list[str]:
-    """The flags, with the digest of a file in place of its name."""
-    pairs = zip(("", *arguments), arguments, strict=False)
+def _hash_files(arguments: tuple[str, ...], folder: Path) -> list[str]:
+    """Return the arguments with the names of files replaced by their SHA-256."""
     return [
-        describe(folder / own)["sha256"] if flag in FILES and (folder / own).is_file() else own
-        for flag, own in pairs
+        describe_file(folder / value)["sha256"]
+        if flag in FILE_FLAGS and (folder / value).is_file()
+        else value
+        for flag, value in zip(("", *arguments), arguments, strict=False)
     ]
 
 
-def versions(extra: str) -> list[str]:
-    """The packages that lfmc, an extra of it, and rung 1 ask for, with their versions here."""
-    asked, wanted = map(Requirement, requires("lfmc") or ()), ("", extra, REFERENCE)
+def package_versions(extra: str) -> list[str]:
+    """Return `NAME==VERSION` of the packages that lfmc, `extra` and parity rung 1 require."""
+    extras = ("", extra, REFERENCE)
     return sorted(
-        f"{own.name}=={installed(own.name)}"
-        for own in asked
-        if own.marker is None or any(own.marker.evaluate({"extra": e}) for e in wanted)
+        f"{requirement.name}=={installed_version(requirement.name)}"
+        for requirement in map(Requirement, requires("lfmc") or ())
+        if requirement.marker is None
+        or any(requirement.marker.evaluate({"extra": name}) for name in extras)
     )
 
 
 @lru_cache
 def code_digest(package: str) -> str:
-    """SHA-256 over lfmc's own modules and data, and those of the package that brings a target."""
+    """Return the SHA-256 of the modules and data of lfmc and of `package`, which has the target."""
     digest = hashlib.sha256()
-    for name in dict.fromkeys((*OWN, package)):
+    for name in dict.fromkeys((*LFMC_PACKAGES, package)):
         module = import_module(name)
-        for place in map(Path, getattr(module, "__path__", None) or [module.__file__ or ""]):
-            for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        for root in map(Path, getattr(module, "__path__", None) or [module.__file__ or ""]):
+            for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
                 if path.suffix in (".py", ".txt") and path.is_file():
                     digest.update(f"{name} {path.name}\n".encode())
                     digest.update(path.read_bytes())

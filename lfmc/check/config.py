@@ -1,6 +1,7 @@
-"""`.lfmc.toml`: what to export and which numbers to hold. Its keys are the flags of `lfmc export`.
+"""Read and validate `.lfmc.toml`: the cells to export and the numbers that they must meet.
 
-The schema of a cell is built from the options of that command, which the caller passes in.
+Its keys are the flags of `lfmc export`. The schema of a cell is built from the options of that
+command, which the caller passes in.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from lfmc.check.toml_lines import Lines, line_of, lines_of
+from lfmc.check.toml_lines import KeyLines, find_key_lines, line_of
 from lfmc.errors import InputError, LfmcError
 from lfmc.targets.base import target_names
 
@@ -27,18 +28,17 @@ else:
     import tomli as tomllib
 
 FILE, BASELINE, DEMO = ".lfmc.toml", "lfmc-baseline.json", "demo"
-# Flags that a matrix decides itself (what fails is always traced); and those that are gates, which
-# a bundle does not depend on.
-NOT_KEYS = ("output", "force", "dry_run", "as_json", "trace")
-GATES = ("max-kl", "min-top1", "min-speed")
-APART = ("name", "model", "target", "isolated")  # of a cell, and not among its arguments
-RULES = ConfigDict(extra="forbid", strict=True)
+# Flags that `lfmc check` sets itself (failures are always traced).
+EXCLUDED_OPTIONS = ("output", "force", "dry_run", "as_json", "trace")
+GATES = ("max-kl", "min-top1", "min-speed")  # a bundle does not depend on these
+CELL_FIELDS = ("name", "model", "target", "isolated")  # fields of `Cell`, not export arguments
+STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 class Drift(BaseModel):
-    """How far a number may be from the baseline's: KL and size in shares of it, top-1 as such."""
+    """How much worse than the baseline a number may be: KL and size relative, top-1 absolute."""
 
-    model_config = RULES
+    model_config = STRICT
     kl: float = Field(default=0.05, ge=0)
     top1: float = Field(default=0.01, ge=0, le=1)
     size: float = Field(default=0.01, ge=0)
@@ -46,7 +46,7 @@ class Drift(BaseModel):
 
 @dataclass(frozen=True)
 class Gates:
-    """Numbers that a cell must hold; None for those that nobody asked for."""
+    """Limits that a cell must meet; None for no limit."""
 
     max_kl: float | None = None
     min_top1: float | None = None
@@ -55,8 +55,11 @@ class Gates:
 
 @dataclass(frozen=True)
 class Cell:
-    """One export of the matrix. `model` None is the checkpoint that ships with lfmc; `arguments`
-    are the flags of `lfmc export`, without gates."""
+    """One export of the matrix.
+
+    `model` None is the checkpoint that ships with lfmc. `arguments` are flags of `lfmc export`,
+    without gates.
+    """
 
     name: str
     model: str | None
@@ -68,7 +71,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A file that was read: paths in it are relative to `folder`."""
+    """A validated configuration file; its paths are relative to `folder`."""
 
     folder: Path
     baseline: Path
@@ -77,48 +80,51 @@ class Matrix:
 
 
 def load_matrix(path: Path, export_command: click.Command) -> Matrix:
-    """Read and check a file; `InputError` names the file, the line and the key of what is wrong."""
+    """Read and validate a file. An `InputError` names the file, the line and the key at fault."""
     try:
         text = path.read_text(encoding="utf-8")
-        found = tomllib.loads(text)
+        data = tomllib.loads(text)
     except FileNotFoundError as error:
         raise InputError(
-            "there is no file that says what to check", where=path, todo="lfmc init writes one"
+            "the configuration file does not exist", where=path, todo="lfmc init writes one"
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError("the file can't be read", where=path, got=error) from error
-    lines = lines_of(text)
+        raise InputError("the configuration file can't be read", where=path, got=error) from error
+    lines = find_key_lines(text)
     try:
-        checked: Any = _schema(export_command).model_validate(found)
+        config: Any = _schema(export_command).model_validate(data)
     except ValidationError as error:
-        told = "\n".join(_told(one, lines, export_command) for one in error.errors())
-        raise InputError("the file is not valid", where=path, got=told) from error
-    shared = _given(checked.defaults)
-    _read(shared, export_command, path, partial(_line, lines, "defaults"))
+        messages = "\n".join(_message(e, lines, export_command) for e in error.errors())
+        raise InputError("the configuration file is not valid", where=path, got=messages) from error
+    defaults = _set_values(config.defaults)
+    _validate(defaults, export_command, path, partial(_key_line, lines, "defaults"))
     cells: list[Cell] = []
-    for index, table in enumerate(checked.export):
-        own = _given(table)
-        _read(own, export_command, path, partial(_line, lines, "export", index))
-        cells += _cells(shared | own)
+    for index, table in enumerate(config.export):
+        values = _set_values(table)
+        _validate(values, export_command, path, partial(_key_line, lines, "export", index))
+        cells += _expand_cells(defaults | values)
     names = [cell.name for cell in cells]
     for name in names:
         if names.count(name) > 1:
             raise InputError(
-                "two cells have one name", where=path, got=name, todo="give one a `name`"
+                "two cells have the same name",
+                where=path,
+                got=name,
+                todo="set another `name` for one of them",
             )
-    folder = path.resolve().parent  # cells run there, wherever this was started
-    return Matrix(folder, folder / checked.baseline, checked.drift, tuple(cells))
+    folder = path.resolve().parent  # cells run in this folder, not in the current one
+    return Matrix(folder, folder / config.baseline, config.drift, tuple(cells))
 
 
 def _schema(export_command: click.Command) -> type[BaseModel]:
-    """The whole file: `baseline`, `[drift]`, `[defaults]` and `[[export]]`."""
+    """Return the model of a file: `baseline`, `[drift]`, `[defaults]` and `[[export]]`."""
     fields: dict[str, Any] = {
-        key: (kind | None, None) for key, kind in keys(export_command).items()
+        key: (value_type | None, None) for key, value_type in export_keys(export_command).items()
     }
-    table = create_model("Export", __config__=RULES, **fields)
+    table = create_model("Export", __config__=STRICT, **fields)
     return create_model(
         "File",
-        __config__=RULES,
+        __config__=STRICT,
         baseline=(str, BASELINE),
         drift=(Drift, Drift()),
         defaults=(table, Field(default_factory=table)),
@@ -126,20 +132,20 @@ def _schema(export_command: click.Command) -> type[BaseModel]:
     )
 
 
-def keys(export_command: click.Command) -> dict[str, Any]:
-    """Every key of an `[[export]]` table, and what it takes."""
-    found: dict[str, Any] = {"name": str, "model": str | list[str], "target": str | list[str]}
+def export_keys(export_command: click.Command) -> dict[str, Any]:
+    """Return the keys of an `[[export]]` table with the types of their values."""
+    types: dict[str, Any] = {"name": str, "model": str | list[str], "target": str | list[str]}
     for option in export_command.params:
-        if isinstance(option, click.Option) and option.name not in (*NOT_KEYS, "target"):
-            found[_flag(option)] = _type(option)
-    return found
+        if isinstance(option, click.Option) and option.name not in (*EXCLUDED_OPTIONS, "target"):
+            types[_flag_name(option)] = _value_type(option)
+    return types
 
 
-def _flag(option: click.Option) -> str:
+def _flag_name(option: click.Option) -> str:
     return max(option.opts, key=len).removeprefix("--")
 
 
-def _type(option: click.Option) -> Any:
+def _value_type(option: click.Option) -> Any:
     if option.multiple:
         return list[str]
     if option.is_flag:
@@ -148,90 +154,93 @@ def _type(option: click.Option) -> Any:
     return numbers.get(option.type.name, str | int | float)
 
 
-def _given(table: BaseModel) -> dict[str, Any]:
+def _set_values(table: BaseModel) -> dict[str, Any]:
     return table.model_dump(exclude_unset=True)
 
 
-def _cells(values: Mapping[str, Any]) -> Iterator[Cell]:
-    models = _list(values.get("model"), DEMO)
-    targets = _list(values.get("target"), "onnx")
-    several = len(models) * len(targets) > 1
+def _expand_cells(values: Mapping[str, Any]) -> Iterator[Cell]:
+    """Yield a cell for every combination of a table's models and targets."""
+    models = _as_list(values.get("model"), DEMO)
+    targets = _as_list(values.get("target"), "onnx")
+    is_product = len(models) * len(targets) > 1
     for model, target in product(models, targets):
-        own = f"{Path(model).name}-{target}"
-        name = values.get("name", own)
+        default_name = f"{Path(model).name}-{target}"
+        name = values.get("name", default_name)
         yield Cell(
-            f"{name}-{own}" if several and "name" in values else name,
+            f"{name}-{default_name}" if is_product and "name" in values else name,
             None if model == DEMO else model,
             target,
-            tuple(_arguments(values)),
+            tuple(_export_arguments(values)),
             Gates(*(values.get(key) for key in GATES)),
             bool(values.get("isolated")),
         )
 
 
-def _list(value: str | Sequence[str] | None, default: str) -> list[str]:
+def _as_list(value: str | Sequence[str] | None, default: str) -> list[str]:
     return [default] if value is None else [value] if isinstance(value, str) else list(value)
 
 
-def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
-    """The flags of a table, but for what a cell has beside them."""
+def _export_arguments(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the command-line arguments of a table's values."""
     for key, value in values.items():
-        if key not in (*APART, *GATES):
-            yield from _flags(key, value)
+        if key not in (*CELL_FIELDS, *GATES):
+            yield from _flag_arguments(key, value)
 
 
-def _flags(key: str, value: Any) -> Iterator[str]:
+def _flag_arguments(key: str, value: Any) -> Iterator[str]:
     if value is True:
         yield f"--{key}"
     elif value is not False:
-        for one in value if isinstance(value, list) else [value]:
-            yield from (f"--{key}", str(one))
+        for element in value if isinstance(value, list) else [value]:
+            yield from (f"--{key}", str(element))
 
 
-def _read(
+def _validate(
     values: Mapping[str, Any],
     export_command: click.Command,
     path: Path,
-    place: Callable[[str], int],
+    key_line: Callable[[str], int],
 ) -> None:
-    """Let the command read every flag: what it refuses is refused here, by the key's line."""
+    """Parse every value with the export command; raise `InputError` with the key's line."""
     for key, value in values.items():
         try:
             if key == "target":
-                known = target_names()
-                for name in set(_list(value, "")) - set(known):
-                    raise InputError("there is no such target", expected=known, got=name)
-            elif key not in APART:
-                export_command.make_context("export", list(_flags(key, value)))
+                targets = target_names()
+                for name in set(_as_list(value, "")) - set(targets):
+                    raise InputError("there is no such target", expected=targets, got=name)
+            elif key not in CELL_FIELDS:
+                export_command.make_context("export", list(_flag_arguments(key, value)))
             if (key, value) == ("check", "off"):
-                raise InputError("off proves nothing", expected="full or fast")
+                raise InputError('check = "off" verifies nothing', expected="full or fast")
         except (click.ClickException, LfmcError) as error:
-            told = error.format_message() if isinstance(error, click.ClickException) else str(error)
-            where = f"{path}, line {place(key)}, {key}"
-            raise InputError("the file is not valid", where=where, got=told) from error
+            message = str(error)
+            if isinstance(error, click.ClickException):
+                message = error.format_message()
+            where = f"{path}, line {key_line(key)}, {key}"
+            raise InputError(
+                "the configuration file is not valid", where=where, got=message
+            ) from error
 
 
-def _line(lines: Lines, *place: object) -> int:
-    return line_of(lines, place)
+def _key_line(lines: KeyLines, *path: object) -> int:
+    return line_of(lines, path)
 
 
-def _told(error: Any, lines: Lines, export_command: click.Command) -> str:
-    """One line about one error of pydantic."""
-    place = [part for part in error["loc"] if not str(part).startswith(("list[", "str"))]
-    key = ".".join(f"{part}" for part in place if not isinstance(part, int)) or "export"
+def _message(error: Any, lines: KeyLines, export_command: click.Command) -> str:
+    """Return one line about an error of pydantic."""
+    path = [part for part in error["loc"] if not str(part).startswith(("list[", "str"))]
+    key = ".".join(f"{part}" for part in path if not isinstance(part, int)) or "export"
     message = error["msg"][:1].lower() + error["msg"][1:]
     if error["type"] == "extra_forbidden":
         message = "there is no such key"
-        near = difflib.get_close_matches(str(place[-1]), _siblings(place, export_command), 1)
-        message += f"; did you mean {near[0]}?" if near else "; `lfmc export --help` lists flags"
-    return f"line {line_of(lines, place)}, {key}: {message}"
+        similar = difflib.get_close_matches(str(path[-1]), _valid_keys(path, export_command), 1)
+        hint = f"did you mean {similar[0]}?" if similar else "`lfmc export --help` lists flags"
+        message += f"; {hint}"
+    return f"line {line_of(lines, path)}, {key}: {message}"
 
 
-def _siblings(place: Sequence[object], export_command: click.Command) -> list[str]:
-    if place[0] == "drift" and len(place) > 1:
-        return list(Drift.model_fields)
-    return (
-        list(keys(export_command))
-        if len(place) > 1
-        else ["baseline", "drift", "defaults", "export"]
-    )
+def _valid_keys(path: Sequence[object], export_command: click.Command) -> list[str]:
+    """Return the keys that are valid in the table that `path` is in."""
+    if len(path) <= 1:
+        return ["baseline", "drift", "defaults", "export"]
+    return list(Drift.model_fields) if path[0] == "drift" else list(export_keys(export_command))

@@ -1,4 +1,4 @@
-"""What a run of the matrix found, for machines and for a pull request: JSON, JUnit, Markdown."""
+"""Reports of `lfmc check`: JSON for programs, JUnit XML for CI, Markdown for a pull request."""
 
 from __future__ import annotations
 
@@ -9,120 +9,129 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from lfmc.check.baseline import Known
+from lfmc.check.baseline import BaselineCell
 from lfmc.check.cells import Outcome
 
 JSON, JUNIT, SUMMARY = "check.json", "junit.xml", "summary.md"
-COLUMNS = ("cell", "", "KL", "top-1", "bytes", "bits a weight", "tokens/s", "seconds")
+COLUMNS = ("cell", "", "KL", "top-1", "bytes", "bits per weight", "tokens/s", "seconds")
 
 
-def write_reports(folder: Path, outcomes: Sequence[Outcome], known: Mapping[str, Known]) -> None:
-    """All three into a folder, which is made."""
+def write_reports(
+    folder: Path, outcomes: Sequence[Outcome], baseline: Mapping[str, BaselineCell]
+) -> None:
+    """Write the three reports into a folder; create the folder if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = json.dumps(to_dict(outcomes), indent=2) + "\n"
-    (folder / JSON).write_text(told, encoding="utf-8")
+    text = json.dumps(to_dict(outcomes), indent=2) + "\n"
+    (folder / JSON).write_text(text, encoding="utf-8")
     (folder / JUNIT).write_text(junit(outcomes), encoding="utf-8")
-    (folder / SUMMARY).write_text(markdown(outcomes, known), encoding="utf-8")
+    (folder / SUMMARY).write_text(markdown(outcomes, baseline), encoding="utf-8")
 
 
 def to_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Every cell by name."""
+    """Return the outcomes by cell name, as JSON values."""
     return {
         "cells": {
-            own.cell.name: {
-                "model": own.cell.model,
-                "target": own.cell.target,
-                "status": own.status,
-                "reasons": list(own.reasons),
-                "place": own.place,
-                "numbers": asdict(own.numbers) if own.numbers else None,
-                "tokens_per_second": own.speed,
-                "fingerprint": own.fingerprint,
-                "bundle": str(own.bundle) if own.bundle else None,
-                "kept": own.kept,
-                "seconds": round(own.seconds, 2),
+            outcome.cell.name: {
+                "model": outcome.cell.model,
+                "target": outcome.cell.target,
+                "status": outcome.status,
+                "reasons": list(outcome.reasons),
+                "place": outcome.place,
+                "numbers": asdict(outcome.numbers) if outcome.numbers else None,
+                "tokens_per_second": outcome.speed,
+                "fingerprint": outcome.fingerprint,
+                "bundle": str(outcome.bundle) if outcome.bundle else None,
+                "kept": outcome.cached,
+                "seconds": round(outcome.seconds, 2),
             }
-            for own in outcomes
+            for outcome in outcomes
         }
     }
 
 
 def junit(outcomes: Sequence[Outcome]) -> str:
-    """JUnit's XML, a test case a cell; what was not executed counts as skipped, with the reason."""
-    kinds = {"failed": "failure", "error": "error", "skipped": "skipped", "not executed": "skipped"}
-    found = [kinds.get(own.status) for own in outcomes]
+    """Return JUnit XML with a test case per cell; a cell that was not executed is skipped."""
+    tags = {"failed": "failure", "error": "error", "skipped": "skipped", "not executed": "skipped"}
+    results = [tags.get(outcome.status) for outcome in outcomes]
     suite = ElementTree.Element(
         "testsuite",
         name="lfmc check",
         tests=str(len(outcomes)),
-        failures=str(found.count("failure")),
-        errors=str(found.count("error")),
-        skipped=str(found.count("skipped")),
-        time=f"{sum(own.seconds for own in outcomes):.3f}",
+        failures=str(results.count("failure")),
+        errors=str(results.count("error")),
+        skipped=str(results.count("skipped")),
+        time=f"{sum(outcome.seconds for outcome in outcomes):.3f}",
     )
-    for own, kind in zip(outcomes, found, strict=True):
+    for outcome, tag in zip(outcomes, results, strict=True):
         case = ElementTree.SubElement(
             suite,
             "testcase",
-            classname=f"lfmc.{own.cell.target}",
-            name=own.cell.name,
-            time=f"{own.seconds:.3f}",
+            classname=f"lfmc.{outcome.cell.target}",
+            name=outcome.cell.name,
+            time=f"{outcome.seconds:.3f}",
         )
-        if kind:
-            ElementTree.SubElement(case, kind, message=_first(own)).text = "\n".join(own.reasons)
+        if tag:
+            element = ElementTree.SubElement(case, tag, message=_first_reason(outcome))
+            element.text = "\n".join(outcome.reasons)
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def told_rows(outcomes: Sequence[Outcome], known: Mapping[str, Known]) -> list[tuple[str, ...]]:
-    """What a table shows of each cell, by `COLUMNS`; a number that moved, beside the baseline's."""
-    return [_row(own, known.get(own.cell.name)) for own in outcomes]
+def table_rows(
+    outcomes: Sequence[Outcome], baseline: Mapping[str, BaselineCell]
+) -> list[tuple[str, ...]]:
+    """Return a row of `COLUMNS` per cell; a changed number is followed by the baseline's."""
+    return [_row(outcome, baseline.get(outcome.cell.name)) for outcome in outcomes]
 
 
-def markdown(outcomes: Sequence[Outcome], known: Mapping[str, Known]) -> str:
-    """A table, and the reasons under it."""
-    lines = ["### lfmc check", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    lines += map(_line, told_rows(outcomes, known))
-    for own in outcomes:
-        if own.reasons:
-            told = "\n".join(own.reasons)
-            lines += ["", f"**{own.cell.name}**: {own.status}", "", "```", told, "```"]
+def markdown(outcomes: Sequence[Outcome], baseline: Mapping[str, BaselineCell]) -> str:
+    """Return a Markdown table, followed by the reasons of the cells that did not pass."""
+    lines = ["### lfmc check", "", _markdown_row(COLUMNS), _markdown_row(["---"] * len(COLUMNS))]
+    lines += map(_markdown_row, table_rows(outcomes, baseline))
+    for outcome in outcomes:
+        if outcome.reasons:
+            text = "\n".join(outcome.reasons)
+            lines += ["", f"**{outcome.cell.name}**: {outcome.status}", "", "```", text, "```"]
     return "\n".join(lines) + "\n"
 
 
-def _row(own: Outcome, known: Known | None) -> tuple[str, ...]:
-    numbers = own.numbers
-    speed = "" if own.speed is None else f"{own.speed:.0f}"
-    state = own.status + (", kept" if own.kept and own.status == "passed" else "")
-    if own.status == "passed" and known is None:
-        state += ", new"
-    elif own.status == "passed" and known and known.fingerprint != own.fingerprint:
-        state += ", other weights"
+def _row(outcome: Outcome, cell: BaselineCell | None) -> tuple[str, ...]:
+    name, numbers, seconds = outcome.cell.name, outcome.numbers, f"{outcome.seconds:.0f}"
+    speed = "" if outcome.speed is None else f"{outcome.speed:.0f}"
+    status: str = outcome.status
+    if outcome.status == "passed":
+        if outcome.cached:
+            status += ", cached"
+        if cell is None:
+            status += ", new"
+        elif cell.fingerprint != outcome.fingerprint:
+            status += ", other weights"
     if numbers is None:
-        return own.cell.name, state, "", "", "", "", speed, f"{own.seconds:.0f}"
-    base = numbers if known is None else known.numbers
+        return name, status, "", "", "", "", speed, seconds
+    previous = numbers if cell is None else cell.numbers
     return (
-        own.cell.name,
-        state,
-        _moved("{:.4f}", numbers.kl, base.kl),
-        _moved("{:.4f}", numbers.top1, base.top1),
-        _moved("{:,}", numbers.nbytes, base.nbytes),
+        name,
+        status,
+        _with_previous("{:.4f}", numbers.kl, previous.kl),
+        _with_previous("{:.4f}", numbers.top1, previous.top1),
+        _with_previous("{:,}", numbers.nbytes, previous.nbytes),
         f"{numbers.bits_per_weight:.3f}",
         speed,
-        f"{own.seconds:.0f}",
+        seconds,
     )
 
 
-def _moved(form: str, now: float | None, before: float | None) -> str:
-    if now is None:
+def _with_previous(template: str, value: float | None, previous: float | None) -> str:
+    if value is None:
         return ""
-    new, old = form.format(now), None if before is None else form.format(before)
-    return new if old in (None, new) else f"{new} (was {old})"
+    text = template.format(value)
+    previous_text = None if previous is None else template.format(previous)
+    return text if previous_text in (None, text) else f"{text} (was {previous_text})"
 
 
-def _line(cells: Sequence[str]) -> str:
+def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _first(own: Outcome) -> str:
-    return own.reasons[0].splitlines()[0] if own.reasons else own.status
+def _first_reason(outcome: Outcome) -> str:
+    return outcome.reasons[0].splitlines()[0] if outcome.reasons else outcome.status

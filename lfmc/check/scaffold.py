@@ -1,4 +1,4 @@
-"""A first `.lfmc.toml` for checkpoints: what `lfmc init` writes."""
+"""Generate a first `.lfmc.toml` for `lfmc init`."""
 
 from __future__ import annotations
 
@@ -9,57 +9,60 @@ from pathlib import Path
 from lfmc.check.config import BASELINE
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import LfmcError
-from lfmc.lowering.request import DEFAULT_CONTEXT, Options, request
+from lfmc.lowering.request import DEFAULT_CONTEXT, Options, make_request
 from lfmc.targets.base import get_target, install_advice, target_names
 
-BITS = 4.5  # a budget that all targets can meet but those with wide weights alone
+BITS_PER_WEIGHT = 4.5  # all targets can meet this budget, except those with wide weights only
 
 
 def find_models(folder: Path) -> list[str]:
-    """Checkpoints in the folders of a folder, and in theirs: paths relative to it."""
-    found = []
+    """Return the checkpoints one or two levels below a folder, as paths relative to it."""
+    names = []
     for config in sorted((*folder.glob("*/config.json"), *folder.glob("*/*/config.json"))):
         try:
             open_checkpoint(config.parent)
-        except LfmcError:  # a folder with something else
+        except LfmcError:  # the folder has another kind of model
             continue
-        found.append(config.parent.relative_to(folder).as_posix())
-    return found
+        names.append(config.parent.relative_to(folder).as_posix())
+    return names
 
 
 def scaffold(models: Mapping[str, Checkpoint]) -> str:
-    """The text of a file for models by name: every target that can be exported here as a cell, the
-    others as comments, with the reason."""
+    """Return the text of a `.lfmc.toml` with a cell per target, for models by name.
+
+    A target that can't be exported on this machine is a comment with the reason.
+    """
     checkpoints = list(models.values())
-    context = min(DEFAULT_CONTEXT, *(own.config.max_context for own in checkpoints))
+    context = min(DEFAULT_CONTEXT, *(checkpoint.config.max_context for checkpoint in checkpoints))
     names = [f'"{name}"' for name in models]
     head = _HEAD.format(
         baseline=BASELINE,
-        models="\n".join(map(_told, checkpoints)),
+        models="\n".join(map(_checkpoint_comment, checkpoints)),
         model=names[0] if len(names) == 1 else f"[{', '.join(names)}]",
         context=context,
-        bits=BITS,
+        bits=BITS_PER_WEIGHT,
     )
     cells = [
-        _cell(name, checkpoints[0], _why_not(name, checkpoints, context)) for name in target_names()
+        _export_table(name, checkpoints[0], _obstacle(name, checkpoints, context))
+        for name in target_names()
     ]
     return "\n".join([head, *cells])
 
 
-def _told(checkpoint: Checkpoint) -> str:
-    config, size = checkpoint.config, BITS * checkpoint.num_params / 8 / 1e6
+def _checkpoint_comment(checkpoint: Checkpoint) -> str:
+    config, size = checkpoint.config, BITS_PER_WEIGHT * checkpoint.num_params / 8 / 1e6
     return (
         f"# {checkpoint.name}: {config.model_type}, {checkpoint.num_params:,} parameters, "
-        f"{size:,.1f} MB at {BITS} bits, at most {config.max_context:,} tokens"
+        f"{size:,.1f} MB at {BITS_PER_WEIGHT} bits, at most {config.max_context:,} tokens"
     )
 
 
-def _why_not(name: str, checkpoints: Sequence[Checkpoint], context: int) -> str | None:
-    """Why a target can't be exported here, and the remedy; None where it can."""
+def _obstacle(name: str, checkpoints: Sequence[Checkpoint], context: int) -> str | None:
+    """Return why this machine can't export a target, with the remedy; None if it can."""
     target = get_target(name)
     try:
         for checkpoint in checkpoints:
-            request(checkpoint, target, Options(context=context))
+            make_request(checkpoint, target, Options(context=context))
     except LfmcError as error:
         return ". ".join(str(part) for part in (error.what, error.got, error.todo) if part)
     missing = [package for package in target.packages if find_spec(package) is None]
@@ -68,40 +71,42 @@ def _why_not(name: str, checkpoints: Sequence[Checkpoint], context: int) -> str 
     return None
 
 
-def _cell(name: str, checkpoint: Checkpoint, why_not: str | None) -> str:
+def _export_table(name: str, checkpoint: Checkpoint, obstacle: str | None) -> str:
+    """Return the `[[export]]` table of a target, commented out if there is an obstacle."""
     target = get_target(name)
     lines = ["[[export]]", f'target = "{name}"']
-    least = min(own.bits for own in target.capabilities(checkpoint.config).linear)
-    if least > BITS:
-        lines.append(f"bits-per-weight = {least + 1}  # its weights have {least} bits and scales")
-    usual = ", ".join(f'"{option.name}={option.choices[0]}"' for option in target.options)
-    if usual:
-        lines.append(f"# option = [{usual}]")
-    if why_not is not None:
-        lines = [f"# {line}" for line in (f"{name}: {why_not}", *lines)]
+    narrowest = min(stored.bits for stored in target.capabilities(checkpoint.config).linear)
+    if narrowest > BITS_PER_WEIGHT:
+        comment = f"its weights have at least {narrowest} bits, plus scales"
+        lines.append(f"bits-per-weight = {narrowest + 1}  # {comment}")
+    defaults = ", ".join(f'"{option.name}={option.choices[0]}"' for option in target.options)
+    if defaults:
+        lines.append(f"# option = [{defaults}]")
+    if obstacle is not None:
+        lines = [f"# {line}" for line in (f"{name}: {obstacle}", *lines)]
     return "\n".join(lines) + "\n"
 
 
 _HEAD = """\
-# What `lfmc check` exports and proves, and which numbers have to hold.
-# Every key is a flag of `lfmc export`, which `lfmc export --help` explains; `lfmc doctor` lists
-# the choices for `option`, of which the defaults are shown.
+# Configuration of `lfmc check`: the models to export and verify, and the numbers to meet.
+# Every key is a flag of `lfmc export`; see `lfmc export --help`. `lfmc doctor` lists the values
+# that `option` accepts. The comments show their defaults.
 
-baseline = "{baseline}"  # `lfmc check --accept` writes it; commit it
+baseline = "{baseline}"  # `lfmc check --accept` writes this file; commit it
 
 [drift]  # how much worse than the baseline a cell may be
-kl = 0.05    # share of it
-top1 = 0.01  # of all tokens
-size = 0.01  # share of it
+kl = 0.05    # relative, 0.05 = 5 %
+top1 = 0.01  # absolute, 0.01 = 1 % of all tokens
+size = 0.01  # relative, 0.01 = 1 %
 
-[defaults]  # of every cell; a cell's own keys come first
+[defaults]  # for every cell; keys of an [[export]] override these
 {models}
 model = {model}
 context = {context}
 bits-per-weight = {bits}  # or max-size = "700MB"
-check = "full"  # or "fast": fewer cases, less text
-# max-kl = 0.1      # nats a token, against the float32 model
-# min-top1 = 0.8    # share of tokens whose first choice stays
-# min-speed = 20    # tokens a second of decode, on the machine that checks
-# text = "eval.txt" # to judge on, in place of the passages that ship with lfmc
+check = "full"  # or "fast": fewer parity cases, shorter text
+# max-kl = 0.1      # KL divergence to the float32 model, nats per token
+# min-top1 = 0.8    # fraction of tokens with the same most likely token as the float32 model
+# min-speed = 20    # tokens per second of decode, on the machine that runs `lfmc check`
+# text = "eval.txt" # text to measure quality on, instead of the text that ships with lfmc
 """

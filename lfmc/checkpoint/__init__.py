@@ -1,1 +1,1 @@
-"""Reading a Hugging Face checkpoint: weights, tokenizer files and chat template."""
+"""Reads a Hugging Face checkpoint: weights, tokenizer files and chat template."""

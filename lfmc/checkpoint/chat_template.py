@@ -1,4 +1,4 @@
-"""Chat templates and tokenizer files: what turns an app's text into the model's tokens."""
+"""Copies the tokenizer files of a checkpoint and renders its chat template."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MESSAGE = "{message}"
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
-    """Copy tokenizer, chat template and generation config; returns the names of the files.
+    """Copy tokenizer, chat template and generation config; return the names of the files.
 
-    The tokenizer class is written as `PreTrainedTokenizerFast`: other names are refused by
-    swift-transformers and transformers.js, and the file that matters is `tokenizer.json`. A chat
-    template inside of `tokenizer_config.json` is written as a file of its own, which every reader
-    finds. Raises `InputError` where there is no `tokenizer.json`.
+    `tokenizer_class` becomes `PreTrainedTokenizerFast`: swift-transformers and transformers.js
+    refuse other names, and the vocabulary is in `tokenizer.json` anyway. A chat template inside
+    `tokenizer_config.json` is also written to its own file, because some readers look only there.
+    Raises `InputError` if the checkpoint has no `tokenizer.json`, or has several chat templates.
     """
     checkpoint.tokenizer()
     written = []
@@ -35,9 +35,9 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
             template = settings.get("chat_template")
             if template is not None and not isinstance(template, str):
                 raise InputError(
-                    "the checkpoint has several chat templates, and a bundle holds one",
+                    "the checkpoint has several chat templates, but a bundle can contain only one",
                     where=source,
-                    todo=f"write the one to ship to {TEMPLATE}, and take chat_template out",
+                    todo=f"write the template to ship to {TEMPLATE}, and remove chat_template",
                 )
             if template is not None and not (checkpoint.path / TEMPLATE).is_file():
                 (folder / TEMPLATE).write_text(template, encoding="utf-8")
@@ -68,9 +68,9 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
 
 
 def render(folder: Path, messages: Sequence[dict[str, str]]) -> str | None:
-    """The messages as the chat template writes them, ready for a reply; None without a template.
+    """Render the messages with the chat template, up to the start of the model's reply.
 
-    Raises `InputError` where the template does not render.
+    Returns None if `folder` has no template. Raises `InputError` if the template can't be rendered.
     """
     path = folder / TEMPLATE
     if not path.is_file():
@@ -78,24 +78,26 @@ def render(folder: Path, messages: Sequence[dict[str, str]]) -> str | None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
+    environment.globals["raise_exception"] = _raise_template_error
     settings: dict[str, Any] = {}
     if (folder / "tokenizer_config.json").is_file():
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    special = {key: _text(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
+    special_tokens = {
+        key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")
+    }
     try:
         template = environment.from_string(path.read_text(encoding="utf-8"))
-        return template.render(messages=messages, add_generation_prompt=True, **special)
+        return template.render(messages=messages, add_generation_prompt=True, **special_tokens)
     except Exception as error:  # a template is a program: it may raise anything
         raise InputError("the chat template can't be rendered", where=path, got=error) from error
 
 
 def chat_prompt(checkpoint: Checkpoint, folder: Path) -> str | None:
-    """What a model is given for one message, `{message}`, in a new conversation: for apps that
-    render no templates.
+    """Return the prompt of a new conversation, with `{message}` as the user's only message.
 
-    By the chat template in `folder`; without one, the start token and the message. None where the
-    template does not have the message in it once, as it is.
+    Apps that can't render a chat template replace `{message}`. The prompt comes from the chat
+    template in `folder`; without a template, it is the start token and the message. Returns None
+    if the rendered prompt does not contain the message exactly once and unchanged.
     """
     rendered = render(folder, [{"role": "user", "content": MESSAGE}])
     if rendered is not None:
@@ -104,12 +106,12 @@ def chat_prompt(checkpoint: Checkpoint, folder: Path) -> str | None:
     return ("" if bos is None else checkpoint.tokenizer().id_to_token(bos)) + MESSAGE
 
 
-def _refuse(message: str) -> str:
+def _raise_template_error(message: str) -> str:
     from jinja2 import TemplateError
 
     raise TemplateError(message)
 
 
-def _text(token: Any) -> str:
-    """A special token, which older files write as an object."""
+def _token_text(token: Any) -> str:
+    """Return the text of a special_tokens token; older files store it in an object."""
     return token.get("content", "") if isinstance(token, dict) else token or ""

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint, checked: names and shapes first, then one tensor at a time."""
+"""Opens a Hugging Face checkpoint, checks its tensors and loads them one at a time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder whose tensors have been checked, by name and shape, against its configuration."""
+    """A checkpoint folder; names and shapes of its tensors match its configuration."""
 
     path: Path
     name: str
@@ -50,13 +50,18 @@ class Checkpoint:
     raw_config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
 
+    def __repr__(self) -> str:
+        """Return one line, without the configuration and the hundreds of tensors."""
+        model_type, size = self.config.model_type, f"{self.num_params:,} parameters"
+        return f"<Checkpoint {self.name}: {model_type}, {size}, {len(self.tensors)} tensors>"
+
     @property
     def num_params(self) -> int:
         return sum(info.numel for info in self.tensors.values())
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over `config.json` and every weight file: one name for exactly these weights."""
+        """SHA-256 of `config.json` and all weight files: it identifies these exact weights."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         for file in sorted({info.file for info in self.tensors.values()}):
             with file.open("rb") as stream:
@@ -66,47 +71,47 @@ class Checkpoint:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Every token that ends a reply: those of `config.json` and `generation_config.json`."""
+        """Tokens that end a reply, from `config.json` and `generation_config.json`."""
         return stop_ids(self.config, self.path)
 
     def load(self, name: str) -> Tensor:
-        """One tensor in its stored dtype; raises `InputError` where it holds NaN or infinity."""
+        """Load a tensor in its stored dtype; raise `InputError` if it contains NaN or infinity."""
         info = self.tensors[name]
         tensor = read_tensor(info)
-        ends = torch.stack(torch.aminmax(tensor)) if tensor.numel() else tensor  # NaN stays NaN
-        if not torch.isfinite(ends).all():
-            bad = int((~torch.isfinite(tensor)).sum())
+        extrema = torch.stack(torch.aminmax(tensor)) if tensor.numel() else tensor  # keeps NaN
+        if not torch.isfinite(extrema).all():
+            num_bad = int((~torch.isfinite(tensor)).sum())
             raise InputError(
-                f"tensor '{name}' holds values that are not finite",
+                f"tensor '{name}' contains values that are not finite",
                 where=info.file,
                 expected="finite numbers",
-                got=f"{bad} of {tensor.numel()} are NaN or infinite",
-                todo="repair the checkpoint; there is no right way to round these",
+                got=f"{num_bad} of {tensor.numel()} are NaN or infinite",
+                todo="repair the checkpoint; these values can't be quantized",
             )
         return tensor
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """All tensors in their stored dtypes, read when asked for."""
+        """All tensors in their stored dtypes; each is read when it is accessed."""
         return LazyTensors(self.tensors, self.load)
 
     def decoder(self, weights: Mapping[str, Tensor] | None = None) -> Decoder:
-        """The float32 decoder of this checkpoint, to run; `weights` replace tensors by name."""
+        """Return the float32 decoder with all weights; `weights` replace tensors by name."""
         decoder = build_decoder(self.config)
         for module in decoder.modules():
             if isinstance(module, SparseMoe):
                 module.only_chosen = True
         constants = {k: v for k, v in decoder.state_dict().items() if k.startswith("rope.")}
-        replaced = weights or {}
-        loaded = {
-            name: (replaced[name] if name in replaced else self.load(name)).float()
+        replacements = weights or {}
+        tensors = {
+            name: (replacements[name] if name in replacements else self.load(name)).float()
             for name in self.tensors
         }
-        decoder.load_state_dict({**constants, **loaded}, assign=True)
+        decoder.load_state_dict({**constants, **tensors}, assign=True)
         return decoder.requires_grad_(False)
 
     def tokenizer(self) -> Any:
-        """The checkpoint's `tokenizers.Tokenizer`; raises `InputError` where it has none."""
+        """Return the `tokenizers.Tokenizer`; raise `InputError` if it is missing or broken."""
         from tokenizers import Tokenizer
 
         path = self.path / "tokenizer.json"
@@ -119,35 +124,35 @@ class Checkpoint:
             )
         try:
             return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises plain Exception
             raise InputError("the tokenizer can't be read", where=path, got=error) from error
 
 
 def stop_ids(config: DecoderConfig, folder: Path) -> tuple[int, ...]:
-    """Every token that ends a reply, by a configuration and `generation_config.json` beside it."""
+    """Return the tokens that end a reply, from a configuration and `generation_config.json`."""
     ids = list(config.eos_ids)
     path = folder / "generation_config.json"
     if path.is_file():
-        more = read_json(path).get("eos_token_id")
-        ids += read_token_ids(more, "eos_token_id", str(path))
+        eos_ids = read_json(path).get("eos_token_id")
+        ids += read_token_ids(eos_ids, "eos_token_id", str(path))
     return tuple(dict.fromkeys(ids))
 
 
 def demo_path() -> Path:
-    """Where the small checkpoint that ships with the package lies."""
+    """Return the folder of the small checkpoint that ships with the package."""
     return Path(str(files("lfmc") / "demo" / DEMO_NAME))
 
 
 def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
     """Open a local folder, a hub id, or (with None) the small checkpoint that ships with lfmc.
 
-    Reads `config.json` and the headers of the weight files, no weights. Raises `InputError` when
-    there is no such checkpoint, or when its tensors and its configuration disagree.
+    Read `config.json` and the headers of the weight files, but no weights. Raise `InputError` if
+    the checkpoint does not exist, or if its tensors do not match its configuration.
     """
     path = demo_path() if model is None else Path(model)
     name = path.resolve().name
     if not path.exists() and _HUB_ID.fullmatch(str(model)):
-        name = str(model).rpartition("/")[2]  # the folder in the cache is called by its commit
+        name = str(model).rpartition("/")[2]  # a folder in the cache is named by its commit
         path = _fetch(str(model))
     if not path.is_dir():
         raise InputError(
@@ -158,7 +163,7 @@ def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
     path = path.resolve()
     config_path = path / "config.json"
     if not config_path.is_file():
-        raise InputError("the folder holds no checkpoint", where=path, expected="config.json")
+        raise InputError("the folder contains no checkpoint", where=path, expected="config.json")
     raw = read_json(config_path)
     config = read_config(raw, str(config_path))
     tensors: dict[str, TensorInfo] = {}
@@ -176,53 +181,53 @@ def _fetch(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise InputError(
-            "the model is neither a folder here nor in the hub (or its local cache)",
+            "the model is neither a local folder nor on the hub (or in its local cache)",
             where=hub_id,
             got=first_line(error),
-            todo="check the name, the network, or HF_HOME; or give a local folder",
+            todo="check the name, the network, or HF_HOME; or pass a local folder",
         ) from error
 
 
 def _match(
     tensors: Mapping[str, TensorInfo], config: DecoderConfig, path: Path
 ) -> dict[str, TensorInfo]:
-    """The tensors of the decoder, in its order; raises where they are not what the config says."""
-    wanted = {
+    """Return the decoder's tensors in its order; raise `InputError` if names or shapes differ."""
+    shapes = {
         name: tuple(value.shape)
         for name, value in build_decoder(config).state_dict().items()
         if not name.startswith("rope.")
     }
-    extra = sorted(set(tensors) - set(wanted))
+    extra = sorted(set(tensors) - set(shapes))
     if config.tied_embedding and {_HEAD, _EMBEDDING} <= tensors.keys():
         extra.remove(_HEAD)
         head, table = (read_tensor(tensors[name]).float() for name in (_HEAD, _EMBEDDING))
         if not torch.equal(head, table):
             raise InputError(
-                "the config ties the head to the embedding, but the weights hold another head",
+                "the config ties the head to the embedding, but the weights contain another head",
                 where=tensors[_HEAD].file,
                 expected=f"no '{_HEAD}', or a copy of '{_EMBEDDING}'",
-                todo="set 'tie_word_embeddings' to false in config.json if the head is meant",
+                todo="to use that head, set 'tie_word_embeddings' to false in config.json",
             )
-    missing = sorted(set(wanted) - set(tensors))
+    missing = sorted(set(shapes) - set(tensors))
     if missing or extra:
         raise InputError(
-            "config.json and the weights disagree",
+            "config.json does not match the weights",
             where=path,
-            expected=f"{len(missing)} tensors that are missing: {_some(missing)}",
-            got=f"{len(extra)} tensors that the config has no place for: {_some(extra)}",
+            expected=f"{len(missing)} tensors that are missing: {_shorten(missing)}",
+            got=f"{len(extra)} tensors that config.json does not describe: {_shorten(extra)}",
             todo="check layer_types, num_hidden_layers and the other sizes in config.json",
         )
-    for name, shape in wanted.items():
+    for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise InputError(
-                f"tensor '{name}' does not have the shape that config.json gives it",
+                f"tensor '{name}' does not have the shape that config.json specifies",
                 where=tensors[name].file,
                 expected=list(shape),
                 got=list(tensors[name].shape),
             )
-    return {name: tensors[name] for name in wanted}
+    return {name: tensors[name] for name in shapes}
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:4])
-    return (shown or "none") + (", ..." if len(names) > 4 else "")
+def _shorten(names: list[str]) -> str:
+    text = ", ".join(names[:4])
+    return (text or "none") + (", ..." if len(names) > 4 else "")

@@ -1,4 +1,4 @@
-"""Memory of one conversation: weights as stored, and the states, by context."""
+"""Memory of one conversation: weights as stored, and states, by context length."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.model import DecoderConfig, state_specs
 
 FLOAT32 = 4
-CONTEXTS = (512, 2048, 8192, 32768, 131072)  # tokens that `lfmc inspect` tells memory for
+CONTEXTS = (
+    512,
+    2048,
+    8192,
+    32768,
+    131072,
+)  # tokens; the rows that `lfmc inspect` prints
 
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes of float32 states: attention's grow with the context, the convolutions' do not."""
+    """Bytes of float32 states. Attention states grow with the context, conv states do not."""
 
     attention: int
     conv: int
@@ -24,8 +30,8 @@ class StateBytes:
 class Footprint:
     """Bytes of a conversation of `context` tokens: weights as stored, and float32 states.
 
-    `all_attention` estimates the states of a model of the same depth with full attention, of the
-    same heads, in every layer: what a conventional transformer would need instead.
+    `all_attention` estimates the states of a conventional transformer for comparison: a model of
+    the same depth and the same heads, with full attention in every layer.
     """
 
     context: int
@@ -44,10 +50,10 @@ class Footprint:
 
 
 def state_nbytes(config: DecoderConfig, context: int) -> StateBytes:
-    """States of one conversation of `context` tokens.
+    """Return the bytes of the states of one conversation of `context` tokens.
 
-    A layer with a sliding window counts the positions that it looks back at, and no more. (What
-    an artifact allocates may be more: some runtimes keep all positions.)
+    A layer with a sliding window counts only the positions in its window. An artifact may allocate
+    more, because some runtimes keep all positions.
     """
     sizes = {"attention": 0, "conv": 0}
     for state in state_specs(config, 1, context):
@@ -55,23 +61,23 @@ def state_nbytes(config: DecoderConfig, context: int) -> StateBytes:
             sizes["conv"] += FLOAT32 * prod(state.shape)
         else:
             batch, heads, slots, width = state.shape
-            kept = slots if state.window is None else min(slots, state.window)
-            sizes["attention"] += FLOAT32 * batch * heads * kept * width
+            positions = slots if state.window is None else min(slots, state.window)
+            sizes["attention"] += FLOAT32 * batch * heads * positions * width
     return StateBytes(**sizes)
 
 
 def footprint(checkpoint: Checkpoint, context: int) -> Footprint:
-    """Memory of a checkpoint, as it is stored, at a context of so many tokens."""
+    """Return the memory of a checkpoint, as stored, for `context` tokens."""
     config = checkpoint.config
     states = state_nbytes(config, context)
     weights = sum(info.numel * info.dtype.itemsize for info in checkpoint.tensors.values())
     slot = 2 * FLOAT32 * config.num_kv_heads * config.head_dim  # a key and a value
-    every = config.num_layers * context * slot
-    return Footprint(context, weights, states.attention, states.conv, every)
+    all_attention = config.num_layers * context * slot
+    return Footprint(context, weights, states.attention, states.conv, all_attention)
 
 
 def footprints(checkpoint: Checkpoint) -> list[Footprint]:
-    """Memory at each of `CONTEXTS` that the model was made for, or at its longest context."""
+    """Return the memory at each of `CONTEXTS` that the model supports, or at its longest."""
     longest = checkpoint.config.max_context
     lengths = [n for n in CONTEXTS if n <= longest] or [longest]
     return [footprint(checkpoint, n) for n in lengths]

@@ -1,7 +1,7 @@
-"""Files of weights: which a folder has, what their headers say, and one tensor at a time.
+"""Finds the weight files of a folder, reads their headers, and reads one tensor at a time.
 
-Tensor names are those on disk; a vision-language checkpoint's language tower is read under the
-names that it has on its own (`model.layers.0...`).
+Tensor names are those on disk, with one exception: in a vision-language checkpoint, tensors of the
+language tower get the names of a text-only checkpoint (`model.layers.0...`).
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class TensorInfo:
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors by name, each made whenever it is asked for: nothing is kept."""
+    """Tensors by name. Each access loads the tensor again; nothing is cached."""
 
-    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
-        self._names, self._make = dict.fromkeys(names), make
+    def __init__(self, names: Iterable[str], load: Callable[[str], Tensor]) -> None:
+        self._names, self._load = dict.fromkeys(names), load
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        return self._make(name)
+        return self._load(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -70,18 +70,18 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files in folder `path` that hold its weights.
+    """Return the weight files of the folder `path`.
 
-    Raises `InputError` where there are none, where they are pickles, and for an index that names
-    files which are not there.
+    Raise `InputError` if there are none, if they are pickles, or if the index lists files that do
+    not exist.
     """
     index = path / INDEX
     if index.is_file():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise InputError("the weight index names no files", where=index, expected="weight_map")
-        found = sorted(set(map(str, names.values())))
-        for name in found:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError("the weight index lists no files", where=index, expected="weight_map")
+        names = sorted(set(map(str, weight_map.values())))
+        for name in names:
             if Path(name).name != name or "\\" in name:
                 raise InputError(
                     "the weight index points outside its folder",
@@ -91,7 +91,7 @@ def weight_files(path: Path) -> list[Path]:
                 )
             if not (path / name).is_file():
                 raise InputError("a weight file is missing", where=path / name)
-        return [path / name for name in found]
+        return [path / name for name in names]
     if (path / SINGLE).is_file():
         return [path / SINGLE]
     pickles = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
@@ -101,36 +101,36 @@ def weight_files(path: Path) -> list[Path]:
             where=path,
             expected=f"{SINGLE} or {INDEX}",
             got=", ".join(pickles),
-            todo="convert them with safetensors where they are trusted",
+            todo="convert them to safetensors if you trust them",
         )
-    raise InputError("the folder has no weights", where=path, expected=f"{SINGLE} or {INDEX}")
+    raise InputError("the folder contains no weights", where=path, expected=f"{SINGLE} or {INDEX}")
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The decoder's tensors in a weight file, by name.
+    """Return the decoder's tensors in a weight file, by name.
 
-    Raises `InputError` for a file that can't be read, or a dtype that lfmc does not quantize from.
+    Raise `InputError` if the file can't be read, or for a dtype that lfmc does not quantize from.
     """
-    found = {}
+    tensors = {}
     try:
         with safe_open(file, "pt") as stream:
             for disk_name in stream.keys():  # noqa: SIM118 (not a mapping)
-                piece = stream.get_slice(disk_name)
+                tensor = stream.get_slice(disk_name)
                 name = disk_name
-                for pattern, plain in _TOWER_PREFIXES:
-                    name = pattern.sub(plain, name)
+                for pattern, prefix in _TOWER_PREFIXES:
+                    name = pattern.sub(prefix, name)
                 if _OTHER_TOWERS.match(name):
                     continue
-                dtype = DTYPES.get(piece.get_dtype())
+                dtype = DTYPES.get(tensor.get_dtype())
                 if dtype is None:
                     raise InputError(
                         f"tensor '{name}' has a dtype that lfmc does not quantize from",
                         where=file,
                         expected=", ".join(DTYPES),
-                        got=piece.get_dtype(),
+                        got=tensor.get_dtype(),
                     )
-                shape = tuple(piece.get_shape())
-                found[name] = TensorInfo(name, shape, dtype, file, disk_name)
+                shape = tuple(tensor.get_shape())
+                tensors[name] = TensorInfo(name, shape, dtype, file, disk_name)
     except (SafetensorError, OSError) as error:
         raise InputError(
             "a weight file is truncated or corrupted",
@@ -138,11 +138,11 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             got=error,
             todo="download it again",
         ) from error
-    return found
+    return tensors
 
 
 def read_tensor(info: TensorInfo) -> Tensor:
-    """A tensor as it lies on disk, unchecked: its file is mapped, and read where it is touched."""
+    """Return a tensor as stored, unchecked. The file is memory-mapped and read lazily."""
     try:
         with safe_open(info.file, "pt") as stream:
             tensor: Tensor = stream.get_tensor(info.disk_name)
@@ -152,7 +152,7 @@ def read_tensor(info: TensorInfo) -> Tensor:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint; raises `InputError` where there is none."""
+    """Return the object in a JSON file of a checkpoint; raise `InputError` if it is no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, 5000 digits

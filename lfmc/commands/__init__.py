@@ -1,1 +1,1 @@
-"""One module a subcommand, imported when it is called."""
+"""One module per subcommand; a module is imported when its subcommand is called."""

@@ -1,4 +1,4 @@
-"""`lfmc bench`: time a bundle on this machine."""
+"""`lfmc bench`: measure a bundle's speed on this machine."""
 
 from __future__ import annotations
 
@@ -12,41 +12,47 @@ from lfmc.commands.options import json_option
 
 @click.command("bench")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--prompt", type=int, help="Tokens of prefill. [default: 128, or half the context]")
-@click.option("--tokens", type=int, help="Tokens of decode. [default: 64, or what is left]")
-@click.option("--rounds", default=5, show_default=True, help="Rounds of both.")
+@click.option(
+    "--prompt",
+    type=int,
+    help="Tokens to prefill. [default: 128, or half the context if it is shorter than 256]",
+)
+@click.option(
+    "--tokens", type=int, help="Tokens to decode. [default: 64, or the rest of the context]"
+)
+@click.option("--rounds", default=5, show_default=True, help="Number of timed repetitions.")
 @json_option
 def command(
     bundle: Path, prompt: int | None, tokens: int | None, rounds: int, as_json: bool
 ) -> None:
-    """Tokens per second of BUNDLE here: best and median of several rounds."""
+    """Measure tokens per second of BUNDLE on this machine: the best round and the median."""
     from lfmc.bundle.bundle import open_bundle
     from lfmc.errors import InputError
 
     open_bundle(bundle)
 
     from lfmc.api import load
-    from lfmc.machine.progress import for_terminal
-    from lfmc.run.timing import fitting, time_stepper
+    from lfmc.machine.progress import terminal_progress
+    from lfmc.run.timing import default_lengths, time_stepper
 
-    progress = for_terminal()
+    progress = terminal_progress()
     with progress.stage("load"):
         stepper = load(bundle)
-    usual = fitting(stepper.context)
-    prompt = usual[0] if prompt is None else prompt
-    tokens = usual[1] if tokens is None else tokens
+    default_prompt, default_tokens = default_lengths(stepper.context)
+    prompt = default_prompt if prompt is None else prompt
+    tokens = default_tokens if tokens is None else tokens
     if min(prompt, tokens, rounds) < 1 or prompt + tokens > stepper.context:
         raise InputError(
-            "these sizes can't be timed",
-            expected=f"at least 1 each, --prompt and --tokens at most {stepper.context} together",
+            "--prompt, --tokens or --rounds is out of range",
+            expected=f"at least 1 each; --prompt plus --tokens at most {stepper.context}",
             got=f"--prompt {prompt} --tokens {tokens} --rounds {rounds}",
         )
     with progress.stage("time"):
-        timed = time_stepper(stepper, prompt, tokens, rounds)
+        rates = time_stepper(stepper, prompt, tokens, rounds)
     if as_json:
-        click.echo(json.dumps({name: vars(rate) for name, rate in timed.items()}))
+        click.echo(json.dumps({name: vars(rate) for name, rate in rates.items()}))
         return
-    for name, rate in timed.items():
+    for name, rate in rates.items():
         click.echo(
             f"{name:8} {rate.best:9.1f} tokens/s best, {rate.median:9.1f} median of {rounds}"
         )

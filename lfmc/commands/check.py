@@ -1,4 +1,4 @@
-"""`lfmc check`: a team's matrix of exports, proven again."""
+"""`lfmc check`: export and verify every cell of a `.lfmc.toml`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from lfmc.commands.options import json_option
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lfmc.check.baseline import Known
+    from lfmc.check.baseline import BaselineCell
     from lfmc.check.cells import Outcome
 
 
 @click.command("check")
 @click.argument("file", type=click.Path(path_type=Path), default=Path(".lfmc.toml"))
-@click.option("--only", multiple=True, metavar="CELL", help="This cell alone. Repeatable.")
-@click.option("--accept", is_flag=True, help="Write what is found to the baseline.")
-@click.option("--fresh", is_flag=True, help="Export every cell anew, changed or not.")
+@click.option("--only", multiple=True, metavar="CELL", help="Run only this cell. Repeatable.")
+@click.option(
+    "--accept", is_flag=True, help="Write the results to the baseline, without comparing them."
+)
+@click.option("--fresh", is_flag=True, help="Export every cell again, even if it is cached.")
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
-    help="Folder for check.json, junit.xml and summary.md.",
+    help="Folder to write check.json, junit.xml and summary.md to.",
 )
 @json_option
 def command(
@@ -38,11 +40,14 @@ def command(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """Export and verify every cell of FILE (.lfmc.toml), and compare with the baseline.
+    """Export and verify every cell of FILE and compare the results with the baseline.
 
-    A cell that did not change is not exported again: its bundle is kept in lfmc's cache, and only
-    its files and golden prompts are proven. Exits with 3 where parity, a gate or the baseline is
-    not met, with 4 where no cell at all could be executed here.
+    FILE is a .lfmc.toml. A cell is one model for one target with its options. lfmc caches each
+    bundle: if a cell's model, options, packages and code are unchanged, only the file hashes and
+    the golden prompts of its bundle are checked.
+
+    Exit code 3: parity, a gate (max-kl, min-top1, min-speed) or the baseline is not met. Exit code
+    4: no cell could be executed on this machine.
 
     \b
     lfmc init                      # writes .lfmc.toml
@@ -57,7 +62,7 @@ def command(
     from lfmc.commands.tables import console
 
     matrix = load_matrix(file, export_command)
-    known = load_baseline(matrix.baseline)
+    baseline = load_baseline(matrix.baseline)
     outcomes = run_matrix(
         matrix,
         only=only,
@@ -66,28 +71,28 @@ def command(
         observe=lambda cell: click.echo(f"{cell.name} ...", err=True),
     )
     if report is not None:
-        write_reports(report, outcomes, known)
+        write_reports(report, outcomes, baseline)
     if as_json:
         click.echo(json.dumps(to_dict(outcomes)))
     else:
-        console().print(_table(outcomes, known))
-        for own in outcomes:
-            for reason in own.reasons:
-                click.echo(f"{own.cell.name}: {own.status}: {reason}")
+        console().print(_table(outcomes, baseline))
+        for outcome in outcomes:
+            for reason in outcome.reasons:
+                click.echo(f"{outcome.cell.name}: {outcome.status}: {reason}")
         if accept:
             click.echo(f"baseline: {matrix.baseline}")
     sys.exit(exit_code(outcomes))
 
 
-def _table(outcomes: Sequence[Outcome], known: Mapping[str, Known]) -> Table:
-    """Every cell, and what moved against the baseline."""
+def _table(outcomes: Sequence[Outcome], baseline: Mapping[str, BaselineCell]) -> Table:
+    """Return a table with a row per cell and the numbers that differ from the baseline."""
     from rich.table import Table
 
-    from lfmc.check.report import COLUMNS, told_rows
+    from lfmc.check.report import COLUMNS, table_rows
 
     table = Table(title="check", title_justify="left")
     for index, name in enumerate(COLUMNS):
         table.add_column(name, justify="left" if index < 2 else "right")
-    for row in told_rows(outcomes, known):
+    for row in table_rows(outcomes, baseline):
         table.add_row(*row)
     return table

@@ -1,4 +1,4 @@
-"""`lfmc diff`: two bundles or plans side by side."""
+"""`lfmc diff`: compare two bundles or plans."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import click
 from lfmc.commands.options import json_option
 
 if TYPE_CHECKING:
-    from lfmc.exporter.diff import Changed, Difference
+    from lfmc.exporter.diff import ChangedTensor, Difference
 
-FEW = 8  # tensors of a kind that are named one by one
-SHOWN = 24  # lines of tensors
+MAX_NAMES = 8  # tensors of one kind that are listed by name
+MAX_LINES = 24  # lines about tensors
 
 
 @click.command("diff")
@@ -23,80 +23,93 @@ SHOWN = 24  # lines of tensors
 @click.option(
     "--activations",
     "model",
-    help="Run both plans' weights on text, and say where they part. [MODEL, or demo]",
+    metavar="MODEL",
+    help="Also run the weights of both plans on text and find the first layer whose activations "
+    "differ. MODEL is the checkpoint of the plans, or demo for the test model.",
 )
 @click.option(
     "--apart",
     type=float,
-    help="Streams part where they are this far from each other. [default: 0.05 of their size]",
+    help="With --activations: report a layer if its activations differ by more than this, relative "
+    "to the float32 activations. [default: 0.05, that is 5 %]",
 )
 @json_option
 def command(
     first: Path, second: Path, model: str | None, apart: float | None, as_json: bool
 ) -> None:
-    """Compare FIRST with SECOND: bundles, or plan.json files, in any mix.
+    """Compare FIRST with SECOND; each is a bundle or a plan.json.
 
-    Shows how tensors are stored otherwise, sizes, measured quality, options and versions. The exit
-    code is 0 wherever they could be compared, however much they differ.
+    Shows tensors with different formats, sizes, measured quality, options and versions. The exit
+    code is 0 if the comparison was possible, whatever the differences.
     """
     from lfmc.checkpoint.checkpoint import open_checkpoint
     from lfmc.errors import InputError
-    from lfmc.exporter.diff import APART, difference, open_side, with_activations
-    from lfmc.machine.progress import for_terminal
+    from lfmc.exporter.diff import (
+        STREAM_TOLERANCE,
+        compare_activations,
+        compare_plans,
+        open_diff_input,
+    )
+    from lfmc.machine.progress import terminal_progress
 
-    share = APART if apart is None else apart
-    if not 0 <= share < float("inf"):
-        raise InputError("--apart is out of range", expected="0 or more", got=share)
-    sides = open_side(first), open_side(second)
-    found = difference(*sides, share)
+    tolerance = STREAM_TOLERANCE if apart is None else apart
+    if not 0 <= tolerance < float("inf"):
+        raise InputError("--apart is out of range", expected="0 or more", got=tolerance)
+    inputs = open_diff_input(first), open_diff_input(second)
+    difference = compare_plans(*inputs, tolerance)
     if model is not None:
         checkpoint = open_checkpoint(None if model == "demo" else model)
-        progress = for_terminal()
+        progress = terminal_progress()
         with progress.stage("activations"):
-            found = with_activations(found, *sides, checkpoint, progress)
+            difference = compare_activations(difference, *inputs, checkpoint, progress)
     if as_json:
-        click.echo(json.dumps(found.to_dict()))
+        click.echo(json.dumps(difference.to_dict()))
     else:
-        click.echo("\n".join(_lines(found)))
+        click.echo("\n".join(_lines(difference)))
 
 
-def _lines(found: Difference) -> list[str]:
-    lines = [f"tensors stored otherwise: {len(found.changed)} of {found.tensors}"]
-    lines += _tensors(found.changed)
-    for name, (a, b) in found.numbers.items():
-        if a is None and b is None:
+def _lines(difference: Difference) -> list[str]:
+    lines = [f"tensors stored differently: {len(difference.changed)} of {difference.tensors}"]
+    lines += _tensor_lines(difference.changed)
+    for name, (first, second) in difference.numbers.items():
+        if first is None and second is None:
             continue
-        more = "" if a is None or b is None else f"  {b - a:+,.6g}"
-        lines.append(f"{name:<18}{_number(a):>16}{_number(b):>16}{more}")
-    lines += [f"{name}: {a} -> {b}" for name, (a, b) in found.facts.items()]
-    if not found.changed and not found.facts:
-        lines.append("made alike: same formats, options and versions")
-    if found.streams:
-        lines.append(f"{'activations behind':<20}{'between':>10}{'first':>10}{'second':>10}")
+        change = "" if first is None or second is None else f"  {second - first:+,.6g}"
+        lines.append(f"{name:<18}{_number(first):>16}{_number(second):>16}{change}")
+    lines += [f"{name}: {first} -> {second}" for name, (first, second) in difference.facts.items()]
+    if not difference.changed and not difference.facts:
+        lines.append("formats, options and versions are equal")
+    if difference.streams:
+        lines.append(
+            f"{'activations after':<20}{'first vs second':>18}{'first vs float32':>18}"
+            f"{'second vs float32':>19}"
+        )
         lines += [
-            f"{own.part:<20}{own.between:>10.2%}{own.first:>10.2%}{own.second:>10.2%}"
-            for own in found.streams
+            f"{stream.part:<20}{stream.between:>18.2%}{stream.first:>18.2%}{stream.second:>19.2%}"
+            for stream in difference.streams
         ]
-        part = found.parts_at
-        place = "nowhere" if part is None else f"first behind {part}"
-        lines.append(f"they part by more than {found.apart:.2%} {place}")
+        part = difference.diverges_at
+        place = "nowhere" if part is None else f"first after {part}"
+        lines.append(f"activations differ by more than {difference.apart:.2%}: {place}")
     return lines
 
 
-def _tensors(changed: tuple[Changed, ...]) -> list[str]:
-    """Tensors that change alike on one line, those of a kind with few by name."""
-    kinds: dict[tuple[str, str, str], list[Changed]] = {}
-    for own in changed:
-        key = own.group, own.first or "no such tensor", own.second or "no such tensor"
-        kinds.setdefault(key, []).append(own)
+def _tensor_lines(changed: tuple[ChangedTensor, ...]) -> list[str]:
+    """Return a line per group and change of format, with tensor names if there are few."""
+    tensors_by_change: dict[tuple[str, str, str], list[ChangedTensor]] = {}
+    for tensor in changed:
+        key = tensor.group, tensor.first or "absent", tensor.second or "absent"
+        tensors_by_change.setdefault(key, []).append(tensor)
     lines = []
-    for (group, first, second), members in kinds.items():
-        nbytes = sum(own.nbytes for own in members)
-        lines.append(f"  {group}: {len(members)} x {first} -> {second}, {nbytes:+,} bytes")
-        if len(members) <= FEW:
-            lines += [f"    {own.name}" for own in members]
-    left = len(lines) - SHOWN
-    return lines if left <= 1 else [*lines[:SHOWN], f"  and {left} lines more (--json has all)"]
+    for (group, first, second), tensors in tensors_by_change.items():
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        lines.append(f"  {group}: {len(tensors)} x {first} -> {second}, {nbytes:+,} bytes")
+        if len(tensors) <= MAX_NAMES:
+            lines += [f"    {tensor.name}" for tensor in tensors]
+    omitted = len(lines) - MAX_LINES
+    if omitted <= 1:
+        return lines
+    return [*lines[:MAX_LINES], f"  and {omitted} more lines (--json lists all tensors)"]
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`lfmc doctor`: what this machine has, next to what was tested."""
+"""`lfmc doctor`: compare this machine's packages with the tested versions, and list targets."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from lfmc.commands.options import json_option
 @click.command("doctor")
 @json_option
 def command(as_json: bool) -> None:
-    """Check Python, packages against the tested versions, memory, disk and targets."""
+    """Check this machine: Python, memory, disk space, packages and targets.
+
+    Compares installed packages with the versions that lfmc was tested with. Lists every target
+    with the packages that it is missing and with its options (-O NAME=VALUE).
+    """
     from rich.table import Table
 
     from lfmc.commands.tables import console
     from lfmc.machine.memory import installed_nbytes
-    from lfmc.machine.versions import TESTED, installed
+    from lfmc.machine.versions import TESTED, installed_version
     from lfmc.targets.base import get_target, install_advice, target_names
 
-    packages = {name: (installed(name), tested) for name, tested in TESTED.items()}
-    targets = {
+    packages = {name: (installed_version(name), tested) for name, tested in TESTED.items()}
+    missing_packages = {
         name: [package for package in get_target(name).packages if find_spec(package) is None]
         for name in target_names()
     }
@@ -47,30 +51,30 @@ def command(as_json: bool) -> None:
                     },
                     "options": {o.name: o.choices for o in get_target(name).options},
                 }
-                for name, missing in targets.items()
+                for name, missing in missing_packages.items()
             },
         }
         click.echo(json.dumps(facts))
         return
-    out = console()
-    out.print(
+    terminal = console()
+    terminal.print(
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
         f"{os.cpu_count()} cores, {memory / 2**30:.1f} GiB of memory, "
         f"{disk / 2**30:.1f} GiB free on disk"
     )
     table = Table("package", "installed", "tested", "")
-    for name, (found, tested) in packages.items():
-        verdict = "not installed" if found is None else "" if found == tested else "not tested"
-        if found and found.partition("+")[0] == tested:
+    for name, (version, tested) in packages.items():
+        verdict = "not installed" if version is None else "" if version == tested else "not tested"
+        if version and version.partition("+")[0] == tested:
             verdict = "ok"
-        table.add_row(name, found or "-", tested, verdict)
-    out.print(table)
-    for name, missing in targets.items():
+        table.add_row(name, version or "-", tested, verdict)
+    terminal.print(table)
+    for name, missing in missing_packages.items():
         remedy = install_advice(get_target(name).extra)
         state = f"missing {', '.join(missing)}: {remedy}" if missing else "ready"
-        out.print(f"target {name}: {state}")
+        terminal.print(f"target {name}: {state}")
         for choice, tools in get_target(name).missing_tools().items():
-            out.print(f"  {choice} needs {', '.join(tools)}", markup=False)
+            terminal.print(f"  {choice} needs {', '.join(tools)}", markup=False)
         for option in get_target(name).options:
             choices = " | ".join(option.choices)
-            out.print(f"  -O {option.name}={choices}: {option.help}", markup=False)
+            terminal.print(f"  -O {option.name}={choices}: {option.help}", markup=False)

@@ -1,4 +1,4 @@
-"""`lfmc export`: from a checkpoint to a verified bundle."""
+"""`lfmc export`: quantize a checkpoint, export it and verify the result."""
 
 from __future__ import annotations
 
@@ -27,38 +27,74 @@ from lfmc.commands.options import (
 @model_argument
 @plan_options
 @measuring_options
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Obey this plan.json.")
-@click.option("--context", type=int, help="Longest conversation, in tokens. [default: 4096]")
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    help="Use the formats of this plan.json (from `lfmc plan`) instead of choosing them.",
+)
+@click.option(
+    "--context",
+    type=int,
+    help="Maximum number of tokens, prompt included. [default: 4096, or the model's maximum]",
+)
 @click.option(
     "-O",
     "--option",
     "target_options",
     type=Setting(),
     multiple=True,
-    help="NAME=VALUE, an option of the target (`lfmc doctor` lists them). Repeatable.",
+    help="Set an option of the target; `lfmc doctor` lists them. Repeatable.",
 )
-@click.option("--device", help="What the artifact is for, where a target has several: -O device=.")
-@click.option("--soc", help="The chip that it is for, where a target has several: -O soc=.")
-@click.option("--accelerator", help="The NPU that it is for: -O accelerator=.")
+@click.option(
+    "--device", help="Device to compile for, such as cpu:avx2 with tvm. Same as -O device=VALUE."
+)
+@click.option(
+    "--soc", help="Chip to compile for, such as sm8750 with qualcomm. Same as -O soc=VALUE."
+)
+@click.option(
+    "--accelerator",
+    help="NPU to compile for, such as ethos-u85-256 with ethos-u. Same as -O accelerator=VALUE.",
+)
 @click.option(
     "--isolated",
     is_flag=True,
-    help="Run in an environment made for the target's packages, where they can't be in this one.",
+    help="Run in a separate virtual environment, which lfmc creates, if the target's packages "
+    "conflict with installed ones.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder to write. [default: NAME-TARGET in the current folder]",
+)
 @click.option(
     "--check",
     default="full",
     show_default=True,
-    help="full: the whole parity matrix. fast: two cases, little text. off: unproven.",
+    help="Verification of the exported model. full: all parity cases. fast: two parity cases and "
+    "a short text. off: no verification.",
 )
-@click.option("--max-kl", type=float, help="Fail (exit 3) above this KL, nats per token.")
-@click.option("--min-top1", type=float, help="Fail (exit 3) below this top-1 agreement, 0 to 1.")
-@click.option("--min-speed", type=float, help="Fail (exit 3) below so many tokens/s of decode.")
+@click.option(
+    "--max-kl",
+    type=float,
+    help="Fail (exit 3) if the KL divergence to the float32 model is above this, in nats per "
+    "token.",
+)
+@click.option(
+    "--min-top1",
+    type=float,
+    help="Fail (exit 3) if the most likely token is the float32 model's for a smaller fraction of "
+    "tokens, 0 to 1.",
+)
+@click.option(
+    "--min-speed",
+    type=float,
+    help="Fail (exit 3) if decode on this machine is slower, in tokens per second.",
+)
 @text_option
 @trace_option
-@click.option("--dry-run", is_flag=True, help="Plan only; write nothing.")
-@click.option("--force", is_flag=True, help="Replace a bundle that exists.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; export nothing.")
+@click.option("--force", is_flag=True, help="Overwrite an existing bundle.")
 @json_option
 def command(
     model: str | None,
@@ -92,7 +128,11 @@ def command(
     as_json: bool,
     **alphaq: Any,
 ) -> None:
-    """Quantize MODEL for a target, prove the result, and write one folder with all of it.
+    """Quantize MODEL and export it for a target, as a folder (a bundle).
+
+    The bundle has the model files, tokenizer, plan, test prompts and a manifest. Unless --check is
+    off, lfmc compares the exported model with the original before it keeps the bundle; it runs the
+    exported model if this machine can.
 
     \b
     lfmc export --target onnx --bits auto
@@ -107,14 +147,14 @@ def command(
     from lfmc.checkpoint.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, parity_table, plan_table, result_lines
     from lfmc.exporter.export import export, plan_for
-    from lfmc.lowering.request import Options, request
+    from lfmc.lowering.request import Options, make_request
     from lfmc.machine.isolated import run_isolated
-    from lfmc.machine.progress import for_terminal
+    from lfmc.machine.progress import terminal_progress
     from lfmc.targets.base import get_target
 
-    chosen = get_target(target)
+    backend = get_target(target)
     if isolated:
-        sys.exit(run_isolated(chosen.extra, sys.argv[1:]))
+        sys.exit(run_isolated(backend.extra, sys.argv[1:]))
     checkpoint = open_checkpoint(model)
     announce(checkpoint, model)
     options = Options(
@@ -124,7 +164,7 @@ def command(
         context=context,
         target_options={
             **dict(target_options),
-            **_given(device=device, soc=soc, accelerator=accelerator),
+            **_without_none(device=device, soc=soc, accelerator=accelerator),
         },
         check=check,
         max_kl=max_kl,
@@ -138,35 +178,37 @@ def command(
         workers=workers,
         cache=not no_cache,
     )
-    progress = for_terminal()
-    out = console()
+    progress = terminal_progress()
+    terminal = console()
     if dry_run:
-        request(checkpoint, chosen, options)
-        plan = plan_for(checkpoint, chosen, options, progress)
+        make_request(checkpoint, backend, options)
+        plan = plan_for(checkpoint, backend, options, progress)
         if as_json:
             click.echo(plan.to_json(), nl=False)
         else:
-            out.print(plan_table(plan, {}))
-            out.print("dry run: nothing was written")
+            terminal.print(plan_table(plan, {}))
+            terminal.print("dry run: nothing was written")
         return
-    folder = output or default_output(checkpoint, chosen)
+    folder = output or default_output(checkpoint, backend)
     with showing_place(as_json):
-        bundle, report = export(checkpoint, chosen, folder, options, force=force, progress=progress)
+        bundle, report = export(
+            checkpoint, backend, folder, options, force=force, progress=progress
+        )
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle.path), **report.to_dict()}))
         return
-    fused = ", ".join(f"{step.name} {step.changed}" for step in report.applied)
-    out.print(f"passes: {fused}")
-    checked = report.verification
-    if checked is not None:
-        out.print(parity_table(checked.rungs))
-    quality = checked.quality if checked else None
-    out.print(plan_table(report.plan, report.errors, result_lines(report, quality, text)))
+    pass_counts = ", ".join(f"{step.name} {step.changed}" for step in report.applied)
+    terminal.print(f"passes: {pass_counts}")
+    verification = report.verification
+    if verification is not None:
+        terminal.print(parity_table(verification.rungs))
+    quality = verification.quality if verification else None
+    terminal.print(plan_table(report.plan, report.errors, result_lines(report, quality, text)))
     for trouble in bundle.manifest.get("known_troubles", ()):
         click.echo(f"note: {trouble['what']} ({trouble['link']})")
     click.echo(f"bundle: {bundle.path}")
 
 
-def _given(**options: str | None) -> dict[str, str]:
-    """Options of a target that have flags of their own, where they were given."""
+def _without_none(**options: str | None) -> dict[str, str]:
+    """Return the options that are set."""
     return {name: value for name, value in options.items() if value is not None}

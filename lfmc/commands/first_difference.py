@@ -1,4 +1,4 @@
-"""Showing the first place that differs."""
+"""Print where the exported model first differs from the reference."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lfmc.errors import GateError
 if TYPE_CHECKING:
     from lfmc.parity.place import Corner, Place
 
-MOST = 3  # names in a row
+MAX_NAMES = 3  # names in one line
 
 
 @contextmanager
 def showing_place(as_json: bool) -> Iterator[None]:
-    """Print the place of a `GateError` that knows it, unless JSON is asked for: that has it all."""
+    """Print the place of a `GateError`, if it has one. JSON output contains the place already."""
     try:
         yield
     except GateError as error:
@@ -28,28 +28,29 @@ def showing_place(as_json: bool) -> Iterator[None]:
 
 
 def place_text(place: Place) -> str:
-    """Lines for people: what differs, by how much, where in the case, and both tensors."""
-    lines = [f"first place that differs: {place.where}"]
+    """Return lines with the operator that differs, the difference, its case and both tensors."""
+    lines = [f"first difference: {place.where}"]
     if place.weights and place.weights != (place.name,):
-        lines.append(f"  reads       {_several(place.weights)}")
+        lines.append(f"  reads       {_names(place.weights)}")
     allowed = f" (allowed {place.tolerance:.1e})" if place.tolerance else ""
     lines.append(f"  difference  {place.difference:.3g} of the largest value{allowed}")
     if place.case is not None:
-        at = "" if place.token is None else f", from token {place.token}"
+        token = "" if place.token is None else f", from token {place.token}"
         call = "" if place.call is None else f", call {place.call + 1}"
-        lines.append(f"  in          {place.case}{call}{at}")
+        lines.append(f"  in          {place.case}{call}{token}")
     if place.agrees is not None:
         lines.append(f"  agrees      up to {place.agrees}")
     if place.hidden:
-        lines.append(f"  not shown   {_several(place.hidden)}: the target has no form to show it")
+        names = _names(place.hidden)
+        lines.append(f"  not checked {names}: the target can't output these values")
     if place.note is not None:
         lines.append(f"  note        {place.note}")
     if place.corner is not None:
-        lines += _corner(place.corner)
+        lines += _corner_lines(place.corner)
     return "\n".join(lines)
 
 
-def _corner(corner: Corner) -> list[str]:
+def _corner_lines(corner: Corner) -> list[str]:
     rows = f"rows {corner.row} to {corner.row + len(corner.ours) - 1}"
     columns = f"columns {corner.column} to {corner.column + len(corner.ours[0]) - 1}"
     lines = []
@@ -59,6 +60,6 @@ def _corner(corner: Corner) -> list[str]:
     return lines
 
 
-def _several(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:MOST])
-    return shown if len(names) <= MOST else f"{shown} and {len(names) - MOST} more"
+def _names(names: tuple[str, ...]) -> str:
+    listed = ", ".join(names[:MAX_NAMES])
+    return listed if len(names) <= MAX_NAMES else f"{listed} and {len(names) - MAX_NAMES} more"

@@ -1,4 +1,4 @@
-"""`lfmc generate`: continue a prompt with a bundle."""
+"""`lfmc generate`: generate text with a bundle."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from lfmc.commands.options import json_option
 @click.command("generate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt")
-@click.option("--max-tokens", default=64, show_default=True, help="Longest continuation.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", default=0, show_default=True, help="Of sampling.")
-@click.option("--chat", is_flag=True, help="Put PROMPT into the model's chat template.")
+@click.option("--max-tokens", default=64, show_default=True, help="Maximum number of new tokens.")
+@click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 always takes the most likely token.",
+)
+@click.option("--seed", default=0, show_default=True, help="Random seed for sampling.")
+@click.option(
+    "--chat",
+    is_flag=True,
+    help="Send PROMPT as a user message in the model's chat template, and print only the answer.",
+)
 @json_option
 def command(
     bundle: Path,
@@ -27,7 +36,7 @@ def command(
     chat: bool,
     as_json: bool,
 ) -> None:
-    """Continue PROMPT with the artifact in BUNDLE, run the way an app runs it."""
+    """Continue PROMPT with the exported model in BUNDLE, run by its own runtime."""
     from lfmc.bundle.bundle import open_bundle
     from lfmc.errors import InputError
 
@@ -37,7 +46,7 @@ def command(
 
     from lfmc.api import load
     from lfmc.checkpoint.chat_template import render
-    from lfmc.machine.progress import for_terminal
+    from lfmc.machine.progress import terminal_progress
     from lfmc.run.generate import continue_tokens
 
     tokens = opened.manifest["tokens"]
@@ -54,7 +63,7 @@ def command(
     ids = bos + tokenizer.encode(text, add_special_tokens=False).ids
     if not ids:
         raise InputError("the prompt is empty, and the model has no start token")
-    with for_terminal().stage("load"):
+    with terminal_progress().stage("load"):
         stepper = load(bundle)
     new = list(
         continue_tokens(

@@ -1,4 +1,4 @@
-"""`lfmc init`: a first `.lfmc.toml`."""
+"""`lfmc init`: write a first `.lfmc.toml`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from lfmc.commands.options import announce, force_option, require_absent, write_
 )
 @force_option
 def command(models: tuple[str, ...], output: Path, force: bool) -> None:
-    """Look at MODELS and write a commented .lfmc.toml for them: a cell for every target.
+    """Write a commented .lfmc.toml, the configuration of `lfmc check`, with a cell per target.
 
-    Without MODELS, those in folders below the file's are taken. Targets that can't be exported on
-    this machine are there as comments, with the reason.
+    MODELS are checkpoint folders or Hugging Face ids. The default is every checkpoint in folders
+    and subfolders beside the file, or else the test model that ships with lfmc. A target that
+    can't be exported on this machine is written as a comment, with the reason.
     """
     from lfmc.check.config import DEMO
     from lfmc.check.scaffold import find_models, scaffold
@@ -31,8 +32,8 @@ def command(models: tuple[str, ...], output: Path, force: bool) -> None:
 
     require_absent(output, force)
     names = list(models) or find_models(output.parent) or [DEMO]
-    opened = {name: open_checkpoint(None if name == DEMO else name) for name in names}
+    checkpoints = {name: open_checkpoint(None if name == DEMO else name) for name in names}
     if not models and names == [DEMO]:
-        announce(opened[DEMO], None)
-    write_text(output, scaffold(opened))
-    click.echo(f"{output}: {', '.join(names)}. Look at it, then run lfmc check --accept")
+        announce(checkpoints[DEMO], None)
+    write_text(output, scaffold(checkpoints))
+    click.echo(f"{output}: {', '.join(names)}. Review it, then run lfmc check --accept")

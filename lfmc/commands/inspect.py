@@ -1,4 +1,4 @@
-"""`lfmc inspect`: what a checkpoint holds, and the memory it takes at a length."""
+"""`lfmc inspect`: show a checkpoint's layers, parameters and memory use."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from lfmc.commands.options import (
 @force_option
 @json_option
 def command(model: str | None, report: Path | None, force: bool, as_json: bool) -> None:
-    """Show layers, parameters by role, and memory by context length.
+    """Show MODEL's layers, parameters by role and memory use by context length.
 
-    Memory is that of weights as stored and of one conversation's states, beside an estimate for
-    the same depth with attention in every layer.
+    Memory is the weights as stored plus the states (KV cache and convolution states, float32) of
+    one conversation. For comparison, the table estimates a model of the same depth with full
+    attention in every layer.
     """
     from rich.table import Table
 
@@ -69,18 +70,19 @@ def command(model: str | None, report: Path | None, force: bool, as_json: bool) 
             )
         )
         return
-    out = console()
-    out.print(f"{facts.name}: {config.model_type}, {facts.parameters:,} parameters")
-    out.print("layers: " + ", ".join(f"{count} {kind}" for kind, count in facts.layers.items()))
+    terminal = console()
+    terminal.print(f"{facts.name}: {config.model_type}, {facts.parameters:,} parameters")
+    layers = ", ".join(f"{count} {kind}" for kind, count in facts.layers.items())
+    terminal.print(f"layers: {layers}")
     if config.moe:
-        out.print(
-            f"experts: {config.moe.num_experts}, {config.moe.top_k} a token, "
+        terminal.print(
+            f"experts: {config.moe.num_experts}, {config.moe.top_k} per token, "
             f"dense below layer {config.moe.num_dense_layers}"
         )
     table = Table("role", "parameters", "share")
     for name, count in Counter(facts.roles).most_common():
         table.add_row(name, f"{count:,}", f"{100 * count / facts.parameters:.1f} %")
-    out.print(table)
-    out.print(memory_table(facts.memory))
+    terminal.print(table)
+    terminal.print(memory_table(facts.memory))
     if report is not None:
         click.echo(f"report: {report}")

@@ -1,4 +1,4 @@
-"""`lfmc plan`: choose bits and write them down, without exporting."""
+"""`lfmc plan`: choose a format for every tensor and write the plan, without exporting."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @model_argument
 @plan_options
 @measuring_options
-@click.option("--output", type=click.Path(path_type=Path), help="Where to write plan.json.")
+@click.option("--output", type=click.Path(path_type=Path), help="File to write the plan to.")
 @report_option
 @force_option
 @json_option
@@ -51,11 +51,13 @@ def command(
     as_json: bool,
     **alphaq: Any,
 ) -> None:
-    """Choose a format for every tensor of MODEL, for `lfmc export --plan` to obey.
+    """Choose a format for every tensor of MODEL and print the plan.
 
-    --report shows the plan: where the bytes go, bits by layer and by expert, spectra, error
-    curves, and what other budgets would buy. It takes the spectrum of every matrix, so it takes
-    longer.
+    --output writes the plan to a file, which `lfmc export --plan` reads.
+
+    --report writes an HTML page with charts: bytes by part of the model, bits by layer and by
+    expert, spectra, error curves, and the predicted quality at other budgets. It takes longer,
+    because it computes the eigenvalues of every matrix.
     """
     from lfmc.api import budget
     from lfmc.calib_free.fit.fit import Effort
@@ -64,7 +66,7 @@ def command(
     from lfmc.errors import InputError
     from lfmc.exporter.export import plan_for
     from lfmc.lowering.request import Options
-    from lfmc.machine.progress import for_terminal
+    from lfmc.machine.progress import terminal_progress
     from lfmc.report.plan_facts import gather_plan
     from lfmc.report.plan_page import plan_page
     from lfmc.targets.base import get_target
@@ -73,31 +75,31 @@ def command(
     require_absent(report, force)
     if report is not None and report == output:
         raise InputError("--output and --report name the same file", where=report)
-    spent = Effort(effort, minutes, fit_device, gpus)
-    if spent.level != "fast" and output is None:
+    fit_effort = Effort(effort, minutes, fit_device, gpus)
+    if fit_effort.level != "fast" and output is None:
         raise InputError(
-            f"effort '{effort}' fits tensors that have to be kept",
+            f"effort '{effort}' needs a file to store the fine-tuned tensors",
             expected="--output plan.json",
-            todo="name a file, or let `lfmc export` make the plan",
+            todo="add --output, or run `lfmc export`, which makes the plan itself",
         )
-    checkpoint, runs_on, progress = open_checkpoint(model), get_target(target), for_terminal()
+    checkpoint, backend, progress = open_checkpoint(model), get_target(target), terminal_progress()
     announce(checkpoint, model)
     options = Options(
         bits=bits,
         budget=budget(bits_per_weight, max_size),
         seed=seed,
-        effort=spent,
+        effort=fit_effort,
         alphaq=alphaq_options(alphaq),
         workers=workers,
         cache=not no_cache,
     )
-    seen: list[Allocation] = []
-    plan = plan_for(checkpoint, runs_on, options, progress, seen.append)
+    allocations: list[Allocation] = []
+    plan = plan_for(checkpoint, backend, options, progress, allocations.append)
     if output is not None:
         plan.save(output)
     if report is not None:
-        capabilities = runs_on.capabilities(checkpoint.config)
-        measured = seen[0].measured if seen else None
+        capabilities = backend.capabilities(checkpoint.config)
+        measured = allocations[0].matrix_costs if allocations else None
         with progress.stage("report"):
             facts = gather_plan(checkpoint, capabilities, plan, measured, progress.step)
         write_text(report, plan_page(facts))
@@ -106,7 +108,7 @@ def command(
         return
     console().print(plan_table(plan, {}))
     if plan.predicted_kl is not None:
-        click.echo(f"predicted KL on text that the model wrote itself: {plan.predicted_kl:.4f}")
+        click.echo(f"predicted KL, on text that the model generated: {plan.predicted_kl:.4f}")
     if output is not None:
         click.echo(f"plan: {output}")
     if report is not None:

@@ -1,4 +1,4 @@
-"""`lfmc verify`: prove a bundle again."""
+"""`lfmc verify`: verify an exported bundle again."""
 
 from __future__ import annotations
 
@@ -14,48 +14,58 @@ from lfmc.commands.options import json_option, text_option, trace_option
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("model", required=False)
-@click.option("--check", default="full", show_default=True, help="full or fast.")
+@click.option(
+    "--check",
+    default="full",
+    show_default=True,
+    help="With MODEL. full: all parity cases. fast: two parity cases and a short text.",
+)
 @text_option
 @trace_option
 @json_option
 def command(
     bundle: Path, model: str | None, check: str, text: Path | None, trace: bool, as_json: bool
 ) -> None:
-    """Check BUNDLE's files and golden prompts; with MODEL, its weights and all four parity rungs.
+    """Verify that BUNDLE's files are unchanged and that it still generates the same text.
 
-    MODEL is the checkpoint that the bundle was exported from (`demo` for the one in the package).
+    The check compares file hashes, and continues the golden prompts that the export stored. With
+    MODEL, the command also reads the weights back from the files, compares them with the plan, and
+    runs all four parity checks against MODEL.
+
+    MODEL is the checkpoint that the bundle was exported from, or demo for the test model that
+    ships with lfmc.
     """
     from lfmc.bundle.bundle import open_bundle
     from lfmc.errors import InputError
 
     if trace and model is None:
-        raise InputError("--trace compares with the checkpoint", todo="give MODEL as well")
+        raise InputError("--trace needs the checkpoint to compare with", todo="add MODEL")
     if check not in ("full", "fast"):
         raise InputError("there is no such check", expected="full, fast", got=check)
-    opened = open_bundle(bundle)
+    exported = open_bundle(bundle)
 
     from lfmc.checkpoint.checkpoint import open_checkpoint
     from lfmc.exporter.reverify import reverify
-    from lfmc.machine.progress import for_terminal
+    from lfmc.machine.progress import terminal_progress
 
     checkpoint = None
     if model is not None:
         checkpoint = open_checkpoint(None if model == "demo" else model)
     with showing_place(as_json):
-        found = reverify(opened, checkpoint, for_terminal(), check, text, trace)
+        results = reverify(exported, checkpoint, terminal_progress(), check, text, trace)
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(results))
         return
-    click.echo(f"files: {found['files']} unchanged")
-    if "golden" in found:
-        click.echo(f"golden prompts: {found['golden']} continue as when they were exported")
+    click.echo(f"files: {results['files']} unchanged")
+    if "golden" in results:
+        click.echo(f"golden prompts: {results['golden']} generate the same tokens as at export")
     else:
-        click.echo(f"golden prompts: not run, {found['not_executed']}")
-    for rung in found.get("parity", ()):
+        click.echo(f"golden prompts: not run, {results['not_executed']}")
+    for rung in results.get("parity", ()):
         state = rung["skipped"] or f"worst difference {rung['worst']:.1e}"
         click.echo(f"rung {rung['number']}: {rung['title']}: {state}")
-    if "quality" in found:
-        quality = found["quality"]
+    if "quality" in results:
+        quality = results["quality"]
         click.echo(f"rung 4: KL {quality['kl']:.4f}, top-1 {100 * quality['top1']:.1f} %")
     if checkpoint is None:
-        click.echo("give MODEL as well to compare weights and logits with the checkpoint")
+        click.echo("add MODEL to compare weights and logits with the checkpoint")

@@ -1,1 +1,1 @@
-"""Text for rung 4 of parity: passages in the public domain, the same for every model."""
+"""Passages in the public domain, the text of rung 4 of parity for every model."""

@@ -1,1 +1,1 @@
-"""From a checkpoint to a verified bundle, and verifying or comparing finished bundles."""
+"""Exports a checkpoint to a verified bundle; verifies and compares finished bundles."""

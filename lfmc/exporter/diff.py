@@ -1,4 +1,4 @@
-"""What two bundles or plans differ in: formats by tensor, sizes, quality, versions, activations."""
+"""Compares two bundles or plans: formats by tensor, sizes, quality, versions and activations."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
 from lfmc.calib_free.plan.planned_tensors import dequantized_weights
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError
-from lfmc.exporter.reverify import bundled_plan
+from lfmc.exporter.reverify import read_bundled_plan
 from lfmc.machine.progress import Progress
 from lfmc.model import Decoder
-from lfmc.parity.module_outputs import module_outputs
+from lfmc.parity.module_outputs import record_module_outputs
 from lfmc.report.tensor_labels import group
 from lfmc.run.stepper import decoder_stepper
-from lfmc.verification.rungs import WINDOW, WINDOWS, passages
+from lfmc.verification.rungs import WINDOW, WINDOWS, read_passages
 
-APART = 0.05  # of the float stream: from there on two plans are said to part
-PLANNED = ("target", "method", "effort", "seed", "limit_nbytes", "fingerprint")
-BUNDLED = ("lfmc", "context", "check", "judged_on", "not_executed")
+STREAM_TOLERANCE = 0.05  # relative to the float stream: beyond it two plans diverge
+PLAN_FACTS = ("target", "method", "effort", "seed", "limit_nbytes", "fingerprint")
+MANIFEST_FACTS = ("lfmc", "context", "check", "judged_on", "not_executed")
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two: a plan, and the bundle that it lies in, if it does."""
+class DiffInput:
+    """One of the two inputs: a plan, and its bundle if it is in one."""
 
     path: Path
     plan: BitPlan
     bundle: Bundle | None
 
     def facts(self) -> dict[str, Any]:
-        """What it was made by and for; a plan alone knows less."""
-        found: dict[str, Any] = {name: getattr(self.plan, name) for name in PLANNED}
+        """Return the settings and versions it was made with; a bundle has more than a plan."""
+        facts: dict[str, Any] = {name: getattr(self.plan, name) for name in PLAN_FACTS}
         if self.bundle is not None:
             manifest = self.bundle.manifest
-            found |= {name: manifest.get(name) for name in BUNDLED}
+            facts |= {name: manifest.get(name) for name in MANIFEST_FACTS}
             for section in ("options", "versions", "tokens"):
-                found |= {f"{section}.{k}": v for k, v in manifest.get(section, {}).items()}
-        return found
+                values = manifest.get(section, {})
+                facts |= {f"{section}.{key}": value for key, value in values.items()}
+        return facts
 
     def numbers(self) -> dict[str, float | None]:
-        """Sizes, and what was measured."""
+        """Return sizes and measured quality; None for values that are unknown."""
         report = {} if self.bundle is None else self.bundle.manifest.get("report", {})
         quality = report.get("quality") or {}
         return {
@@ -62,8 +63,8 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Changed:
-    """A tensor that is stored otherwise; `first` and `second` are None where one has no row."""
+class ChangedTensor:
+    """A tensor whose storage differs; `first` or `second` is None if that plan has no such row."""
 
     name: str
     group: str
@@ -73,9 +74,13 @@ class Changed:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """How far the residual streams behind a part of the model are from each other, and each from
-    the float model's, over the latter's size (root mean square over tokens)."""
+class StreamDistance:
+    """Distances between residual streams after a part of the model.
+
+    `between` is the distance of the two streams from each other, `first` and `second` their
+    distances from the stream of the float model. All are relative to the norm of the float stream
+    (root mean square over tokens).
+    """
 
     part: str
     between: float
@@ -85,104 +90,113 @@ class Stream:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that two sides differ in. `facts` and `numbers` have a pair for each name; of `numbers`
-    all are there, and None is what a side does not know. `parts_at` is the first part of the model
-    behind which the streams are more than `apart` from each other."""
+    """The differences between two plans or bundles.
+
+    `facts` has a pair of values for each fact that differs. `numbers` has a pair for each number,
+    with None for an unknown value. The streams diverge if their distance is above `apart`.
+    """
 
     tensors: int
-    changed: tuple[Changed, ...]
+    changed: tuple[ChangedTensor, ...]
     facts: Mapping[str, tuple[Any, Any]]
     numbers: Mapping[str, tuple[float | None, float | None]]
     apart: float
-    streams: tuple[Stream, ...] = ()
+    streams: tuple[StreamDistance, ...] = ()
 
     @property
-    def parts_at(self) -> str | None:
-        return next((own.part for own in self.streams if own.between > self.apart), None)
+    def diverges_at(self) -> str | None:
+        """The first part of the model after which the streams diverge."""
+        return next((stream.part for stream in self.streams if stream.between > self.apart), None)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "parts_at": self.parts_at}
+        return {**asdict(self), "parts_at": self.diverges_at}
 
 
-def open_side(path: Path) -> Side:
-    """A bundle's folder, or the file of a plan; raises `InputError` where it is neither."""
+def open_diff_input(path: Path) -> DiffInput:
+    """Open the folder of a bundle or the file of a plan; raises `InputError` for anything else."""
     if path.is_dir():
         bundle = open_bundle(path)
         text = (path / PLAN).read_text(encoding="utf-8")
-        return Side(path, BitPlan.from_json(text), bundle)
-    return Side(path, BitPlan.load(path), None)
+        return DiffInput(path, BitPlan.from_json(text), bundle)
+    return DiffInput(path, BitPlan.load(path), None)
 
 
-def difference(first: Side, second: Side, apart: float = APART) -> Difference:
-    """Compare what is written in plans and manifests; no tensor is read."""
-    rows = [{row.name: row for row in side.plan.rows} for side in (first, second)]
+def compare_plans(
+    first: DiffInput, second: DiffInput, apart: float = STREAM_TOLERANCE
+) -> Difference:
+    """Compare plans and manifests, without reading tensors."""
+    rows = [{row.name: row for row in source.plan.rows} for source in (first, second)]
     names = list(dict.fromkeys([*rows[0], *rows[1]]))
     pairs = [(rows[0].get(name), rows[1].get(name)) for name in names]
     facts = _pairs(first.facts(), second.facts())
     return Difference(
         len(names),
-        tuple(_changed(a, b) for a, b in pairs if _stored(a) != _stored(b)),
+        tuple(_changed_tensor(a, b) for a, b in pairs if _storage_label(a) != _storage_label(b)),
         {name: pair for name, pair in facts.items() if pair[0] != pair[1]},
         _pairs(first.numbers(), second.numbers()),
         apart,
     )
 
 
-def with_activations(
-    found: Difference, first: Side, second: Side, checkpoint: Checkpoint, progress: Progress
+def compare_activations(
+    difference: Difference,
+    first: DiffInput,
+    second: DiffInput,
+    checkpoint: Checkpoint,
+    progress: Progress,
 ) -> Difference:
-    """The same, with both plans' weights run in torch on the bundled passages.
+    """Return the difference with `streams`: both plans' weights run in torch on bundled passages.
 
-    Raises `InputError` where a plan is not of this checkpoint.
+    Raises `InputError` for a plan of another checkpoint.
     """
     length = min(WINDOW, checkpoint.config.max_context)
-    tokens = passages(checkpoint, length, WINDOWS["fast"])
+    tokens = read_passages(checkpoint, length, WINDOWS["fast"])
     progress.step("float32")
-    reference = _streams(checkpoint.decoder(), tokens)
-    made = []
-    for side in (first, second):
-        progress.step(str(side.path))
-        weights = dequantized_weights(checkpoint, _whole_plan(side, checkpoint))
-        made.append(_streams(checkpoint.decoder(weights), tokens))
-    streams = [
-        Stream(
+    reference = _residual_streams(checkpoint.decoder(), tokens)
+    streams = []
+    for source in (first, second):
+        progress.step(str(source.path))
+        weights = dequantized_weights(checkpoint, _full_plan(source, checkpoint))
+        streams.append(_residual_streams(checkpoint.decoder(weights), tokens))
+    distances = [
+        StreamDistance(
             part,
-            _distance(made[0][part], made[1][part], floats),
-            _distance(made[0][part], floats, floats),
-            _distance(made[1][part], floats, floats),
+            _distance(streams[0][part], streams[1][part], floats),
+            _distance(streams[0][part], floats, floats),
+            _distance(streams[1][part], floats, floats),
         )
         for part, floats in reference.items()
     ]
-    return replace(found, streams=tuple(streams))
+    return replace(difference, streams=tuple(distances))
 
 
-def _whole_plan(side: Side, checkpoint: Checkpoint) -> BitPlan:
-    """The plan with what was fitted; of a bundle that lies in the artifact."""
-    if side.plan.fingerprint != checkpoint.fingerprint:
+def _full_plan(source: DiffInput, checkpoint: Checkpoint) -> BitPlan:
+    """Return the plan with its fitted tensors, which a bundle stores in the artifact."""
+    if source.plan.fingerprint != checkpoint.fingerprint:
         raise InputError(
             "the plan was made from another checkpoint",
-            where=side.path,
-            expected=f"fingerprint {side.plan.fingerprint[:16]}...",
+            where=source.path,
+            expected=f"fingerprint {source.plan.fingerprint[:16]}...",
             got=f"{checkpoint.fingerprint[:16]}...",
         )
-    return side.plan if side.bundle is None else bundled_plan(side.bundle, checkpoint)
+    return source.plan if source.bundle is None else read_bundled_plan(source.bundle, checkpoint)
 
 
-def _streams(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
-    """The residual stream `[N * T, H]` behind the embedding and every layer, of texts `[N, T]`."""
+def _residual_streams(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
+    """Return the residual stream `[N * T, H]` after the embedding and each layer, for `[N, T]`."""
     layers = range(len(decoder.model.layers))
     parts = {"model.embed_tokens": "embedding"}
     parts |= {f"model.layers.{index}": f"layer {index}" for index in layers}
     stepper = decoder_stepper(decoder, tokens.shape[1])
-    with module_outputs(decoder, parts) as found:
+    with record_module_outputs(decoder, parts) as outputs:
         for text in tokens:
             stepper.reset()
             stepper.step(text)
-    return {parts[name]: torch.cat(values).flatten(0, 1) for name, values in found.items()}
+    return {parts[name]: torch.cat(values).flatten(0, 1) for name, values in outputs.items()}
 
 
-def _distance(left: Tensor, right: Tensor, floats: Tensor) -> float:
-    return float((left - right).norm() / floats.norm().clamp_min(1e-30))
+def _distance(first: Tensor, second: Tensor, floats: Tensor) -> float:
+    return float((first - second).norm() / floats.norm().clamp_min(1e-30))
 
 
 def _pairs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -190,15 +204,17 @@ def _pairs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tup
     return {name: (first.get(name), second.get(name)) for name in names}
 
 
-def _changed(first: PlanRow | None, second: PlanRow | None) -> Changed:
+def _changed_tensor(first: PlanRow | None, second: PlanRow | None) -> ChangedTensor:
     row = first or second
-    assert row is not None  # a name comes from one of the two
+    assert row is not None  # each name comes from at least one plan
     nbytes = (second.nbytes if second else 0) - (first.nbytes if first else 0)
-    return Changed(row.name, group(row.name, row.role), _stored(first), _stored(second), nbytes)
+    return ChangedTensor(
+        row.name, group(row.name, row.role), _storage_label(first), _storage_label(second), nbytes
+    )
 
 
-def _stored(row: PlanRow | None) -> str | None:
-    """How a tensor is stored, in a word that is another for other codes."""
+def _storage_label(row: PlanRow | None) -> str | None:
+    """Return a label of a tensor's storage, which includes a digest of fitted codes."""
     if row is None:
         return None
     grid = "" if row.grid == "none" else f", {row.grid}"

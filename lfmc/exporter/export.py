@@ -1,4 +1,4 @@
-"""The pipeline from a checkpoint to a verified bundle, one step after the other."""
+"""Exports a checkpoint to a verified bundle: plan, trace, fuse, lower, verify and write."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lfmc.bundle.bundle import GOLDEN, MANIFEST, PLAN, Bundle, open_bundle, write_json, writing
-from lfmc.bundle.manifest import manifest
+from lfmc.bundle.bundle import (
+    GOLDEN,
+    MANIFEST,
+    PLAN,
+    Bundle,
+    atomic_folder,
+    open_bundle,
+    write_json,
+)
+from lfmc.bundle.manifest import build_manifest
 from lfmc.bundle.token_ids import check_tokens
 from lfmc.calib_free.allocate.resources import Resources
 from lfmc.calib_free.auto.method import Allocation
@@ -20,8 +28,8 @@ from lfmc.checkpoint.chat_template import copy_tokenizer
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import GateError
 from lfmc.lowering.build import Build, build
-from lfmc.lowering.request import Options, request
-from lfmc.machine.cache import NOTHING, default_cache
+from lfmc.lowering.request import Options, make_request
+from lfmc.machine.cache import NO_CACHE, default_cache
 from lfmc.machine.memory import require_memory
 from lfmc.machine.progress import Progress
 from lfmc.machine.workers import open_workers
@@ -37,7 +45,7 @@ from lfmc.verification.rungs import Verification, require_parity_memory, verify
 
 @dataclass(frozen=True)
 class Report:
-    """What an export did, for the table at its end and for `--json`."""
+    """The results of an export, for the printed table and for `--json`."""
 
     plan: BitPlan
     applied: tuple[Applied, ...]
@@ -46,15 +54,16 @@ class Report:
     nbytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        checked = self.verification
+        verification = self.verification
+        quality = verification.quality if verification else None
         return {
             "bits_per_weight": self.plan.bits_per_weight,
             "plan_nbytes": self.plan.nbytes,
             "artifact_nbytes": self.nbytes,
             "limit_nbytes": self.plan.limit_nbytes,
             "passes": {step.name: step.changed for step in self.applied},
-            "parity": [rung.to_dict() for rung in checked.rungs] if checked else None,
-            "quality": asdict(checked.quality) if checked and checked.quality else None,
+            "parity": [rung.to_dict() for rung in verification.rungs] if verification else None,
+            "quality": asdict(quality) if quality else None,
             "measured_errors": dict(self.errors),
         }
 
@@ -64,15 +73,15 @@ def plan_for(
     target: Target,
     options: Options,
     progress: Progress,
-    observe: Callable[[Allocation], None] = lambda made: None,
+    observe: Callable[[Allocation], None] = lambda allocation: None,
 ) -> BitPlan:
-    """The plan of a file, checked, or a new one made for the target's capabilities.
+    """Load and check the plan of `options.plan`, or make a plan for the target's capabilities.
 
-    `observe` is given what a new plan by "auto" measured.
+    `observe` is called with the measurements of a new plan by "auto".
     """
     capabilities = target.capabilities(checkpoint.config)
     if options.plan is None:
-        cache = default_cache() if options.cache else NOTHING
+        cache = default_cache() if options.cache else NO_CACHE
         with progress.stage("plan"), open_workers(options.workers) as workers:
             return make_plan(
                 checkpoint,
@@ -101,19 +110,19 @@ def export(
     force: bool,
     progress: Progress,
 ) -> tuple[Bundle, Report]:
-    """Plan, trace, fuse, lower, verify and write `output`; nothing is left there on failure.
+    """Plan, trace, fuse, lower, verify and write `output`; a failure leaves no files there.
 
-    Raises `InputError` and `UnsupportedError` before any work where the request can't be met, and
-    `GateError` where parity, the budget, or a gate of the options is not.
+    Raises `InputError` and `UnsupportedError` before any work if the request can't be met, and
+    `GateError` if parity fails, or the budget or a limit of the options is not met.
     """
-    asked = request(checkpoint, target, options)
+    request = make_request(checkpoint, target, options)
     _require_memory(checkpoint, target, options)
-    with writing(output, force=force) as folder:
-        beside = copy_tokenizer(checkpoint, folder)
+    with atomic_folder(output, force=force) as folder:
+        other_files = copy_tokenizer(checkpoint, folder)
         plan = plan_for(checkpoint, target, options, progress)
-        made, applied = build(checkpoint, target, plan, asked, progress)
+        export_build, applied = build(checkpoint, target, plan, request, progress)
         with progress.stage("lower"):
-            artifact = made.lower(folder)
+            artifact = export_build.lower(folder)
         nbytes = sum((folder / name).stat().st_size for name in artifact.files)
         _check_size(plan, artifact, nbytes)
         stored = sum(tensor.nbytes for tensor in artifact.tensors)
@@ -121,79 +130,86 @@ def export(
         verification, errors = None, {}
         if options.check != "off":
             with progress.stage("read the file back"):
-                errors = read_back(made, folder, artifact)
-            verification = _prove(made, folder, artifact, options, progress)
+                errors = read_back(export_build, folder, artifact)
+            verification = _verify(export_build, folder, artifact, options, progress)
         report = Report(plan, tuple(applied), verification, errors, nbytes)
-        write_json(folder / GOLDEN, _golden(made, folder))
+        write_json(folder / GOLDEN, _make_golden_prompts(export_build, folder))
         (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
-        beside += [GOLDEN, PLAN, *artifact.beside]
-        write_json(
-            folder / MANIFEST, manifest(made, options, artifact, report.to_dict(), folder, beside)
+        other_files += [GOLDEN, PLAN, *artifact.beside]
+        manifest = build_manifest(
+            export_build, options, artifact, report.to_dict(), folder, other_files
         )
+        write_json(folder / MANIFEST, manifest)
         check_tokens(open_bundle(folder), checkpoint)
     return open_bundle(output), report
 
 
 def _require_memory(checkpoint: Checkpoint, target: Target, options: Options) -> None:
-    """Raise `UnsupportedError` where this machine has less than an export takes at its peak."""
-    each = target.lowering_bytes * (2 if options.bits == "none" else 1)  # floats take twice
-    needed = int(each * checkpoint.num_params)
+    """Raise `UnsupportedError` if this machine has less memory than the peak of an export."""
+    bytes_per_param = target.lowering_bytes * (2 if options.bits == "none" else 1)  # floats: twice
+    nbytes = int(bytes_per_param * checkpoint.num_params)
     todo = "export it on a machine with more memory"
-    require_memory(checkpoint.path, checkpoint.num_params, needed, "lowering", todo)
+    require_memory(checkpoint.path, checkpoint.num_params, nbytes, "lowering", todo)
     if options.check != "off":
         require_parity_memory(checkpoint, "--check off leaves it out")
 
 
-def _prove(
-    made: Build, folder: Path, artifact: Artifact, options: Options, progress: Progress
+def _verify(
+    export_build: Build, folder: Path, artifact: Artifact, options: Options, progress: Progress
 ) -> Verification:
-    """Climb the rungs and hold the result to every gate; `GateError` for the first that is not met,
-    with its place where the options ask for a trace."""
-    verification = verify(made, folder, artifact, options.check, options.text, progress)
-    verification.require(find_place(made, verification, progress) if options.trace else None)
+    """Run the rungs and check every limit of the options.
+
+    Raises `GateError` for the first rung or limit that fails; with `options.trace` the error
+    contains the place.
+    """
+    verification = verify(export_build, folder, artifact, options.check, options.text, progress)
+    place = find_place(export_build, verification, progress) if options.trace else None
+    verification.require(place)
     _check_quality(verification, options)
     if options.min_speed is not None:
         with progress.stage("time"):
-            require_speed(made.target.run(folder), options.min_speed)
+            require_speed(export_build.target.run(folder), options.min_speed)
     return verification
 
 
-def _golden(made: Build, folder: Path) -> list[dict[str, Any]]:
-    """What the artifact continues the golden prompts with, or torch where it can't run here."""
-    checkpoint, target, asked = made.checkpoint, made.target, made.asked
+def _make_golden_prompts(export_build: Build, folder: Path) -> list[dict[str, Any]]:
+    """Run the golden prompts on the artifact, or in torch if this machine can't execute it."""
+    checkpoint, target = export_build.checkpoint, export_build.target
+    request = export_build.request
     stepper: Stepper
-    if target.why_not_here(asked) is None:
+    if target.why_not_here(request) is None:
         stepper = target.run(folder)
     else:
-        made.bind()
-        reference = target.reference(made.program, asked, folder, exact=False)
-        stepper = TorchStepper(reference, checkpoint.config, asked.context)
+        export_build.bind()
+        reference = target.reference(export_build.program, request, folder, exact=False)
+        stepper = TorchStepper(reference, checkpoint.config, request.context)
     return golden_prompts(stepper, checkpoint.tokenizer(), checkpoint.config.bos_id)
 
 
 def _check_size(plan: BitPlan, artifact: Artifact, nbytes: int) -> None:
-    """The file holds what the plan says, and no more than the budget.
+    """Raise `GateError` unless the files contain the planned bytes, and fit the budget.
 
-    A plan pads rows of codes and zero points to whole bytes. A target does so, too, or does without
-    in all of its tensors; then a stack of several may save a part of a byte of each.
+    A plan pads rows of codes and zero points to whole bytes. A target either pads them too, or pads
+    none of its tensors; in that case a stack of several tensors may save a part of a byte of each.
     """
     stored = sum(tensor.nbytes for tensor in artifact.tensors)
     planned = sum(row.nbytes for row in plan.rows)
     formats = ((parse_format(row.format), row.shape) for row in plan.rows)
-    dense = planned - sum(f.padding(shape) for f, shape in formats if isinstance(f, Format))
+    padding = sum(form.padding_nbytes(shape) for form, shape in formats if isinstance(form, Format))
+    dense = planned - padding
     if stored != planned and not dense - len(plan.rows) <= stored <= dense:
         raise GateError(
-            "the artifact does not hold the bytes that were planned",
+            "the artifact does not contain the planned number of bytes",
             expected=f"{planned} bytes of tensors",
             got=f"{stored} bytes",
-            todo="this is a fault of lfmc; please report it",
+            todo="this is a bug in lfmc; please report it",
         )
     if plan.limit_nbytes is not None and nbytes > plan.limit_nbytes:
         raise GateError(
             "the artifact is larger than its budget",
             expected=f"at most {plan.limit_nbytes} bytes",
             got=f"{nbytes} bytes",
-            todo="lfmc keeps too little room for the graph; please report it",
+            todo="lfmc reserved too little room for the graph; please report it",
         )
 
 

@@ -1,4 +1,4 @@
-"""Proving a finished bundle again, from its files."""
+"""Verifies a finished bundle from its files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lfmc.bundle.bundle import GOLDEN, PLAN, Bundle
-from lfmc.bundle.manifest import described_artifact
+from lfmc.bundle.manifest import artifact_from_manifest
 from lfmc.bundle.token_ids import check_tokens
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.checkpoint.checkpoint import Checkpoint
@@ -17,7 +17,7 @@ from lfmc.machine.progress import Progress
 from lfmc.run.generate import check_golden
 from lfmc.targets.base import Request, get_target
 from lfmc.verification.locate.search import find_place
-from lfmc.verification.readback import read_back, stored_parts
+from lfmc.verification.readback import read_back, read_stored_parts
 from lfmc.verification.rungs import require_parity_memory, verify
 
 
@@ -29,59 +29,63 @@ def reverify(
     text: Path | None = None,
     trace: bool = False,
 ) -> dict[str, Any]:
-    """File hashes and golden prompts; with the checkpoint, codes on disk and all four rungs.
+    """Check file hashes and golden prompts; with `checkpoint`, also the codes and all four rungs.
 
-    What this machine can't execute is not, and `not_executed` says why. `text` and `trace` as in
-    an export.
+    If this machine can't execute the artifact, `not_executed` in the result is the reason. `text`
+    and `trace` are as in an export.
 
-    Returns what was found; raises `GateError` for whatever does not hold, and `InputError` where
-    `checkpoint` is not the one that the bundle was made from.
+    Returns the results. Raises `GateError` for a check that fails, and `InputError` if the bundle
+    was made from another checkpoint.
     """
     with progress.stage("files"):
         bundle.check_files()
         check_tokens(bundle, checkpoint)
     target = get_target(bundle.target)
     golden = bundle.read_json(GOLDEN)
-    asked = Request(bundle.manifest["context"], bundle.manifest["options"])
-    why_not_here = target.why_not_here(asked)
-    found: dict[str, Any] = {"files": len(bundle.manifest["files"])}
+    request = Request(bundle.manifest["context"], bundle.manifest["options"])
+    why_not_here = target.why_not_here(request)
+    results: dict[str, Any] = {"files": len(bundle.manifest["files"])}
     if why_not_here is None:
         with progress.stage("golden prompts"):
             check_golden(target.run(bundle.path), golden)
-        found["golden"] = len(golden)
+        results["golden"] = len(golden)
     else:
-        found["not_executed"] = why_not_here
+        results["not_executed"] = why_not_here
     if checkpoint is not None:
-        _require_same(bundle, checkpoint)
+        _require_same_checkpoint(bundle, checkpoint)
         require_parity_memory(checkpoint, "leave MODEL out")
-        plan, artifact = bundled_plan(bundle, checkpoint), described_artifact(bundle.manifest)
-        made, _ = build(checkpoint, target, plan, asked, progress)
+        plan = read_bundled_plan(bundle, checkpoint)
+        artifact = artifact_from_manifest(bundle.manifest)
+        export_build, _ = build(checkpoint, target, plan, request, progress)
         with progress.stage("read the file back"):
-            read_back(made, bundle.path, artifact)
-        verification = verify(made, bundle.path, artifact, check, text, progress)
-        verification.require(find_place(made, verification, progress) if trace else None)
-        found["parity"] = [rung.to_dict() for rung in verification.rungs]
+            read_back(export_build, bundle.path, artifact)
+        verification = verify(export_build, bundle.path, artifact, check, text, progress)
+        verification.require(find_place(export_build, verification, progress) if trace else None)
+        results["parity"] = [rung.to_dict() for rung in verification.rungs]
         if verification.quality is not None:
-            found["quality"] = vars(verification.quality)
-    return found
+            results["quality"] = vars(verification.quality)
+    return results
 
 
-def _require_same(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    """Raise `InputError` for another checkpoint than the bundle's."""
-    known = bundle.manifest["model"]["fingerprint"]
-    if checkpoint.fingerprint != known:
+def _require_same_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Raise `InputError` if the bundle was made from another checkpoint."""
+    fingerprint = bundle.manifest["model"]["fingerprint"]
+    if checkpoint.fingerprint != fingerprint:
         raise InputError(
             "the bundle was made from another checkpoint",
             where=checkpoint.path,
-            expected=f"fingerprint {known[:16]}...",
+            expected=f"fingerprint {fingerprint[:16]}...",
             got=f"{checkpoint.fingerprint[:16]}...",
         )
 
 
-def bundled_plan(bundle: Bundle, checkpoint: Checkpoint) -> BitPlan:
-    """The plan of a bundle; what was fitted is in the artifact and nowhere else, and the plan's
-    digests say if it is right."""
+def read_bundled_plan(bundle: Bundle, checkpoint: Checkpoint) -> BitPlan:
+    """Read the plan of a bundle.
+
+    Fitted tensors are stored only in the artifact, so they are read from there. The digests of the
+    plan verify them.
+    """
     plan = BitPlan.from_json((bundle.path / PLAN).read_text(encoding="utf-8"))
-    artifact, target = described_artifact(bundle.manifest), get_target(bundle.target)
-    fitted = stored_parts(target, bundle.path, artifact, checkpoint, plan.fitted_names)
+    artifact, target = artifact_from_manifest(bundle.manifest), get_target(bundle.target)
+    fitted = read_stored_parts(target, bundle.path, artifact, checkpoint, plan.fitted_names)
     return replace(plan, fitted=fitted)

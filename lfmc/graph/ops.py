@@ -1,9 +1,10 @@
-"""The `lfm::` operators: what a fused LFM graph is made of.
+"""The `lfm::` operators of a fused LFM graph.
 
-Each has one definition in plain torch operators. It is the operator's eager implementation, the
-reference that a target is compared with, and (through `decompositions`) the way out for a target
-that has no such operator. Dims: B batch, T time, H hidden, K kv heads, C cache slots, D head dim,
-E experts, N tokens (B * T).
+Each operator has one definition in plain torch operators. The definition is the eager
+implementation, the reference for every target, and (through `decompositions`) the replacement for
+a target that does not support the operator.
+
+Dims: B batch, T time, H hidden, K kv heads, C cache slots, D head dim, E experts, N tokens (B * T).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lfmc.calib_free.grid.packed_tensor import unpack_bits
-from lfmc.model.attention import attend, visible, write_cache
+from lfmc.model.attention import attend, attention_mask, write_cache
 from lfmc.model.experts import choose_experts, mix_experts
 from lfmc.model.rope import rotate, rotation
 
@@ -24,9 +25,9 @@ Fn = Callable[..., Any]
 
 
 def _operator(name: str, shapes: Fn) -> Callable[[Fn], Any]:
-    """Register a plain function as `lfm::name`; `shapes` makes empty results for tracing.
+    """Register a plain function as `lfm::name`; `shapes` returns empty results for tracing.
 
-    (Tracing through the function itself would do, and take minutes on the experts of an 8B model.)
+    Tracing through the function itself would take minutes for the experts of an 8B model.
     """
 
     def register(function: Fn) -> Any:
@@ -44,20 +45,20 @@ _REFERENCES: dict[str, Fn] = {}
 @_operator("rms_norm", lambda x, weight, eps: torch.empty_like(x))
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`weight * x / sqrt(mean(x^2) + eps)` over the last dim, in float32."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
+    y = x.float()
+    y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * y.to(x.dtype)
 
 
 @_operator(
     "add_rms_norm", lambda x, residual, weight, eps: (torch.empty_like(x), torch.empty_like(x))
 )
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`rms_norm(residual + x)` and the sum itself."""
+    """Return `rms_norm(residual + x)` and the sum `residual + x`."""
     total = residual + x
-    wide = total.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype), total
+    y = total.float()
+    y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * y.to(x.dtype), total
 
 
 @_operator(
@@ -70,16 +71,16 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def gated_short_conv(
     bcx: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`C * causal_conv(B * x)` for `bcx` `[B, T, 3H]` = B, C, x side by side.
+    """`C * causal_conv(B * x)`, where `bcx` `[B, T, 3H]` is B, C and x concatenated.
 
-    `weight` `[H, 1, taps]`, `bias` `[H]`, `state` `[B, H, taps - 1]` holds the filter's last
-    inputs. Returns `[B, T, H]` and the new state.
+    `weight` is `[H, 1, taps]` and `bias` `[H]`. `state` `[B, H, taps - 1]` contains the last inputs
+    of the filter. Return `[B, T, H]` and the new state.
     """
     gate, out_gate, value = bcx.transpose(1, 2).chunk(3, dim=1)
-    seen = torch.cat([state, gate * value], dim=2)
-    mixed = F.conv1d(seen, weight, bias, groups=weight.shape[0])
+    inputs = torch.cat([state, gate * value], dim=2)
+    mixed = F.conv1d(inputs, weight, bias, groups=weight.shape[0])
     y = (out_gate * mixed).transpose(1, 2).contiguous()
-    return y, seen[:, :, seen.shape[2] - state.shape[2] :].clone()
+    return y, inputs[:, :, inputs.shape[2] - state.shape[2] :].clone()
 
 
 @_operator(
@@ -104,11 +105,12 @@ def attention(
     window: int,
     cache_write: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Grouped-query attention with normalized, rotated queries and keys, over a cache.
+    """Grouped-query attention over a cache, with q/k norm and rotary embedding.
 
-    `q` `[B, T, heads * D]`, `k` and `v` `[B, T, K * D]` straight from their projections; norms
-    `[D]`; `inv_freq` `[D / 2]`; `positions` `[T]`; `keys` and `values` `[B, K, C, D]`. `window` is
-    how many positions are seen, 0 for all. Returns `[B, T, heads, D]` and the written caches.
+    `q` `[B, T, heads * D]`, `k` and `v` `[B, T, K * D]` are outputs of their projections. Norms are
+    `[D]`, `inv_freq` `[D / 2]`, `positions` `[T]`, `keys` and `values` `[B, K, C, D]`. `window` is
+    the size of the sliding window, 0 for full attention. Return `[B, T, heads, D]` and the new
+    caches.
     """
     head_dim = keys.shape[3]
     cos, sin = rotation(positions, inv_freq)
@@ -117,7 +119,7 @@ def attention(
     v = v.unflatten(-1, (-1, head_dim)).transpose(1, 2)
     keys = write_cache(keys, rotate(k, cos, sin), positions, cache_write)
     values = write_cache(values, v, positions, cache_write)
-    mask = visible(positions, keys.shape[2], window or None)
+    mask = attention_mask(positions, keys.shape[2], window or None)
     y = attend(rotate(q, cos, sin), keys, values, mask)
     return y.contiguous(), keys, values
 
@@ -140,13 +142,13 @@ def moe(
     normalize: bool,
     scale: float,
 ) -> Tensor:
-    """Top-k experts of `x` `[N, H]`, chosen by `choice` `[N, E]`, mixed by `scores` `[N, E]`.
+    """Run the top-k experts on `x` `[N, H]`, chosen by `choice` and weighted by `scores` `[N, E]`.
 
     `w1[e]` and `w3[e]` are `[I, H]`, `w2[e]` `[H, I]`. `normalize` divides the chosen scores by
     their sum plus 1e-6, as transformers does.
     """
-    chosen, weights = choose_experts(scores, choice, top_k, normalize, scale)
-    return mix_experts(x, torch.zeros_like(scores).scatter(1, chosen, weights), w1, w3, w2)
+    expert_ids, weights = choose_experts(scores, choice, top_k, normalize, scale)
+    return mix_experts(x, torch.zeros_like(scores).scatter(1, expert_ids, weights), w1, w3, w2)
 
 
 @_operator(
@@ -158,11 +160,11 @@ def moe(
 def dequantize(
     codes: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group: int, columns: int
 ) -> Tensor:
-    """Float32 `[rows, columns]` of packed codes: `(code - zero) * scale`, one scale a group.
+    """Dequantize packed codes: float32 `[rows, columns]`, `(code - zero) * scale` per group.
 
-    `codes` uint8 `[rows, bytes]` (a little-endian bit stream, rows padded to whole groups),
-    `scales` `[rows, groups]`, `zeros` uint8 `[rows, groups]`, or None for `2^(bits - 1)`. With
-    `group` 0 each code picks from its row of `scales` `[rows, 2^bits]`.
+    `codes` are uint8 `[rows, bytes]`: a little-endian bit stream, rows padded to whole groups.
+    `scales` are `[rows, groups]`. `zeros` are uint8 `[rows, groups]`, or None for `2^(bits - 1)`.
+    If `group` is 0, each code is an index into its row of the palette `scales` `[rows, 2^bits]`.
     """
     if group == 0:
         return scales.float().gather(1, unpack_bits(codes, bits, columns).long())
@@ -209,7 +211,7 @@ def embedding_nbits(
     group: int,
     columns: int,
 ) -> Tensor:
-    """Rows `ids` of a quantized table, float32 `[..., columns]`; other rows are not unpacked."""
+    """Return rows `ids` of a quantized table, float32 `[..., columns]`; unpack only these rows."""
     flat = ids.flatten()
     rows: Tensor = _REFERENCES["dequantize"](
         codes[flat], scales[flat], None if zeros is None else zeros[flat], bits, group, columns
@@ -218,7 +220,7 @@ def embedding_nbits(
 
 
 def decompositions(*keep: str) -> dict[Any, Fn]:
-    """Table for `ExportedProgram.run_decompositions`, for every operator not named in `keep`."""
+    """Return a table for `ExportedProgram.run_decompositions` of all operators except `keep`."""
     return {
         getattr(torch.ops.lfm, name).default: function
         for name, function in _REFERENCES.items()

@@ -1,4 +1,4 @@
-"""The values behind a program's constants: made from a checkpoint and a plan, one at a time."""
+"""Computes the values of a program's constants from a checkpoint and a bit plan."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from lfmc.model.rope import inverse_frequencies
 
 @dataclass
 class PlannedWeights:
-    """Stored tensors as the plan says; codes are kept, up to `cache_nbytes`, so that lowering,
-    reading back and parity do not search for the same ones again."""
+    """Tensors of a checkpoint, quantized or kept float as the plan specifies.
+
+    Codes are cached, up to `cache_nbytes`, because lowering, reading back and parity use the same
+    ones, and searching for them is slow.
+    """
 
     checkpoint: Checkpoint
     plan: BitPlan
@@ -28,46 +31,46 @@ class PlannedWeights:
     _cache: dict[str, PackedTensor] = field(default_factory=dict, repr=False)
 
     def format(self, name: str) -> Format | Floats:
-        """How the plan stores a tensor."""
+        """Return the format of a tensor in the plan."""
         return parse_format(self.plan.row(name).format)
 
     def parts(self, name: str) -> tuple[Part, ...]:
-        """The pieces in which a tensor is stored."""
-        stored = self.format(name)
-        if isinstance(stored, Floats):
+        """Return the parts in which a tensor is stored."""
+        number_format = self.format(name)
+        if isinstance(number_format, Floats):
             return ("values",)
-        return ("codes", "scales") if stored.symmetric else ("codes", "scales", "zeros")
+        return ("codes", "scales") if number_format.symmetric else ("codes", "scales", "zeros")
 
     def packed(self, sources: tuple[str, ...]) -> PackedTensor:
-        """Codes, scales and zeros of quantized tensors, their rows one below the other."""
+        """Return codes, scales and zeros of quantized tensors, stacked along dim 0."""
         return stack_rows([self._packed(name) for name in sources])
 
     def _packed(self, name: str) -> PackedTensor:
         if name not in self._cache:
-            made = quantize_tensor(self.checkpoint, self.plan, name)
-            if sum(p.codes.nbytes for p in self._cache.values()) + made.codes.nbytes > (
+            tensor = quantize_tensor(self.checkpoint, self.plan, name)
+            if sum(p.codes.nbytes for p in self._cache.values()) + tensor.codes.nbytes > (
                 self.cache_nbytes
             ):
                 self._cache.clear()
-            self._cache[name] = made
+            self._cache[name] = tensor
         return self._cache[name]
 
     def dequantized(self, name: str) -> Tensor:
-        """A tensor that the artifact computes with, float32."""
+        """Return a tensor as float32, dequantized if the plan quantizes it."""
         if isinstance(self.format(name), Floats):
             return self.floats((name,)).float()
         return self._packed(name).dequantize()
 
     def decoder(self) -> Decoder:
-        """The float32 decoder of what the artifact computes with."""
+        """Return the float32 decoder with all tensors dequantized."""
         return self.checkpoint.decoder({n: self.dequantized(n) for n in self.checkpoint.tensors})
 
     def floats(self, sources: tuple[str, ...]) -> Tensor:
-        """Values of tensors that stay float, in the plan's dtype, stacked along dim 0."""
+        """Return float tensors in the dtype of the plan, stacked along dim 0."""
         return torch.cat([float_tensor(self.checkpoint, self.plan, name) for name in sources])
 
     def value(self, name: str, weight: Weight) -> Tensor:
-        """The value of a program's constant, for `Program.bind`; floats as float32."""
+        """Return the value of a constant for `Program.bind`; floats are float32."""
         if weight.part == "constant":
             return inverse_frequencies(self.checkpoint.config, name.removeprefix("rope."))
         if weight.part == "values":
@@ -76,5 +79,5 @@ class PlannedWeights:
         parts = {"codes": packed.packed_codes(), "scales": packed.scales, "zeros": packed.zeros}
         value = parts[weight.part]
         if value is None:
-            raise ValueError(f"'{name}' asks for zero points of a symmetric format")
+            raise ValueError(f"'{name}' has no zero points: its format is symmetric")
         return value

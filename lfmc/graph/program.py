@@ -1,4 +1,4 @@
-"""A traced decoder: a graph of operators, and where each of its constants comes from."""
+"""A traced decoder: a graph of operators, and the source of each constant."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ Part = Literal["values", "codes", "scales", "zeros", "constant"]
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant of the graph, described and not held.
+    """The description of a constant of the graph, without its value.
 
-    `sources` are tensors of the checkpoint, stacked along dim 0 (one, unless projections were
-    merged). `part` says which piece of them: the float `values`, or the `codes`, `scales` and
-    `zeros` of their quantized form. A `constant` (rotary steps) follows from the configuration.
+    `sources` are tensors of the checkpoint, stacked along dim 0; there are several if projections
+    were merged. `part` is one part of these tensors: the float `values`, or the `codes`, `scales`
+    or `zeros` of their quantized form. A `constant` (rotary frequencies) is computed from the
+    configuration and has no sources.
     """
 
     sources: tuple[str, ...]
@@ -29,10 +30,10 @@ class Weight:
 
 @dataclass
 class Program:
-    """An `fx` graph over constants (`get_attr` nodes) and the inputs tokens, positions, states.
+    """An `fx` graph whose constants are `get_attr` nodes; inputs are tokens, positions and states.
 
-    Outputs are the logits `[B, T, V]`, then the new states in the order of `states`. Attributes of
-    `module` are fake tensors until `bind` fills them.
+    Outputs are the logits `[B, T, V]`, then the new states in the order of `states`. The constants
+    of `module` are fake tensors until `bind` replaces them by real values.
     """
 
     module: fx.GraphModule
@@ -45,18 +46,18 @@ class Program:
         return self.module.graph
 
     def nodes(self, name: str) -> Iterator[fx.Node]:
-        """Calls of one operator, by its short name (`lfm.moe`, `aten.linear`)."""
+        """Yield the calls of an operator, by its short name (`lfm.moe`, `aten.linear`)."""
         for node in self.graph.nodes:
             if node.op == "call_function" and operator_name(node) == name:
                 yield node
 
     @property
     def inputs(self) -> list[fx.Node]:
-        """Tokens, positions, and the states in their order."""
+        """The nodes of tokens and positions, then of the states in their order."""
         return [node for node in self.graph.nodes if node.op == "placeholder"]
 
     def tensor_behind(self, weight: fx.Node) -> str:
-        """The checkpoint's tensor of a constant, or of the codes that a call dequantizes."""
+        """Return the name of the checkpoint's tensor of a constant or of a dequantize call."""
         constant: Any = weight.args[0] if weight.op == "call_function" else weight
         return self.weights[str(constant.target)].sources[0]
 
@@ -64,7 +65,7 @@ class Program:
         return sum(1 for _ in self.nodes(name))
 
     def add_weight(self, name: str, weight: Weight, value: Tensor) -> fx.Node:
-        """A `get_attr` node for a new constant, placed before the first node of the graph."""
+        """Add a constant; return its `get_attr` node, which becomes the first of the graph."""
         set_attribute(self.module, name, value)
         self.weights[name] = weight
         first = next(iter(self.graph.nodes))
@@ -74,31 +75,31 @@ class Program:
         return node
 
     def call(self, op: Any, *args: Any) -> fx.Node:
-        """A call of `op` at the graph's insertion point, with its shapes worked out."""
+        """Insert a call of `op` at the graph's insertion point and compute its fake result."""
         node = self.graph.call_function(op, args)
         node.meta["val"] = op(*fx.map_arg(args, lambda n: n.meta["val"]))
         return node
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Put `new` wherever `old` is used; drop `old` and all that was only there for it."""
+        """Replace all uses of `old` by `new`; erase `old` and its inputs without other users."""
         old.replace_all_uses_with(new)
-        dead = [old]
-        while dead:
-            node = dead.pop()
+        candidates = [old]
+        while candidates:
+            node = candidates.pop()
             if node.users or node._erased or node.op in ("placeholder", "output"):
                 continue
-            dead.extend(node.all_input_nodes)
+            candidates.extend(node.all_input_nodes)
             self.graph.erase_node(node)
 
     def bind(self, value: Callable[[str, Weight], Tensor]) -> nn.Module:
-        """Fill every constant with its real value; the module then runs in torch."""
+        """Set every constant to its real value; return the module, which then runs in torch."""
         for name, weight in self.weights.items():
             set_attribute(self.module, name, value(name, weight))
         self.module.recompile()
         return self.module
 
     def text(self) -> str:
-        """The graph, one operator a line, for people and for golden tests."""
+        """Return the graph as text, one operator per line, for people and for golden tests."""
         lines = []
         for node in self.graph.nodes:
             if node.op == "placeholder":
@@ -115,7 +116,7 @@ class Program:
 
 
 def operator_name(node: fx.Node) -> str:
-    """`aten.linear` for `torch.ops.aten.linear.default`, `getitem` for the Python function."""
+    """Return the short name: `aten.linear` for `torch.ops.aten.linear.default`, or `getitem`."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}.{target._opname}"
@@ -123,7 +124,7 @@ def operator_name(node: fx.Node) -> str:
 
 
 def set_attribute(module: nn.Module, name: str, value: Tensor) -> None:
-    """Set `module.a.b.c`, making the modules on the way."""
+    """Set `module.a.b.c`, creating missing modules `a` and `a.b`."""
     *path, leaf = name.split(".")
     for part in path:
         if not hasattr(module, part):

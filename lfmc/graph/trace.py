@@ -1,4 +1,4 @@
-"""Tracing the decoder without its weights, in the form that a target asks for."""
+"""Traces the decoder without its weights, with the shapes that a target requires."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lfmc.model.attention import CACHE_WRITES
 
 @dataclass(frozen=True)
 class TraceSpec:
-    """What a target needs of the graph.
+    """The shapes and the cache write that a target requires of the graph.
 
-    `batch` and `length` (tokens a call) are fixed numbers, or None for dynamic ones; `context` is
-    the number of cache slots; `cache_write` is one of `lfmc.model.attention.CACHE_WRITES`.
+    `batch` and `length` (tokens per call) are static sizes, or None for dynamic sizes. `context` is
+    the number of cache slots. `cache_write` is one of `lfmc.model.attention.CACHE_WRITES`.
     """
 
     context: int
@@ -29,9 +29,10 @@ class TraceSpec:
 
 
 def trace(config: DecoderConfig, spec: TraceSpec) -> Program:
-    """The decoder's graph by `torch.export`, with fake weights: 8B parameters need no memory.
+    """Trace the decoder with `torch.export` and fake weights, so 8B parameters need no memory.
 
-    Runs under FakeTensorMode on cpu; on the meta device, `device="meta"` would be baked into nodes.
+    The trace runs in FakeTensorMode on the CPU: on the meta device, nodes would contain
+    `device="meta"`.
     """
     batch, length = spec.batch or 2, spec.length or min(3, spec.context)
     states = state_specs(config, batch, spec.context)
@@ -51,13 +52,13 @@ def trace(config: DecoderConfig, spec: TraceSpec) -> Program:
 
 
 def lift_constants(exported: torch.export.ExportedProgram) -> tuple[fx.GraphModule, list[str]]:
-    """The exported graph with its parameters and buffers as `get_attr` nodes, and their names.
+    """Turn parameters and buffers into `get_attr` nodes; return the module and their names.
 
-    What is left as placeholders are the user's inputs; outputs are one flat tuple.
+    The remaining placeholders are the user's inputs. The outputs are one flat tuple.
     """
     signature = exported.graph_signature
-    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    held.update(signature.inputs_to_lifted_tensor_constants)
+    constants = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants.update(signature.inputs_to_lifted_tensor_constants)
     values = {**exported.state_dict, **exported.constants}
     graph = fx.Graph()
     module = fx.GraphModule(torch.nn.Module(), graph)
@@ -66,8 +67,8 @@ def lift_constants(exported: torch.export.ExportedProgram) -> tuple[fx.GraphModu
     copies: dict[fx.Node, fx.Node] = {}
     names = []
     for node in exported.graph.nodes:
-        if node.op == "placeholder" and node.name in held:
-            name = held[node.name]
+        if node.op == "placeholder" and node.name in constants:
+            name = constants[node.name]
             set_attribute(module, name, values[name].detach())
             copies[node] = graph.get_attr(name)
             copies[node].meta = dict(node.meta)

@@ -1,1 +1,1 @@
-"""What a user requests, checked, and the fused program that a target lowers."""
+"""The checked options of an export, and the fused program that a target lowers."""

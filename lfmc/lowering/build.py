@@ -1,4 +1,4 @@
-"""What is exported, on its way: a fused program, the weights of a plan, and the target."""
+"""An export before it is lowered: the fused program, the planned weights and the target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lfmc.graph.program import Program
 from lfmc.graph.trace import trace
 from lfmc.machine.progress import Progress
 from lfmc.parity.compare import Case, Rung, compare
-from lfmc.parity.expert_choices import ChoosingStepper
+from lfmc.parity.expert_choices import ExpertChoiceStepper
 from lfmc.passes.base import Applied, apply
 from lfmc.passes.pipeline import pipeline
 from lfmc.run.stepper import Stepper
@@ -24,13 +24,13 @@ from lfmc.targets.base import Artifact, Request, Target
 
 @dataclass(frozen=True)
 class Build:
-    """What an artifact is lowered from, and compared with."""
+    """The fused program and the planned weights, from which a target lowers an artifact."""
 
     checkpoint: Checkpoint
     weights: PlannedWeights
     program: Program
     target: Target
-    asked: Request
+    request: Request
 
     @property
     def plan(self) -> BitPlan:
@@ -38,10 +38,10 @@ class Build:
 
     def lower(self, folder: Path) -> Artifact:
         """Write the artifact into `folder`."""
-        return self.target.lower(self.program, self.weights, self.asked, folder)
+        return self.target.lower(self.program, self.weights, self.request, folder)
 
     def bind(self) -> None:
-        """Give the program the plan's weights, so that torch can run it."""
+        """Bind the program to the planned weights, so that torch can run it."""
         self.program.bind(self.weights.value)
 
     def compare(
@@ -54,12 +54,12 @@ class Build:
         exact: bool,
         near_tie: float,
     ) -> Rung:
-        """Rung 3: the matrix on the artifact in `folder`, and on the bound program in torch."""
-        side, reference = self.sides(folder, exact=exact)
+        """Run rung 3: the matrix on the artifact in `folder` and on the bound program in torch."""
+        artifact_stepper, reference = self.open_steppers(folder, exact=exact)
         return compare(
             3,
             title,
-            side,
+            artifact_stepper,
             reference,
             matrix,
             self.program.config.vocab_size,
@@ -68,41 +68,45 @@ class Build:
             progress=progress.step,
         )
 
-    def sides(self, folder: Path, *, exact: bool) -> tuple[Stepper, ChoosingStepper]:
-        """The artifact in `folder`, and the bound program with the runtime's own roundings."""
-        reference = self.target.reference(self.program, self.asked, folder, exact=exact)
+    def open_steppers(self, folder: Path, *, exact: bool) -> tuple[Stepper, ExpertChoiceStepper]:
+        """Open the artifact in `folder`, and the bound program with the runtime's rounding."""
+        reference = self.target.reference(self.program, self.request, folder, exact=exact)
         return (
             self.target.run(folder, exact=exact),
-            ChoosingStepper(reference, self.program.config, self.asked.context),
+            ExpertChoiceStepper(reference, self.program.config, self.request.context),
         )
 
     def tolerance(self, *, exact: bool) -> float | None:
-        """What both sides may differ by; None where that is only reported."""
+        """Return the tolerance of rung 3; None if the difference is only reported."""
         return self.target.tolerance(self.program, exact=exact)
 
 
 def build(
-    checkpoint: Checkpoint, target: Target, plan: BitPlan, asked: Request, progress: Progress
+    checkpoint: Checkpoint, target: Target, plan: BitPlan, request: Request, progress: Progress
 ) -> tuple[Build, list[Applied]]:
-    """Trace the decoder as the target wants it, and run the passes; these tell what they did."""
+    """Trace the decoder in the form that the target requires, and run the passes.
+
+    Also returns what each pass changed.
+    """
     with progress.stage("trace"):
-        program = trace(checkpoint.config, target.trace_spec(checkpoint.config, asked))
+        program = trace(checkpoint.config, target.trace_spec(checkpoint.config, request))
     with progress.stage("passes"):
         formats = {row.name: parse_format(row.format) for row in plan.rows}
         applied = apply(pipeline(formats), program)
     _check_coverage(plan, program)
-    return Build(checkpoint, PlannedWeights(checkpoint, plan), program, target, asked), applied
+    return Build(checkpoint, PlannedWeights(checkpoint, plan), program, target, request), applied
 
 
 def _check_coverage(plan: BitPlan, program: Program) -> None:
-    """Every tensor that the plan quantizes is quantized in the graph, and no other."""
+    """Raise `GateError` unless the graph quantizes exactly the tensors that the plan quantizes."""
     planned = {row.name for row in plan.rows if isinstance(parse_format(row.format), Format)}
-    found = {s for w in program.weights.values() if w.part == "codes" for s in w.sources}
-    if planned != found:
+    weights = [weight for weight in program.weights.values() if weight.part == "codes"]
+    quantized = {source for weight in weights for source in weight.sources}
+    if planned != quantized:
         raise GateError(
             "the graph and the plan disagree about what is quantized",
-            where=", ".join(sorted(planned ^ found)[:4]),
+            where=", ".join(sorted(planned ^ quantized)[:4]),
             expected=f"{len(planned)} tensors",
-            got=f"{len(found)}",
-            todo="this is a fault of lfmc; please report it",
+            got=f"{len(quantized)}",
+            todo="this is a bug in lfmc; please report it",
         )

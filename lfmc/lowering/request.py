@@ -1,4 +1,4 @@
-"""What a user asks of an export; whatever can't be met is refused before any work is done."""
+"""The options of an export, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from lfmc.targets.base import Request, Target, choose_options
 
 CHECKS = ("full", "fast", "off")
 DEFAULT_CONTEXT = 4096
-MIN_CONTEXT = 16  # the golden prompts and a few tokens
+MIN_CONTEXT = 16  # room for the golden prompts and a few tokens
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks of an export.
+    """The options of an export.
 
-    `bits` None is "auto"; `plan` excludes `bits`, `budget` and `alphaq`, the knobs of "alphaq".
-    `target_options` are choices for `Target.options`, by name. `text` is a file to judge on, in
-    place of the passages that ship with lfmc; `min_speed` is in decoded tokens a second, here.
-    With `trace` a rung that fails is traced to the first place that differs.
-    `workers` (`dask://HOST:PORT`) measure for a new plan, this machine for None; with `cache`,
-    what was measured before is used, and kept for the next plan. Neither changes a plan.
+    `bits` None means "auto". `plan` excludes `bits`, `budget` and `alphaq`; `alphaq` are the
+    options of the method "alphaq". `target_options` are values for `Target.options`, by name.
+    `text` is a file for rung 4, instead of the passages that ship with lfmc. `min_speed` is in
+    decoded tokens a second on this machine. With `trace`, a failed rung is traced to the first
+    place that differs. `workers` (`dask://HOST:PORT`) run the measurements for a new plan; None
+    means this machine. With `cache`, measurements are read from and written to a cache. Neither
+    changes a plan.
     """
 
     bits: str | None = None
@@ -49,60 +50,62 @@ class Options:
 
     @property
     def gates(self) -> Mapping[str, float]:
-        """What has to be measured and met, by its flag."""
-        all_of_them = {
+        """The limits that the measurements must meet, by flag."""
+        limits = {
             "--max-kl": self.max_kl,
             "--min-top1": self.min_top1,
             "--min-speed": self.min_speed,
         }
-        return {name: value for name, value in all_of_them.items() if value is not None}
+        return {name: value for name, value in limits.items() if value is not None}
 
 
-def request(checkpoint: Checkpoint, target: Target, options: Options) -> Request:
-    """Context and options of an export; all of it is checked before any work is done.
+def make_request(checkpoint: Checkpoint, target: Target, options: Options) -> Request:
+    """Return the context and the target options of an export, checked.
 
-    Raises `InputError` for what contradicts itself or can't be met, and `UnsupportedError` for
-    what the target can't export.
+    Raises `InputError` for options that contradict each other or can't be met, and
+    `UnsupportedError` for a model that the target can't export.
     """
     _check_options(options)
-    longest = checkpoint.config.max_context
-    context = min(DEFAULT_CONTEXT, longest) if options.context is None else options.context
-    if not min(MIN_CONTEXT, longest) <= context <= longest:
+    max_context = checkpoint.config.max_context
+    context = min(DEFAULT_CONTEXT, max_context) if options.context is None else options.context
+    if not min(MIN_CONTEXT, max_context) <= context <= max_context:
         raise InputError(
-            "the context is outside of what the model was made for",
-            expected=f"{min(MIN_CONTEXT, longest)} to {longest} tokens",
+            "the context is outside of the range that the model supports",
+            expected=f"{min(MIN_CONTEXT, max_context)} to {max_context} tokens",
             got=context,
         )
-    asked = Request(context, choose_options(target, options.target_options))
-    target.check(checkpoint.config, asked)
-    _check_executed(options, target.why_not_here(asked))
-    return asked
+    request = Request(context, choose_options(target, options.target_options))
+    target.check(checkpoint.config, request)
+    _check_executed(options, target.why_not_here(request))
+    return request
 
 
 def _check_options(options: Options) -> None:
-    """Raise `InputError` for options that contradict each other or that could not be met."""
+    """Raise `InputError` for options that contradict each other or can't be met."""
     if options.check not in CHECKS:
         raise InputError("there is no such check", expected=", ".join(CHECKS), got=options.check)
     for name, value in options.gates.items():
-        highest = 1.0 if name == "--min-top1" else math.inf
-        if not 0 <= value <= highest:
-            raise InputError(f"{name} is out of range", expected=f"0 to {highest:g}", got=value)
+        maximum = 1.0 if name == "--min-top1" else math.inf
+        if not 0 <= value <= maximum:
+            raise InputError(f"{name} is out of range", expected=f"0 to {maximum:g}", got=value)
         if options.check == "off":
             raise InputError(f"{name} needs a measurement, and --check off makes none")
     effort = None if options.effort == FAST else options.effort
     if options.text is not None and not options.text.is_file():
-        raise InputError("there is no text to judge on", where=options.text, expected="a file")
-    decided = (options.budget, options.bits, options.alphaq, effort)
-    if options.plan is not None and any(part is not None for part in decided):
         raise InputError(
-            "a plan already says what every tensor takes",
+            "the text for rung 4 does not exist", where=options.text, expected="a file"
+        )
+    plan_options = (options.budget, options.bits, options.alphaq, effort)
+    if options.plan is not None and any(option is not None for option in plan_options):
+        raise InputError(
+            "a plan already sets the format of every tensor",
             where=options.plan,
             todo="leave out --bits, --bits-per-weight, --max-size, --effort and --alphaq-...",
         )
 
 
 def _check_executed(options: Options, why_not_here: str | None) -> None:
-    """Raise `InputError` for gates that only an execution can open."""
+    """Raise `InputError` for limits that require execution, if this machine can't execute."""
     for name in options.gates:
         if why_not_here is not None:
             raise InputError(

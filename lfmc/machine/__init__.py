@@ -1,1 +1,1 @@
-"""This machine: memory, cache, worker processes, progress output, installed versions."""
+"""The machine that lfmc runs on: memory, cache, workers, progress output, package versions."""

@@ -1,8 +1,8 @@
-"""Results of measuring, kept between runs and found again by what they were made from.
+"""A cache of measurements on disk, addressed by content.
 
 A key is the SHA-256 of everything that a result depends on: the bytes of tensors (or the
-fingerprint of the checkpoint), the rule that made it with its version, and its options. So a
-stale result is never found, and nothing has to be invalidated.
+fingerprint of the checkpoint), the name and version of the rule that computes it, and its options.
+So a lookup never returns a stale result, and entries need no invalidation.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Cache:
-    """JSON values by key, one file each under `folder`; None remembers nothing.
+    """JSON values by key, one file each under `folder`; None disables the cache.
 
-    An entry that can't be read, or that is not what was written, counts as absent. A value that
-    can't be written (a full disk, a folder without permission) is not kept: a cache saves time,
-    and no result depends on it.
+    An entry that can't be read, or whose digest does not match, counts as absent. A value that
+    can't be written (a full disk, a folder without permission) is dropped without an error, because
+    the cache only saves time and no result depends on it.
     """
 
     folder: Path | None
 
     def get(self, key: str) -> Any | None:
-        """The value that was put under `key`; None where there is none."""
+        """Return the value stored under `key`, or None if there is none."""
         if self.folder is None:
             return None
         try:
@@ -43,7 +43,7 @@ class Cache:
             return None
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a JSON value (floats come back to the bit), written whole or not at all."""
+        """Store a JSON value atomically; floats keep every bit."""
         if self.folder is None:
             return
         text = json.dumps(value)
@@ -62,35 +62,35 @@ class Cache:
         return folder / key[:2] / f"{key}.json"
 
 
-NOTHING = Cache(None)
+NO_CACHE = Cache(None)
 
 
 def cache_folder() -> Path:
-    """`$LFMC_CACHE`, else `$XDG_CACHE_HOME/lfmc`, else `~/.cache/lfmc`; it need not exist."""
-    own = os.environ.get("LFMC_CACHE")
-    if own:
-        return Path(own)
+    """Return `$LFMC_CACHE`, `$XDG_CACHE_HOME/lfmc` or `~/.cache/lfmc`; it may not exist yet."""
+    path = os.environ.get("LFMC_CACHE")
+    if path:
+        return Path(path)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "lfmc"
 
 
 def default_cache() -> Cache:
-    """The cache in `cache_folder`, which is made when first written to."""
+    """Return the cache in `cache_folder()`; the first write creates the folder."""
     return Cache(cache_folder())
 
 
-def key_of(rule: str, *parts: object) -> str:
-    """SHA-256 of a rule (its name and version) and of what it was given: JSON values, in order."""
+def cache_key(rule: str, *parts: object) -> str:
+    """Return the SHA-256 of a rule (its name and version) and of its inputs, JSON values."""
     return hashlib.sha256(json.dumps([rule, *parts]).encode()).hexdigest()
 
 
-def machine() -> list[object]:
-    """What the last bits of a sum of floats depend on, beside what is summed."""
+def numeric_environment() -> list[object]:
+    """Return the settings that change the last bits of a float sum: torch, CPU, threads."""
     return [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 over a CPU tensor's dtype, shape and bytes."""
+    """Return the SHA-256 of a CPU tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
     digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Running a command in an environment of its own, for a target whose packages clash with others."""
+"""Runs a command in a separate virtual environment, for a target with conflicting packages."""
 
 from __future__ import annotations
 
@@ -17,52 +17,64 @@ from urllib.request import url2pathname
 from lfmc.errors import UnsupportedError
 from lfmc.machine.cache import cache_folder
 
-FLAG, READY = "--isolated", ".installed"
-REFERENCE = "reference"  # the extra that rung 1 of parity needs
+FLAG = "--isolated"
+FREEZE_FILE = ".installed"  # the output of `pip freeze`; marks a finished environment
+REFERENCE = "reference"  # the extra that rung 1 of parity requires
 
 
 def run_isolated(extra: str, arguments: Sequence[str]) -> int:
-    """Run `lfmc` with the arguments, but for `--isolated`, where it has that extra; its exit
-    status. The environment lies in the cache's folder, and is made once for what lfmc requires."""
-    python = environment(extra)
-    rest = [own for own in arguments if own != FLAG]
-    return subprocess.run([str(python), "-m", "lfmc", *rest], check=False).returncode
+    """Run `lfmc` with the arguments, without `--isolated`, in the environment of an extra.
+
+    Return the exit status. The environment is in the cache folder. It is created once for each
+    extra, version of lfmc and set of lfmc's requirements.
+    """
+    python = ensure_environment(extra)
+    command = [argument for argument in arguments if argument != FLAG]
+    return subprocess.run([str(python), "-m", "lfmc", *command], check=False).returncode
 
 
-def environment(extra: str) -> Path:
-    """The Python of an environment that has lfmc, an extra of it, and what rung 1 needs."""
-    required = hashlib.sha256("\n".join(requires("lfmc") or ()).encode()).hexdigest()[:8]
-    folder = cache_folder() / "environments" / f"{extra}-{version('lfmc')}-{required}"
+def ensure_environment(extra: str) -> Path:
+    """Return the Python of an environment with lfmc, its `extra` and `reference`; create it once.
+
+    Raise `UnsupportedError` if pip fails.
+    """
+    digest = hashlib.sha256("\n".join(requires("lfmc") or ()).encode()).hexdigest()[:8]
+    folder = cache_folder() / "environments" / f"{extra}-{version('lfmc')}-{digest}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if (folder / READY).is_file():
+    if (folder / FREEZE_FILE).is_file():
         return python
-    told = (own.read_text("direct_url.json") for own in distributions(name="lfmc"))
-    wanted = requirement(extra, version("lfmc"), next(filter(None, told), None))
-    print(f"making an environment for {wanted} in {folder}", file=sys.stderr)
+    urls = (package.read_text("direct_url.json") for package in distributions(name="lfmc"))
+    requirement = pip_requirement(extra, version("lfmc"), next(filter(None, urls), None))
+    print(f"creating an environment for {requirement} in {folder}", file=sys.stderr)
     venv.create(folder, clear=True, with_pip=True)
-    constrained = ["torch==" + version("torch").partition("+")[0]]
-    command = [str(python), "-m", "pip", "install", "-q", *constrained, *wanted]
+    constraints = ["torch==" + version("torch").partition("+")[0]]
+    command = [str(python), "-m", "pip", "install", "-q", *constraints, *requirement]
     if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
         raise UnsupportedError(
-            "the environment can't be made", where=folder, got=f"pip install {' '.join(wanted)}"
+            "the environment can't be created",
+            where=folder,
+            got=f"pip install {' '.join(requirement)}",
         )
     freeze = [str(python), "-m", "pip", "freeze"]
-    found = subprocess.run(freeze, check=True, capture_output=True, text=True)
-    (folder / READY).write_text(found.stdout, encoding="utf-8")
+    packages = subprocess.run(freeze, check=True, capture_output=True, text=True).stdout
+    (folder / FREEZE_FILE).write_text(packages, encoding="utf-8")
     return python
 
 
-def installed_in(python: Path) -> list[str]:
-    """The packages, with their versions, of an environment that `environment` made."""
-    return (python.parents[1] / READY).read_text(encoding="utf-8").splitlines()
+def installed_packages(python: Path) -> list[str]:
+    """Return packages and versions, `name==version`, of an environment of `ensure_environment`."""
+    return (python.parents[1] / FREEZE_FILE).read_text(encoding="utf-8").splitlines()
 
 
-def requirement(extra: str, version: str, direct_url: str | None) -> list[str]:
-    """What pip installs this very lfmc by: its source where it came from one, else its version."""
+def pip_requirement(extra: str, version: str, direct_url: str | None) -> list[str]:
+    """Return pip's arguments that install this same lfmc: from its source URL, or by version.
+
+    `direct_url` is the text of the package's `direct_url.json` (PEP 610), if it has one.
+    """
     extras = f"{extra},{REFERENCE}"
     if direct_url is None:
         return [f"lfmc[{extras}]=={version}"]
-    told = json.loads(direct_url)
-    source = url2pathname(urlparse(told["url"]).path)
-    editable = told.get("dir_info", {}).get("editable", False)
+    origin = json.loads(direct_url)
+    source = url2pathname(urlparse(origin["url"]).path)
+    editable = origin.get("dir_info", {}).get("editable", False)
     return [*(["-e"] if editable else []), f"{source}[{extras}]"]

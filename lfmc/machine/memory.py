@@ -1,4 +1,4 @@
-"""Memory of this machine, and the check that a job fits in it."""
+"""Memory of the machine, and the check that a job fits in it."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def installed_nbytes(device: str = "cpu") -> int:
-    """Bytes of memory that this machine, or its first GPU for "cuda", has."""
+    """Return the bytes of memory of the machine, or of its first GPU for "cuda"."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def require_memory(
-    model: Path, num_params: int, needed: int, what: str, todo: str, device: str = "cpu"
+    model: Path, num_params: int, required_nbytes: int, task: str, todo: str, device: str = "cpu"
 ) -> None:
-    """Raise `UnsupportedError`, with both numbers, if `needed` bytes exceed the memory.
+    """Raise `UnsupportedError` if a task requires more bytes than the machine has.
 
-    `model` is the checkpoint's folder and `num_params` its number of parameters, for the message.
+    `model` is the folder of the checkpoint and `num_params` its number of parameters; the message
+    contains these and the required and installed bytes.
     """
     installed = installed_nbytes(device)
-    if needed > installed:
-        each = needed / num_params
+    if required_nbytes > installed:
+        per_param = required_nbytes / num_params
         place = "on the GPU" if device == "cuda" else "installed"
         raise UnsupportedError(
-            f"{what} of this model does not fit in memory",
+            f"{task} of this model does not fit in memory",
             where=model,
-            expected=f"{needed / 2**30:.1f} GiB ({each:.0f} bytes a parameter)",
+            expected=f"{required_nbytes / 2**30:.1f} GiB ({per_param:.0f} bytes a parameter)",
             got=f"{installed / 2**30:.1f} GiB {place}",
             todo=todo,
         )
 
 
 def return_freed_memory() -> None:
-    """Have large blocks go back to the system when they are freed (glibc; elsewhere they do).
+    """Make glibc return large freed blocks to the system, as other C libraries do by default.
 
-    glibc takes a freed block's size as the new limit below which blocks stay in its heap, up to 32
-    MiB, and holes of every size then add up: twice the memory, where matrices come and go.
+    When a block is freed, glibc raises its mmap threshold to the size of that block, up to 32 MiB.
+    Smaller blocks then stay in the heap, which fragments: jobs that allocate and free many matrices
+    would use twice the memory.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):

@@ -1,4 +1,4 @@
-"""Progress on stderr: a spinner for people, silence for pipes."""
+"""Progress on stderr: a spinner if stderr is a terminal, otherwise nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told what is being done; `step` is a detail of the stage that is open."""
+    """Receives the stages of a command; `step` sets a detail of the current stage."""
 
     def step(self, detail: str) -> None: ...
 
@@ -18,7 +18,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Shows nothing: the default of the Python API."""
+    """Prints nothing; the default of the Python API."""
 
     def step(self, detail: str) -> None:
         """Do nothing."""
@@ -29,7 +29,7 @@ class Silent:
 
 
 class Spinner:
-    """One line that moves while a stage runs, and stays, with its seconds, if it took over two."""
+    """Shows a spinner during a stage; prints stages that took longer than 2 s, with their time."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -53,6 +53,6 @@ class Spinner:
             self._console.print(f"{title} ({seconds:.0f} s)", style="dim", markup=False)
 
 
-def for_terminal() -> Silent | Spinner:
-    """A spinner where stderr is a terminal, else nothing."""
+def terminal_progress() -> Silent | Spinner:
+    """Return a spinner if stderr is a terminal, otherwise `Silent`."""
     return Spinner() if sys.stderr.isatty() else Silent()

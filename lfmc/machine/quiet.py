@@ -1,4 +1,4 @@
-"""Keeping what libraries say of themselves away from the user."""
+"""Context managers that hide the output of libraries from the user."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-# torch warns of how torchao registers its enums, at every import of it.
+# torch warns about how torchao registers its enums, at each import of torchao.
 LOGGERS = ("root", "torch.utils._pytree")
 
 
 @contextlib.contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """No warnings, no progress bars, no stderr of Python's, and of these loggers errors only."""
-    found = [logging.getLogger(name) for name in (*LOGGERS, *loggers)]
-    levels = [logger.level for logger in found]
+    """Hide warnings and Python's stderr (progress bars, too); these loggers log errors only."""
+    all_loggers = [logging.getLogger(name) for name in (*LOGGERS, *loggers)]
+    levels = [logger.level for logger in all_loggers]
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for logger in found:
+        for logger in all_loggers:
             logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            for logger, level in zip(found, levels, strict=True):
+            for logger, level in zip(all_loggers, levels, strict=True):
                 logger.setLevel(level)
 
 
 @contextlib.contextmanager
-def no_output() -> Iterator[None]:
-    """Nothing on standard output, where results go, of C libraries, which print there unasked."""
+def silence_stdout() -> Iterator[None]:
+    """Discard what C libraries print to stdout, because lfmc prints its results there."""
     sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    stdout, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
     try:
         yield
     finally:
         ctypes.CDLL(None).fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(devnull)

@@ -1,4 +1,4 @@
-"""Versions of the tools that made, or would make, a bundle, next to those that were tested."""
+"""Versions of the packages that lfmc was tested with, and of those that are installed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ TESTED: Mapping[str, str] = {
 }
 
 
-def installed(package: str) -> str | None:
-    """A package's version, None where it is not installed."""
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -31,10 +31,10 @@ def installed(package: str) -> str | None:
 
 
 def tool_versions() -> dict[str, str]:
-    """Python, the platform, and every known package that is installed."""
-    found = {package: installed(package) for package in TESTED}
+    """Return Python, the platform, and the installed packages of `TESTED`."""
+    versions = {package: installed_version(package) for package in TESTED}
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        **{package: number for package, number in found.items() if number is not None},
+        **{package: number for package, number in versions.items() if number is not None},
     }

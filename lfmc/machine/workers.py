@@ -1,8 +1,8 @@
-"""Where work that falls apart into items is done: on this machine, or on a dask cluster.
+"""Runs independent items of work in parallel, on this machine or on a dask cluster.
 
-Items carry all that is needed (tensors as bytes), so workers need lfmc and nothing else: no
-checkpoint, no shared disk. Every item is computed on one thread, so results are the same wherever
-and beside whatever it runs.
+Items contain all their inputs (tensors as bytes), so workers only need lfmc: no checkpoint and no
+shared disk. Every item runs on one thread, so its result does not depend on the worker or on other
+items.
 """
 
 from __future__ import annotations
@@ -23,91 +23,95 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SCHEME = "dask://"
-CONNECT_SECONDS = 8  # for a scheduler to answer
-ALONE_SECONDS = 60  # that work waits for while the cluster has no workers
-AHEAD = 32  # items made before their turn on this machine: bounds memory
-AHEAD_A_THREAD = 4  # the same, for each thread of a cluster
+CONNECT_SECONDS = 8  # timeout of the connection to a scheduler
+NO_WORKERS_SECONDS = 60  # how long to wait while the cluster has no workers
+ITEMS_AHEAD = 32  # items created in advance on this machine: bounds memory
+ITEMS_AHEAD_PER_THREAD = 4  # items submitted in advance per thread of a cluster
 
 
 class Workers(Protocol):
-    """Applies a function to items; `function` is a module's, so that workers can import it."""
+    """Applies a module-level function to items; workers import the function."""
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results in the order of `items`, which are taken only a few ahead of the results."""
+        """Yield results in the order of `items`; only a few items are created in advance."""
         ...
 
 
-class Here:
-    """This machine: as many items at a time as torch has threads.
+class LocalWorkers:
+    """This machine: runs as many items at a time as torch has threads.
 
-    Making the next items (which may need all threads itself) and computing them take turns.
+    Creating items and computing them alternate, because creating items may use all threads.
     """
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         threads = torch.get_num_threads()
-        waiting = iter(items)
+        remaining = iter(items)
         with ThreadPoolExecutor(threads) as pool:
-            while some := list(islice(waiting, AHEAD)):
+            while batch := list(islice(remaining, ITEMS_AHEAD)):
                 torch.set_num_threads(1)
                 try:
-                    results = list(pool.map(function, some))
+                    results = list(pool.map(function, batch))
                 finally:
                     torch.set_num_threads(threads)
                 yield from results
 
 
 class Cluster:
-    """A dask.distributed cluster, by a client that is connected to it.
+    """A dask.distributed cluster, reached through a connected client.
 
-    A worker that dies loses nothing: the scheduler gives its items to another.
+    If a worker dies, the scheduler runs its items on another worker.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        ahead = AHEAD_A_THREAD * max(1, sum(self._client.nthreads().values()))
-        waiting, sent = iter(items), deque[Any]()
+        limit = ITEMS_AHEAD_PER_THREAD * max(1, sum(self._client.nthreads().values()))
+        remaining, futures = iter(items), deque[Any]()
         while True:
-            for item in islice(waiting, ahead - len(sent)):
-                sent.append(self._client.submit(_alone, function, item, pure=False))
-            if not sent:
+            for item in islice(remaining, limit - len(futures)):
+                futures.append(self._client.submit(_run_on_one_thread, function, item, pure=False))
+            if not futures:
                 return
-            yield self._result(sent.popleft())
+            yield self._result(futures.popleft())
 
     def _result(self, future: Any) -> Any:
         from distributed.scheduler import KilledWorker
 
         while True:
             try:
-                return future.result(timeout=ALONE_SECONDS)
+                return future.result(timeout=NO_WORKERS_SECONDS)
             except (TimeoutError, KilledWorker) as error:
                 if isinstance(error, TimeoutError) and self._client.nthreads():
-                    continue  # it is being worked on
+                    continue  # a worker is still computing it
                 raise UnsupportedError(
-                    "the workers of the cluster died, or left",
+                    "the workers of the cluster died or disconnected",
                     where=self._client.scheduler.address,
                     got=first_line(error),
-                    todo="look at the workers' logs (memory?), or leave --workers out",
+                    todo="look at the workers' logs (out of memory?), or run without --workers",
                 ) from error
 
 
-HERE = Here()
+LOCAL_WORKERS = LocalWorkers()
 
 
 @contextmanager
 def open_workers(address: str | None) -> Iterator[Workers]:
-    """Workers at `dask://HOST:PORT`, or this machine for None.
+    """Connect to workers at `dask://HOST:PORT`; None is this machine.
 
-    Raises `InputError` for another kind of address, a scheduler that can't be reached within some
-    ten seconds, one without workers, or workers of another version; `UnsupportedError` where
-    dask.distributed is missing.
+    Raise `InputError` for any other address, for a scheduler that can't be reached within about ten
+    seconds or has no workers, and for workers with different versions. Raise `UnsupportedError` if
+    dask.distributed is not installed.
     """
     if address is None:
-        yield HERE
+        yield LOCAL_WORKERS
         return
     if not address.startswith(SCHEME) or not address.removeprefix(SCHEME):
-        raise InputError("workers can't be read", expected=f"{SCHEME}HOST:PORT", got=repr(address))
+        raise InputError(
+            "the address of the workers can't be read",
+            expected=f"{SCHEME}HOST:PORT",
+            got=repr(address),
+        )
     try:
         from distributed import Client
     except ImportError as error:
@@ -135,19 +139,19 @@ def open_workers(address: str | None) -> Iterator[Workers]:
 
 
 def _require_workers(client: Any, address: str) -> None:
-    """Raise `InputError` where there is none, or where one would compute something else."""
+    """Raise `InputError` if there are no workers, or if a worker has different versions."""
     try:
-        found = client.run(_versions)
-    except Exception as error:  # whatever importing lfmc raised there
+        worker_versions = client.run(_versions)
+    except Exception as error:  # importing lfmc there may raise anything
         raise InputError("a worker can't run lfmc", where=address, got=first_line(error)) from error
-    if not found:
+    if not worker_versions:
         raise InputError(
             "the cluster has no workers", where=address, todo="start one: `dask worker HOST:PORT`"
         )
-    for worker, versions in found.items():
+    for worker, versions in worker_versions.items():
         if versions != _versions():
             raise InputError(
-                "a worker has other versions, and could give other results",
+                "a worker has different versions and could compute different results",
                 where=worker,
                 expected=_versions(),
                 got=versions,
@@ -158,7 +162,7 @@ def _versions() -> str:
     return f"lfmc {__version__}, torch {torch.__version__}"
 
 
-def _alone(function: Callable[[Item], Result], item: Item) -> Result:
-    """On a worker: one item, on one thread."""
+def _run_on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
+    """Compute one item on a worker."""
     torch.set_num_threads(1)
     return function(item)

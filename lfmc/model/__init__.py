@@ -1,4 +1,4 @@
-"""The export decoder: plain torch operators, explicit state in and out, nothing mutated."""
+"""The decoder that is exported: plain torch operators, explicit states, no mutation."""
 
 from lfmc.model.config import DecoderConfig, Moe, Rope
 from lfmc.model.decoder import Decoder, build_decoder

@@ -13,34 +13,38 @@ from lfmc.model.rope import rotate
 CACHE_WRITES = ("index_copy", "scatter", "one_hot")
 
 
-def write_cache(cache: Tensor, new: Tensor, positions: Tensor, how: str) -> Tensor:
-    """`cache` `[B, K, C, D]` with `new` `[B, K, T, D]` at `positions` `[T]`; a new tensor.
+def write_cache(cache: Tensor, new: Tensor, positions: Tensor, method: str) -> Tensor:
+    """Return a copy of `cache` `[B, K, C, D]` with `new` `[B, K, T, D]` at `positions` `[T]`.
 
-    `how` is one of `CACHE_WRITES`: the same result by the operators that a target has.
+    `method` is one of `CACHE_WRITES`. All three return the same tensor; they differ in the
+    operators that a target must support.
     """
-    if how == "index_copy":
+    if method == "index_copy":
         return cache.index_copy(2, positions, new)
-    if how == "scatter":
+    if method == "scatter":
         index = positions.view(1, 1, -1, 1).expand(new.shape)
         return cache.scatter(2, index, new)
-    if how != "one_hot":
-        raise ValueError(f"unknown cache write {how!r}, expected one of {CACHE_WRITES}")
+    if method != "one_hot":
+        raise ValueError(f"unknown cache write {method!r}, expected one of {CACHE_WRITES}")
     slots = torch.arange(cache.shape[2], device=cache.device).unsqueeze(1)
-    hot = (slots == positions).to(cache.dtype)  # (C, T)
-    kept = 1.0 - hot.sum(1).view(1, 1, -1, 1)
-    return cache * kept + hot @ new
+    one_hot = (slots == positions).to(cache.dtype)  # (C, T)
+    keep = 1.0 - one_hot.sum(1).view(1, 1, -1, 1)
+    return cache * keep + one_hot @ new
 
 
-def visible(positions: Tensor, context: int, window: int | None) -> Tensor:
-    """Bool `[T, C]`: cache slots that each of `positions` `[T]` sees: its own and earlier ones."""
+def attention_mask(positions: Tensor, context: int, window: int | None) -> Tensor:
+    """Return the causal mask, bool `[T, C]`: True where a position `[T]` attends to a cache slot.
+
+    With a `window`, a position attends to the last `window` slots only, its own slot included.
+    """
     slots = torch.arange(context, device=positions.device).unsqueeze(0)
-    now = positions.unsqueeze(1)
-    seen = slots <= now
-    return seen if window is None else seen & (slots > now - window)
+    queries = positions.unsqueeze(1)
+    causal = slots <= queries
+    return causal if window is None else causal & (slots > queries - window)
 
 
 class Attention(nn.Module):
-    """q/k norm, rotary embedding, `num_heads` queries on `num_kv_heads` keys; lfm3 gates heads."""
+    """Grouped-query attention with q/k norm and rotary embedding; lfm3 adds a gate per head."""
 
     def __init__(self, config: DecoderConfig, cache_write: str) -> None:
         super().__init__()
@@ -67,7 +71,10 @@ class Attention(nn.Module):
         keys: Tensor,
         values: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`x` `[B, T, H]`, bool `mask` `[T, C]`, `keys` and `values` `[B, K, C, D]`."""
+        """Return the output `[B, T, H]` and the new caches `[B, K, C, D]`.
+
+        `x` is `[B, T, H]`, `mask` bool `[T, C]`, `keys` and `values` are `[B, K, C, D]`.
+        """
         q_norm, k_norm = getattr(self, self.names.q_norm), getattr(self, self.names.k_norm)
         q = q_norm(self.q_proj(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
         k = k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, -1))).transpose(1, 2)
@@ -82,14 +89,15 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention of `q` `[B, heads, T, D]` on `[B, K, C, D]`; returns `[B, T, heads, D]`.
+    """Softmax attention of `q` `[B, heads, T, D]` on `[B, K, C, D]`; return `[B, T, heads, D]`.
 
-    Queries that share a key head are rows of one product: broadcast, keys would be copied for each.
+    Queries that share a key head are rows of one matmul, because broadcasting would copy the keys
+    for each query head.
     """
     groups = q.shape[1] // keys.shape[1]
     rows = q.unflatten(1, (keys.shape[1], groups)).flatten(2, 3)  # (B, K, heads / K * T, D)
     scores = (rows @ keys.transpose(2, 3)).unflatten(2, (groups, -1)) * q.shape[-1] ** -0.5
     scores = scores.masked_fill(~mask, -torch.inf)  # (B, K, heads / K, T, C)
-    shares = F.softmax(scores.float(), dim=-1).to(q.dtype)
-    mixed: Tensor = (shares.flatten(2, 3) @ values).unflatten(2, (groups, -1))
+    probabilities = F.softmax(scores.float(), dim=-1).to(q.dtype)
+    mixed: Tensor = (probabilities.flatten(2, 3) @ values).unflatten(2, (groups, -1))
     return mixed.flatten(1, 2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""One configuration for every LFM decoder."""
+"""The configuration of an LFM decoder, the same class for every model type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SLIDING = "sliding_attention"
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding of one kind of attention layer; `partial` is the share of dims that turn."""
+    """Rotary embedding of one attention layer type; `partial` is the fraction of rotated dims."""
 
     theta: float
     partial: float = 1.0
@@ -20,7 +20,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Moe:
-    """Sparse experts: top `top_k` of `num_experts` by `sigmoid(router) + bias`."""
+    """Sparse experts: the `top_k` of `num_experts` with the largest `sigmoid(router) + bias`."""
 
     num_experts: int
     top_k: int
@@ -33,7 +33,7 @@ class Moe:
 
 @dataclass(frozen=True)
 class AttentionNames:
-    """Names on disk of the parts of an attention block, which differ between generations."""
+    """Names on disk of the modules of an attention block; they differ between generations."""
 
     q_norm: str
     k_norm: str
@@ -42,7 +42,7 @@ class AttentionNames:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that decides the shape and the arithmetic of a decoder."""
+    """All settings that determine the shapes and the arithmetic of a decoder."""
 
     model_type: str
     vocab_size: int
@@ -81,12 +81,12 @@ class DecoderConfig:
         return self.moe is not None and layer >= self.moe.num_dense_layers
 
     @property
-    def num_experts_in_all(self) -> int:
-        """Experts of all sparse layers together."""
+    def total_num_experts(self) -> int:
+        """Number of experts, summed over all sparse layers."""
         if self.moe is None:
             return 0
         return self.moe.num_experts * (self.num_layers - self.moe.num_dense_layers)
 
     def window(self, layer: int) -> int | None:
-        """Number of positions (the current one included) that a layer sees; None means all."""
+        """Return how many positions a layer attends to, the current one included; None for all."""
         return self.sliding_window if self.layer_types[layer] == SLIDING else None

@@ -1,4 +1,4 @@
-"""The whole decoder: tokens and states in, logits and states out."""
+"""The decoder: takes tokens and states, returns logits and new states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lfmc.model.attention import Attention, visible
+from lfmc.model.attention import Attention, attention_mask
 from lfmc.model.config import CONV, DecoderConfig
 from lfmc.model.experts import SparseMoe
 from lfmc.model.mlp import GatedMlp
@@ -18,7 +18,7 @@ from lfmc.model.short_conv import ShortConv
 
 
 class Layer(nn.Module):
-    """Short convolution or attention, then feed-forward or experts, each around a residual."""
+    """Short convolution or attention, then feed-forward or experts, each with a residual."""
 
     def __init__(self, config: DecoderConfig, index: int, cache_write: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Layer(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Everything under `model.` in a checkpoint."""
+    """The modules under `model.` in a checkpoint: embedding, layers and final norm."""
 
     def __init__(self, config: DecoderConfig, cache_write: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
 class Decoder(nn.Module):
     """An LFM2, LFM2-MoE or LFM3 language model with explicit state.
 
-    Parameter names are the checkpoint's; the only others are the constants `rope.*`.
+    Parameter names are those of the checkpoint. Only the constants `rope.*` are additional.
     """
 
     def __init__(self, config: DecoderConfig, cache_write: str = "index_copy") -> None:
@@ -79,10 +79,10 @@ class Decoder(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits `[B, T, V]` of `tokens` `[B, T]` (int64) at `positions` `[T]` (int64).
+        """Return the logits `[B, T, V]` of `tokens` `[B, T]` and the new states.
 
-        `states` are in the order of `lfmc.model.state_specs`; positions follow one another, and
-        the new states come back in the same order.
+        `tokens` and `positions` `[T]` are int64, and positions are consecutive. States, old and
+        new, are in the order of `lfmc.model.state_specs`.
         """
         hidden, states = self.hidden(tokens, positions, states)
         return self.head(hidden), states
@@ -90,20 +90,19 @@ class Decoder(nn.Module):
     def hidden(
         self, tokens: Tensor, positions: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """The input of the head, `[B, T, H]`, and the new states."""
+        """Return the input of the head, `[B, T, H]`, and the new states."""
         context = next((s.shape[2] for s in states if s.dim() == 4), 0)
         attention = attention_inputs(self.config, positions, context, self.rope.get_buffer)
         x = self.model.embed_tokens(tokens)
-        new: list[Tensor] = []
+        new_states: list[Tensor] = []
         for layer, kind in zip(self.model.layers, self.config.layer_types, strict=True):
-            count = 1 if kind == CONV else 2
-            own = states[len(new) : len(new) + count]
-            x, own = layer(x, attention.get(kind, ()), own)
-            new.extend(own)
-        return self.model.embedding_norm(x), new
+            start, count = len(new_states), 1 if kind == CONV else 2
+            x, layer_states = layer(x, attention.get(kind, ()), states[start : start + count])
+            new_states.extend(layer_states)
+        return self.model.embedding_norm(x), new_states
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., V]` of normalized hidden states `[..., H]`."""
+        """Return the logits `[..., V]` of normalized hidden states `[..., H]`."""
         if self.config.tied_embedding:
             return F.linear(hidden, self.model.embed_tokens.weight)
         return self.lm_head(hidden)  # type: ignore[no-any-return]
@@ -115,14 +114,15 @@ def attention_inputs(
     context: int,
     frequencies: Callable[[str], Tensor],
 ) -> dict[str, tuple[Tensor, ...]]:
-    """What attention layers of each kind take beside hidden states and caches of `context`.
+    """Return, for each type of attention layer, its inputs besides hidden states and caches.
 
-    Cosine and sine, float32 `[T, head_dim]`, the bool mask `[T, C]`, and `positions` `[T]`.
+    They are cosine and sine, float32 `[T, head_dim]`, the bool mask `[T, C]` for caches of
+    `context` slots, and `positions` `[T]`.
     """
     return {
         kind: (
             *rotation(positions, frequencies(kind)),
-            visible(positions, context, config.window(config.layer_types.index(kind))),
+            attention_mask(positions, context, config.window(config.layer_types.index(kind))),
             positions,
         )
         for kind in config.rope
@@ -130,7 +130,7 @@ def attention_inputs(
 
 
 def build_decoder(config: DecoderConfig, cache_write: str = "index_copy") -> Decoder:
-    """A decoder without weights (parameters on the meta device), ready for `load_state_dict`."""
+    """Return a decoder with parameters on the meta device, for `load_state_dict(assign=True)`."""
     with torch.device("meta"):
         decoder = Decoder(config, cache_write)
     for kind in config.rope:

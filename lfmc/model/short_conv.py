@@ -1,4 +1,4 @@
-"""The gated short convolution, the block that makes these models fast on small machines."""
+"""The gated short convolution, which makes LFMs fast on small devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lfmc.model.config import DecoderConfig
 
 
 class ShortConv(nn.Module):
-    """`out_proj(C * causal_conv(B * x))` with `B, C, x = in_proj(hidden)`, one filter a channel."""
+    """`out_proj(C * causal_conv(B * x))`, where `B, C, x = in_proj(hidden)`; a depthwise conv."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -20,9 +20,12 @@ class ShortConv(nn.Module):
         self.out_proj = nn.Linear(size, size, bias=bias)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """`x` `[B, T, H]`, `state` `[B, H, kernel - 1]` (the last inputs of the filter)."""
+        """Return the output `[B, T, H]` for `x` `[B, T, H]`, and the new state.
+
+        `state` `[B, H, kernel - 1]` contains the last inputs of the filter.
+        """
         gate, out_gate, value = self.in_proj(x).transpose(1, 2).chunk(3, dim=1)  # (B, H, T) each
-        seen = torch.cat([state, gate * value], dim=2)  # (B, H, kernel - 1 + T)
-        mixed = F.conv1d(seen, self.conv.weight, self.conv.bias, groups=seen.shape[1])
+        inputs = torch.cat([state, gate * value], dim=2)  # (B, H, kernel - 1 + T)
+        mixed = F.conv1d(inputs, self.conv.weight, self.conv.bias, groups=inputs.shape[1])
         y = self.out_proj((out_gate * mixed).transpose(1, 2))
-        return y, seen[:, :, -state.shape[2] :]
+        return y, inputs[:, :, -state.shape[2] :]

@@ -1,4 +1,4 @@
-"""The list of states, declared once and read by the decoder, every target and the manifest."""
+"""The list of states, which the decoder, every target and the manifest read from here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class StateSpec:
     """One state: float32, all zeros at the start of a conversation.
 
     `conv` is `[B, H, kernel - 1]`, the last inputs of the filter, oldest first. `key` and `value`
-    are `[B, K, C, D]`, one slot a position. `window` is how many positions a layer looks back.
+    are `[B, K, C, D]`, with one slot per position. `window` is the size of the layer's sliding
+    window, in positions; None if the layer attends to all positions.
     """
 
     name: str
@@ -29,12 +30,12 @@ class StateSpec:
 
     @property
     def identifier(self) -> str:
-        """The name for where a dot can't be in one."""
+        """The name with underscores instead of dots."""
         return self.name.replace(".", "_")
 
 
 def state_specs(config: DecoderConfig, batch: int, context: int) -> tuple[StateSpec, ...]:
-    """States in the order in which the decoder takes and returns them."""
+    """Return the states in the order in which the decoder takes and returns them."""
     specs: list[StateSpec] = []
     for layer, kind in enumerate(config.layer_types):
         if kind == CONV:
@@ -55,7 +56,7 @@ def initial_state(
     device: torch.device | str = "cpu",
     layer: int | None = None,
 ) -> tuple[Tensor, ...]:
-    """Fresh states, float32 zeros: of all layers, or of one."""
+    """Return the initial states, float32 zeros, of all layers or of one `layer`."""
     specs = state_specs(config, batch, context)
     return tuple(
         torch.zeros(spec.shape, device=device) for spec in specs if layer in (None, spec.layer)

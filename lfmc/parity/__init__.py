@@ -1,1 +1,1 @@
-"""Comparing two models token by token: logits, experts, text quality."""
+"""Compares two models token by token: logits, experts and text quality."""

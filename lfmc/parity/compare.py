@@ -1,11 +1,12 @@
-"""Parity: four rungs, each with its own number, so that a failure says where it broke.
+"""Compares the logits of two models. Parity has four rungs, each with its own number.
 
 1. the decoder against transformers, float32
-2. the graph after passes against the decoder, on the same quantized weights
-3. the artifact, run by its runtime, against the same quantized weights in torch
+2. the graph after the passes against the decoder, on the same quantized weights
+3. the artifact, run by its runtime, against torch on the same quantized weights
 4. the artifact against the float32 reference, on text
 
-Rungs 1 to 3 run the matrix of `cases`: every way in which an app feeds tokens.
+The number of the first rung that fails shows which stage is wrong. Rungs 1 to 3 run the matrix of
+`cases`, which covers every way in which an app feeds tokens.
 """
 
 from __future__ import annotations
@@ -20,18 +21,26 @@ import torch
 from torch import Tensor
 
 from lfmc.model import DecoderConfig
-from lfmc.parity.expert_choices import Choice, Choosing, first_turned, joined
-from lfmc.run.stepper import Stepper, gives_last_only
+from lfmc.parity.expert_choices import (
+    ExpertChoice,
+    RecordsExpertChoice,
+    concat_choices,
+    find_changed_choice,
+)
+from lfmc.run.stepper import Stepper, returns_last_only
 
-# Largest difference of a logit over the largest logit, for float32 arithmetic in another order.
+# Largest logit difference over the largest logit, for float32 arithmetic in a different order.
 FLOAT_TOLERANCE = 1e-5
 ARTIFACT_TOLERANCE = 1e-4
-EARLIER = 16  # tokens of an earlier prompt, at most
+MAX_EARLIER = 16  # tokens of the prompt before a reset
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to feed a prompt: the sizes of the calls, after an earlier prompt or not."""
+    """One way to feed a prompt: the number of tokens in each call.
+
+    If `earlier` is not 0, an earlier prompt of that many tokens and a reset come first.
+    """
 
     name: str
     calls: tuple[int, ...]
@@ -44,10 +53,11 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The largest difference of a logit, over the largest logit of the reference.
+    """The largest logit difference, divided by the largest logit of the reference.
 
-    The last `apart` tokens, from the first on for which a near tie between experts was turned, are
-    not in it; among them it is `difference_apart`.
+    If a near tie between experts went the other way, the tokens from there on are compared
+    separately: the last `apart` tokens are not part of `difference`. Their own largest difference
+    is `difference_apart`.
     """
 
     case: str
@@ -59,10 +69,11 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung: what was compared, the worst case, and whether it is within the tolerance.
+    """The result of one rung: the results of its cases and the tolerance.
 
-    `skipped` says why nothing was compared; a skipped rung has not passed. `first` is, where all
-    operators were compared one by one, the first with more than is allowed: `case` is its value.
+    `tolerance` is None for a rung that is only reported. `skipped` is the reason why nothing was
+    compared; a skipped rung has not passed. If all operators were compared one by one, `first` is
+    the first operator beyond the tolerance, and its `case` is the name of the operator's value.
     """
 
     number: int
@@ -87,7 +98,10 @@ class Rung:
 
 
 def cases(config: DecoderConfig, context: int, *, full: bool) -> tuple[Case, ...]:
-    """The matrix for a model: its sliding window is passed where it has one and context allows."""
+    """Return the matrix of cases for a model.
+
+    With `full`, one case runs past the sliding window, if the model has one and it fits `context`.
+    """
     matrix = [
         Case("prefill, then decode", (24, *[1] * 16)),
         Case("reset, then another prompt", (9, 1, 1), earlier=min(7, context)),
@@ -102,79 +116,88 @@ def cases(config: DecoderConfig, context: int, *, full: bool) -> tuple[Case, ...
         if window and window + 6 <= context:
             calls = (max(1, window - 4), 5, 1, 1, 1, 1, 1)
             matrix.append(Case("past the sliding window", calls))
-    return tuple(replace(case, calls=_within(case.calls, context)) for case in matrix)
+    return tuple(replace(case, calls=_truncate_calls(case.calls, context)) for case in matrix)
 
 
-def _within(calls: tuple[int, ...], context: int) -> tuple[int, ...]:
-    """As many of the calls as fit a context; the first is cut where it alone does not."""
-    kept = [min(calls[0], context)]
+def _truncate_calls(calls: tuple[int, ...], context: int) -> tuple[int, ...]:
+    """Return as many calls as fit the context; shorten the first one if it does not fit alone."""
+    sizes = [min(calls[0], context)]
     for size in calls[1:]:
-        if sum(kept) + size <= context:
-            kept.append(size)
-    return tuple(kept)
+        if sum(sizes) + size <= context:
+            sizes.append(size)
+    return tuple(sizes)
 
 
 def run_case(
-    side: Stepper, case: Case, tokens: Tensor, earlier: Tensor, *, ends: bool = False
-) -> tuple[Tensor, Choice | None]:
-    """Logits `[T, V]` of the first `case.length` of `tokens`, fed as the case says, or with `ends`
-    of the last token of each call; and what all of them chose, where the side tells."""
-    side.reset()
+    stepper: Stepper, case: Case, tokens: Tensor, earlier: Tensor, *, last_only: bool = False
+) -> tuple[Tensor, ExpertChoice | None]:
+    """Feed the first `case.length` of `tokens` to `stepper`, in the calls of the case.
+
+    Returns logits `[T, V]` of all tokens, or with `last_only` of the last token of each call; and
+    the experts that the tokens chose, if the stepper records them.
+    """
+    stepper.reset()
     if case.earlier:
-        side.step(earlier[: case.earlier])
-        side.reset()
+        stepper.step(earlier[: case.earlier])
+        stepper.reset()
     logits, choices = [], []
     for piece in tokens[..., : case.length].split(list(case.calls), dim=-1):
-        found = side.step(piece)
-        logits.append(found[..., -1:, :] if ends else found)
-        if isinstance(side, Choosing) and side.choice is not None:
-            choices.append(side.choice)
-    return torch.cat(logits, dim=-2), joined(choices) if choices else None
+        call_logits = stepper.step(piece)
+        logits.append(call_logits[..., -1:, :] if last_only else call_logits)
+        if isinstance(stepper, RecordsExpertChoice) and stepper.choice is not None:
+            choices.append(stepper.choice)
+    return torch.cat(logits, dim=-2), concat_choices(choices) if choices else None
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Logits `[T, V]` of both sides for one case; of `[T, V]` only the first `clear` tokens come
-    before a near tie of experts was turned, all for None."""
+class LogitsPair:
+    """Logits `[T, V]` of a model and of its reference for one case.
 
-    ours: Tensor
-    theirs: Tensor
+    `clear` is the number of tokens before the first near tie of experts that went the other way;
+    None if there is no such tie.
+    """
+
+    actual: Tensor
+    expected: Tensor
     clear: int | None
 
 
 def draw_tokens(length: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """A prompt of `length` random tokens, int64, and an earlier one: always the same."""
+    """Return a prompt of `length` random tokens and an earlier prompt, int64, with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(vocab_size, (length + EARLIER,), generator=generator)
-    return drawn[:length], drawn[length:]
+    tokens = torch.randint(vocab_size, (length + MAX_EARLIER,), generator=generator)
+    return tokens[:length], tokens[length:]
 
 
-def run_both(
-    side: Stepper,
+def run_pair(
+    stepper: Stepper,
     reference: Stepper,
     case: Case,
     tokens: Tensor,
     earlier: Tensor,
     *,
     near_tie: float = 0.0,
-) -> Pair:
-    """Run a case on both sides; where `side` gives logits of a call's last token only, both do."""
-    ends = gives_last_only(side)
-    ours, our_choice = run_case(side, case, tokens, earlier, ends=ends)
-    theirs, choice = run_case(reference, case, tokens, earlier, ends=ends)
+) -> LogitsPair:
+    """Run a case on a model and on its reference.
+
+    If `stepper` returns logits of a call's last token only, both results contain only these.
+    """
+    last_only = returns_last_only(stepper)
+    actual, actual_choice = run_case(stepper, case, tokens, earlier, last_only=last_only)
+    expected, choice = run_case(reference, case, tokens, earlier, last_only=last_only)
     clear = None
-    if our_choice is not None and choice is not None:
-        turned = first_turned(our_choice, choice)
-        if turned is not None and turned[1] <= near_tie:
-            calls = sum(end <= turned[0] for end in accumulate(case.calls))
-            clear = calls if ends else turned[0]
-    return Pair(ours, theirs, clear)
+    if actual_choice is not None and choice is not None:
+        change = find_changed_choice(actual_choice, choice)
+        if change is not None and change[1] <= near_tie:
+            num_calls = sum(end <= change[0] for end in accumulate(case.calls))
+            clear = num_calls if last_only else change[0]
+    return LogitsPair(actual, expected, clear)
 
 
 def compare(
     number: int,
     title: str,
-    side: Stepper,
+    stepper: Stepper,
     reference: Stepper,
     matrix: Sequence[Case],
     vocab_size: int,
@@ -184,49 +207,52 @@ def compare(
     tokens: Tensor | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Rung:
-    """Run the matrix on both sides with the same tokens (`[T]` int64; random ones by default).
+    """Run the matrix on both steppers with the same tokens (`[T]` int64; random ones by default).
 
-    Where both sides tell which experts were chosen, a choice may be turned if it was within
-    `near_tie`; what follows is counted apart. Where `side` gives logits of a call's last token
-    only, these are compared.
+    If both steppers record the chosen experts, a choice may differ if its margin is at most
+    `near_tie`; the tokens from there on are compared separately. If `stepper` returns logits of a
+    call's last token only, only these are compared.
     """
     prompt, earlier = draw_tokens(max(case.length for case in matrix), vocab_size)
+    inputs = prompt if tokens is None else tokens
     results = []
     for case in matrix:
         progress(case.name)
-        given = prompt if tokens is None else tokens
-        pair = run_both(side, reference, case, given, earlier, near_tie=near_tie)
-        results.append(difference(case.name, pair.ours, pair.theirs, pair.clear))
+        pair = run_pair(stepper, reference, case, inputs, earlier, near_tie=near_tie)
+        results.append(compare_logits(case.name, pair.actual, pair.expected, pair.clear))
     return Rung(number, title, tolerance, tuple(results))
 
 
-def difference(name: str, ours: Tensor, theirs: Tensor, clear: int | None = None) -> CaseResult:
-    """Compare logits `[..., V]`; anything that is not finite counts as an infinite difference.
+def compare_logits(
+    name: str, actual: Tensor, expected: Tensor, clear: int | None = None
+) -> CaseResult:
+    """Compare logits `[..., V]`; a value that is not finite is an infinite difference.
 
-    With `clear`, of `[T, V]` the first so many tokens, and those behind apart.
+    With `clear`, logits are `[T, V]`, and the tokens behind the first `clear` are compared
+    separately.
     """
-    if ours.shape != theirs.shape or not bool(torch.isfinite(ours).all()):
+    if actual.shape != expected.shape or not bool(torch.isfinite(actual).all()):
         return CaseResult(name, float("inf"), 0.0)
-    scale = max(float(theirs.abs().max()), 1e-30)
-    same = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
-    off = (ours - theirs).abs() / scale
+    scale = max(float(expected.abs().max()), 1e-30)
+    same_top1 = float((actual.argmax(-1) == expected.argmax(-1)).float().mean())
+    errors = (actual - expected).abs() / scale
     if clear is None:
-        return CaseResult(name, float(off.max()), same)
-    worst = float(off[:clear].max()) if clear else 0.0
-    return CaseResult(name, worst, same, len(off) - clear, float(off[clear:].max()))
+        return CaseResult(name, float(errors.max()), same_top1)
+    worst = float(errors[:clear].max()) if clear else 0.0
+    return CaseResult(name, worst, same_top1, len(errors) - clear, float(errors[clear:].max()))
 
 
 def operators_rung(title: str, tolerance: float, results: Iterable[CaseResult]) -> Rung:
-    """Rung 3 for operators one by one: of each kind (their `case`) the worst."""
+    """Return rung 3 for operators compared one by one, with the worst result of each `case`."""
     worst: dict[str, CaseResult] = {}
     for result in results:
         if result.case not in worst or result.difference > worst[result.case].difference:
             worst[result.case] = result
     if not worst:
-        return skipped(3, title, "the artifact has no n-bit operators")
+        return skipped_rung(3, title, "the artifact has no n-bit operators")
     return Rung(3, title, tolerance, tuple(worst.values()))
 
 
-def skipped(number: int, title: str, reason: str) -> Rung:
-    """A rung that could not be climbed, with the reason."""
+def skipped_rung(number: int, title: str, reason: str) -> Rung:
+    """Return a rung that was not run, with the reason."""
     return Rung(number, title, None, (), reason)

@@ -1,7 +1,8 @@
-"""Which experts tokens chose, and how narrowly: a rounding may turn a near tie.
+"""Records which experts each token chooses, and by which margin.
 
-From a turned choice on, a conversation goes another way: another expert's result is in the states.
-Parity counts these tokens apart, and takes a turned choice for a fault where it was no near tie.
+Rounding can change the choice between two experts whose scores are nearly equal. From that token
+on, the states contain the result of another expert, so all logits differ. Parity compares these
+tokens separately. A choice that changes without a near tie is an error.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lfmc.graph.ops  # noqa: F401  (registers the operators)
 from lfmc.run.stepper import TorchStepper
 
-# What the scores of two experts may differ by for a choice between them to be turned: float32
-# arithmetic in another order, and activations rounded to float16 or int8.
+# Largest difference of two experts' scores at which the choice between them may change: for float32
+# arithmetic in a different order, and for activations rounded to float16 or int8.
 NEAR_TIE = 1e-5
 NEAR_TIE_SHIPPED = 2e-3
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Experts of `T` tokens in `L` layers, int64 `[L, T, k]` in ascending order.
+class ExpertChoice:
+    """The chosen experts of `T` tokens in `L` layers, int64 `[L, T, k]` in ascending order.
 
-    `margins` `[L, T]` is by how much the last of them led the first that was not chosen; None where
-    whoever ran the model can't tell.
+    `margins` `[L, T]` is the score of the last chosen expert minus that of the best expert that was
+    not chosen; None if the runtime does not return scores.
     """
 
     experts: Tensor
@@ -36,46 +37,49 @@ class Choice:
 
 
 @runtime_checkable
-class Choosing(Protocol):
-    """A stepper that tells what the tokens of its last step chose, if there was a choice."""
+class RecordsExpertChoice(Protocol):
+    """A stepper that records the experts chosen in its last step; None if there are no experts."""
 
-    choice: Choice | None
+    choice: ExpertChoice | None
 
 
-def joined(choices: Sequence[Choice]) -> Choice:
-    """The choices of one step after another."""
+def concat_choices(choices: Sequence[ExpertChoice]) -> ExpertChoice:
+    """Concatenate the choices of consecutive steps."""
     margins = [choice.margins for choice in choices if choice.margins is not None]
-    return Choice(
+    return ExpertChoice(
         torch.cat([choice.experts for choice in choices], dim=1),
         torch.cat(margins, dim=1) if margins else None,
     )
 
 
-def first_turned(ours: Choice, reference: Choice) -> tuple[int, float] | None:
-    """The first token with other experts, and the reference's margin where it went another way."""
-    differs = (ours.experts != reference.experts).any(-1)  # (L, T)
-    turned = differs.any(0).nonzero()
-    if not len(turned):
+def find_changed_choice(actual: ExpertChoice, reference: ExpertChoice) -> tuple[int, float] | None:
+    """Return the first token with other experts than in `reference`, and the margin of that choice.
+
+    The margin is the reference's, in the first layer that differs. None if no choice differs.
+    """
+    differs = (actual.experts != reference.experts).any(-1)  # (L, T)
+    changed_tokens = differs.any(0).nonzero()
+    if not len(changed_tokens):
         return None
-    token = int(turned[0])
+    token = int(changed_tokens[0])
     layer = int(differs[:, token].nonzero()[0])
     margins = reference.margins
     return token, float("inf") if margins is None else float(margins[layer, token])
 
 
-class ChoosingStepper(TorchStepper):
-    """A `TorchStepper` that notes what `lfm::moe` chooses from."""
+class ExpertChoiceStepper(TorchStepper):
+    """A `TorchStepper` that records the choices of every `lfm::moe` operator."""
 
-    choice: Choice | None = None
+    choice: ExpertChoice | None = None
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        with _Noting() as noted:
+        with _ChoiceRecorder() as recorder:
             logits = super().step(tokens)
-        self.choice = noted.choice()
+        self.choice = recorder.choice()
         return logits
 
 
-class _Noting(TorchDispatchMode):
+class _ChoiceRecorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._experts: list[Tensor] = []
@@ -92,8 +96,8 @@ class _Noting(TorchDispatchMode):
                 self._margins.append(values[:, -2] - values[:, -1])
         return func(*args, **(kwargs or {}))
 
-    def choice(self) -> Choice | None:
-        """What was noted, layer by layer."""
+    def choice(self) -> ExpertChoice | None:
+        """Return the recorded choices of all layers; None if there are none."""
         if not self._experts:
             return None
-        return Choice(torch.stack(self._experts), torch.stack(self._margins))
+        return ExpertChoice(torch.stack(self._experts), torch.stack(self._margins))

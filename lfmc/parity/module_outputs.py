@@ -1,4 +1,4 @@
-"""What the modules of a model give while it runs."""
+"""Records module outputs with forward hooks."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def module_outputs(
-    model: nn.Module, only: Collection[str] | None = None
+def record_module_outputs(
+    model: nn.Module, names: Collection[str] | None = None
 ) -> Iterator[dict[str, list[Tensor]]]:
-    """While it lasts, what every module gives (or those of the names in `only`): floats, by name
-    and call, in the order of first results. Of several results the first."""
-    found: dict[str, list[Tensor]] = {}
+    """Record the outputs of all modules, or of those in `names`, while the context is open.
+
+    Yields a dict that fills up while the model runs: module name -> the float outputs of its calls,
+    in the order of first outputs. If a module returns a tuple, its first item is recorded.
+    """
+    outputs: dict[str, list[Tensor]] = {}
 
     def hook(name: str) -> Callable[..., None]:
         def record(_module: object, _inputs: object, output: object) -> None:
             first = output[0] if isinstance(output, tuple) and output else output
-            if is_shown(first):
-                found.setdefault(name, []).append(first.detach())
+            if has_float_rows(first):
+                outputs.setdefault(name, []).append(first.detach())
 
         return record
 
     handles = [
         module.register_forward_hook(hook(name))
         for name, module in model.named_modules()
-        if name and (only is None or name in only)
+        if name and (names is None or name in names)
     ]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def is_shown(value: object) -> TypeGuard[Tensor]:
-    """Whether a value has floats in rows."""
+def has_float_rows(value: object) -> TypeGuard[Tensor]:
+    """Return whether a value is a float tensor of at least two dims."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1

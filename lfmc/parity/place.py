@@ -1,4 +1,4 @@
-"""The first place at which two sides part: what it is called, by how much, and both tensors."""
+"""The first place where an artifact differs from its reference: its name, size and values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-ROWS, COLUMNS = 4, 6  # of the tensors that are shown
+ROWS, COLUMNS = 4, 6  # size of the shown part of both tensors
 
 
 @dataclass(frozen=True)
 class Corner:
-    """A piece of both tensors around the worst element; `row` and `column` are where it begins."""
+    """A part of both tensors around the worst element, which starts at `row` and `column`."""
 
     row: int
     column: int
@@ -23,13 +23,14 @@ class Corner:
 
 @dataclass(frozen=True)
 class Place:
-    """The first operator, layer or stored tensor that differs from what it is compared with.
+    """The first operator, module or stored tensor that differs from its reference.
 
-    `part` is "embedding", "layer 3", "head", "stored tensor" or "file"; `name` a node of the
-    graph, a module of the decoder, or a stored tensor, and `weights` the checkpoint's tensors that
-    it reads. `difference` is over the largest value of the reference. `token` is the first token
-    (for a stored tensor the row) that differs, in call `call` of `case`. `agrees` is the last thing
-    before it that was compared and is the same; what lies between and can't be shown is `hidden`.
+    `part` is "embedding", "layer 3", "head", "stored tensor" or "file". `name` is a node of the
+    graph, a module of the decoder, or a stored tensor; `weights` are the checkpoint's tensors that
+    it reads. `difference` is divided by the largest value of the reference. `token` is the first
+    token (for a stored tensor the row) that differs, in call `call` of `case`. `agrees` is the last
+    value before it that was compared and is equal. `hidden` are the values in between that could
+    not be compared.
     """
 
     rung: int
@@ -49,7 +50,7 @@ class Place:
 
     @property
     def layer(self) -> int | None:
-        """The layer's index, for a place that lies in one."""
+        """The index of the layer; None for a place outside of the layers."""
         kind, _, index = self.part.partition(" ")
         return int(index) if kind == "layer" else None
 
@@ -59,85 +60,89 @@ class Place:
         return f"{self.part}, {self.operator} ({self.name})"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has no words for values that are not finite: they are strings."""
-        found: dict[str, Any] = _plain({**asdict(self), "layer": self.layer, "where": self.where})
-        return found
+        """Return the fields for JSON; values that are not finite become strings."""
+        fields = {**asdict(self), "layer": self.layer, "where": self.where}
+        values: dict[str, Any] = _replace_nonfinite(fields)
+        return values
 
 
 @dataclass(frozen=True)
-class Parting:
-    """Where two tensors `[rows, columns]` part: the largest difference over the largest value of
-    the reference, the first row beyond the tolerance, and that row's worst column."""
+class Mismatch:
+    """Where two tensors `[rows, columns]` differ.
+
+    `difference` is the largest difference over the largest value of the reference, `row` the first
+    row beyond the tolerance, and `column` the worst column of that row.
+    """
 
     difference: float
     row: int
     column: int
-    ours: Tensor
+    actual: Tensor
     reference: Tensor
 
     def corner(self) -> Corner:
-        row = max(0, min(self.row - 1, len(self.ours) - ROWS))
-        column = max(0, min(self.column - COLUMNS // 2, self.ours.shape[1] - COLUMNS))
-        ours, reference = (
+        row = max(0, min(self.row - 1, len(self.actual) - ROWS))
+        column = max(0, min(self.column - COLUMNS // 2, self.actual.shape[1] - COLUMNS))
+        actual, reference = (
             tuple(
                 tuple(map(float, line[column : column + COLUMNS]))
                 for line in tensor[row : row + ROWS].float()
             )
-            for tensor in (self.ours, self.reference)
+            for tensor in (self.actual, self.reference)
         )
-        return Corner(row, column, ours, reference)
+        return Corner(row, column, actual, reference)
 
 
-def parting(ours: Tensor, reference: Tensor, tolerance: float) -> Parting | None:
-    """Compare two tensors of one shape, their last dim as columns; None where they agree.
+def find_mismatch(actual: Tensor, reference: Tensor, tolerance: float) -> Mismatch | None:
+    """Compare two tensors of one shape, with the last dim as columns; None if they agree.
 
-    Whatever is not finite on our side differs.
+    A value of `actual` that is not finite is a mismatch.
     """
-    left, right = (
-        value.detach().reshape(-1, value.shape[-1]).double() for value in (ours, reference)
+    actual_rows, reference_rows = (
+        value.detach().reshape(-1, value.shape[-1]).double() for value in (actual, reference)
     )
-    scale = max(float(right.abs().max()), 1e-30)
-    off = ((left - right).abs() / scale).nan_to_num(nan=math.inf)
-    beyond = (off > tolerance).any(1).nonzero()
-    if not len(beyond):
+    scale = max(float(reference_rows.abs().max()), 1e-30)
+    errors = ((actual_rows - reference_rows).abs() / scale).nan_to_num(nan=math.inf)
+    wrong_rows = (errors > tolerance).any(1).nonzero()
+    if not len(wrong_rows):
         return None
-    row = int(beyond[0])
-    return Parting(float(off.max()), row, int(off[row].argmax()), left, right)
+    row = int(wrong_rows[0])
+    column = int(errors[row].argmax())
+    return Mismatch(float(errors.max()), row, column, actual_rows, reference_rows)
 
 
-def stored_place(name: str, part: str, found: Tensor, planned: Tensor) -> Place:
-    """The place of a stored tensor that is not the plan's: its first element that differs."""
-    same = found.shape == planned.shape and found.dtype == planned.dtype
-    if not same:
-        note = f"{found.dtype} {list(found.shape)}, the plan has {planned.dtype} "
+def stored_tensor_place(name: str, part: str, stored: Tensor, planned: Tensor) -> Place:
+    """Return the place of a stored tensor that differs from the plan: its first wrong element."""
+    if stored.shape != planned.shape or stored.dtype != planned.dtype:
+        note = f"{stored.dtype} {list(stored.shape)}, the plan has {planned.dtype} "
         note = (note + f"{list(planned.shape)}").replace("torch.", "")
         return Place(3, "stored tensor", part, name, math.inf, 0.0, weights=(name,), note=note)
-    ours, reference = (
+    actual, reference = (
         (value.reshape(len(value), -1) if value.dim() > 1 else value.reshape(1, -1)).double()
-        for value in (found, planned)
+        for value in (stored, planned)
     )
-    parted = parting(ours, reference, 0.0)
-    wrong = int((ours != reference).sum())
-    note = f"{wrong:,} of {ours.numel():,} values differ"
-    if parted is None:  # only a NaN equals nothing, itself included
+    mismatch = find_mismatch(actual, reference, 0.0)
+    num_wrong = int((actual != reference).sum())
+    note = f"{num_wrong:,} of {actual.numel():,} values differ"
+    if mismatch is None:  # equal but for NaN, which is not equal to itself
         return Place(3, "stored tensor", part, name, math.nan, 0.0, weights=(name,), note=note)
     return Place(
         3,
         "stored tensor",
         part,
         name,
-        parted.difference,
+        mismatch.difference,
         0.0,
-        parted.corner(),
+        mismatch.corner(),
         (name,),
-        token=parted.row,
+        token=mismatch.row,
         note=note,
     )
 
 
-def _plain(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(own) for key, own in value.items()}
+        return {key: _replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(own) for own in value]
+        return [_replace_nonfinite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""What quantization did to a model: KL divergence, top-1 agreement and perplexity on text."""
+"""Quality of a quantized model on text: KL divergence, top-1 agreement and perplexity."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from lfmc.model import Decoder, initial_state
 
 @dataclass(frozen=True)
 class Quality:
-    """A model against its reference on the same tokens.
+    """A model compared with its reference on the same tokens.
 
-    `kl` is KL(reference || model) in nats per token, `top1` the share of positions whose most
-    likely token is the same; the perplexities are of the text's own next tokens. `tokens` counts
-    the positions: `kl` and `top1` are means over all, the perplexities over those with a next.
+    `kl` is KL(reference || model) in nats per token. `top1` is the share of positions with the same
+    most likely token. The perplexities are those of the next tokens of the text. `tokens` is the
+    number of positions: `kl` and `top1` are means over all of them, the perplexities over those
+    with a next token.
     """
 
     kl: float
@@ -32,7 +33,7 @@ class Quality:
 
 @dataclass
 class QualityMeter:
-    """Adds up `Quality` over batches, in float64, so that any number of tokens fits in memory."""
+    """Accumulates `Quality` over batches in float64; its memory does not grow with the tokens."""
 
     _kl: float = 0.0
     _agreed: int = 0
@@ -42,24 +43,24 @@ class QualityMeter:
     _targets: int = field(default=0)
 
     def add(self, reference: Tensor, logits: Tensor, tokens: Tensor) -> None:
-        """Logits `[B, T, V]` of both models on `tokens` `[B, T]`; a bad shape is `ValueError`."""
+        """Add logits `[B, T, V]` of both models on `tokens` `[B, T]`; raises `ValueError`."""
         if reference.shape != logits.shape or tokens.shape != logits.shape[:2]:
             raise ValueError(
                 f"logits {list(reference.shape)} and {list(logits.shape)} do not fit each other "
                 f"or tokens {list(tokens.shape)}"
             )
-        for wide, narrow, row in zip(reference, logits, tokens, strict=True):
-            p, q = wide.double().log_softmax(-1), narrow.double().log_softmax(-1)  # (T, V)
+        for reference_row, row, ids in zip(reference, logits, tokens, strict=True):
+            p, q = reference_row.double().log_softmax(-1), row.double().log_softmax(-1)  # (T, V)
             self._kl += float((p.exp() * (p - q)).sum())
             self._agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
-            self._tokens += row.numel()
-            following = row[1:].unsqueeze(-1)
-            self._reference_loss -= float(p[:-1].gather(1, following).sum())
-            self._loss -= float(q[:-1].gather(1, following).sum())
-            self._targets += following.numel()
+            self._tokens += ids.numel()
+            next_ids = ids[1:].unsqueeze(-1)
+            self._reference_loss -= float(p[:-1].gather(1, next_ids).sum())
+            self._loss -= float(q[:-1].gather(1, next_ids).sum())
+            self._targets += next_ids.numel()
 
     def result(self) -> Quality:
-        """The numbers so far; `ValueError` before any tokens were added."""
+        """Return the quality over all added tokens; `ValueError` if there are none."""
         if not self._tokens:
             raise ValueError("no tokens were compared")
         targets = max(self._targets, 1)
@@ -73,26 +74,26 @@ class QualityMeter:
 
 
 def compare(reference: Tensor, logits: Tensor, tokens: Tensor) -> Quality:
-    """`Quality` of logits `[B, T, V]` against reference logits `[B, T, V]` on `tokens` `[B, T]`."""
+    """Compare logits `[B, T, V]` with reference logits `[B, T, V]` on `tokens` `[B, T]`."""
     meter = QualityMeter()
     meter.add(reference, logits, tokens)
     return meter.result()
 
 
 def logits_of(decoder: Decoder, tokens: Tensor, batch: int = 8) -> Iterator[Tensor]:
-    """Logits `[B, T, V]` for `tokens` `[N, T]`, at most `batch` texts at a time."""
+    """Yield logits `[B, T, V]` for `tokens` `[N, T]`, at most `batch` texts at a time."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     for start in range(0, len(tokens), batch):
-        part = tokens[start : start + batch]
-        states = initial_state(decoder.config, len(part), tokens.shape[1], tokens.device)
-        yield decoder(part, positions, states)[0]
+        texts = tokens[start : start + batch]
+        states = initial_state(decoder.config, len(texts), tokens.shape[1], tokens.device)
+        yield decoder(texts, positions, states)[0]
 
 
 def windows(tokenizer: Any, text: str, length: int, count: int, bos_id: int | None) -> Tensor:
-    """`count` pieces of `text`, spread evenly over it: int64 `[count, length]`.
+    """Return `count` windows of `text`, spread evenly over it: int64 `[count, length]`.
 
-    Each begins with `bos_id`, where the model has one, in place of its first token. Raises
-    `InputError` where the text is too short to give that many without overlap.
+    If the model has a `bos_id`, it replaces the first token of each window. Raises `InputError` if
+    the text is too short for that many windows without overlap.
     """
     ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids, dtype=torch.int64)
     if len(ids) < length * count:
@@ -100,7 +101,7 @@ def windows(tokenizer: Any, text: str, length: int, count: int, bos_id: int | No
             "the text is too short",
             expected=f"{count} windows of {length} tokens",
             got=f"{len(ids)} tokens",
-            todo="give more text, or ask for fewer or shorter windows",
+            todo="use a longer text, or fewer or shorter windows",
         )
     starts = [(len(ids) - length) * i // max(count - 1, 1) for i in range(count)]
     pieces = torch.stack([ids[start : start + length] for start in starts])

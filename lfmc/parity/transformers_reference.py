@@ -1,4 +1,4 @@
-"""transformers, the reference of rung 1: imported only where parity is asked for."""
+"""transformers, the reference of rung 1; imported only when parity is checked."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lfmc.model.read_config import VISION_TYPES
 
 
 def is_available() -> bool:
-    """transformers is installed (it is a reference, never needed by an artifact)."""
+    """Return whether transformers is installed. It is a reference; no artifact requires it."""
     from importlib.util import find_spec
 
     return find_spec("transformers") is not None
 
 
 class TransformersStepper:
-    """transformers' own float32 model with its own cache, stepped like an artifact.
+    """Runs the float32 model of transformers, with the cache of transformers, as a `Stepper`.
 
-    `experts` holds, for every sparse layer, the experts `[T, k]` of the last step's tokens.
+    `experts` maps every sparse layer to the experts `[T, k]` of the last step's tokens.
     """
 
     def __init__(self, checkpoint: Checkpoint, batch: int = 1) -> None:
@@ -44,11 +44,11 @@ class TransformersStepper:
         return record
 
     def reset(self) -> None:
-        """Forget the conversation."""
+        """Clear the cache."""
         self._cache: Any = None
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` (`[B, T, V]` for a batch)."""
+        """Return float32 logits `[T, V]` (`[B, T, V]` for a batch)."""
         ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(self._batch, -1)
         with torch.no_grad(), quiet():
             output = self.model(ids, past_key_values=self._cache, use_cache=True)

@@ -1,1 +1,1 @@
-"""Pages to look at: a plan, and memory by context. Facts are gathered first, then drawn."""
+"""HTML reports about a plan or a checkpoint: facts are gathered first, then drawn."""

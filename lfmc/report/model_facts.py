@@ -1,4 +1,4 @@
-"""What the page about a checkpoint tells: numbers only, without reading its weights."""
+"""Facts for the page about a checkpoint: numbers only, without reading its weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lfmc.calib_free.plan.roles import role
+from lfmc.calib_free.plan.roles import tensor_role
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.footprint import Footprint, footprint, footprints
 from lfmc.model import DecoderConfig
@@ -18,7 +18,7 @@ CURVE_POINTS = 64
 class ModelFacts:
     """Layers by type, parameters by role, and memory at some context lengths.
 
-    `memory` is what tables have; `curve` is the same at evenly spaced lengths up to the longest.
+    `memory` has the rows of the table. `curve` has evenly spaced lengths up to the maximum.
     """
 
     name: str
@@ -32,14 +32,14 @@ class ModelFacts:
 
 
 def gather_model(checkpoint: Checkpoint) -> ModelFacts:
-    """Facts from the configuration and the shapes of a checkpoint."""
+    """Gather facts from the configuration and the tensor shapes of a checkpoint."""
     config = checkpoint.config
     roles: Counter[str] = Counter()
     for info in checkpoint.tensors.values():
-        roles[role(info.name, info.shape)] += info.numel
+        roles[tensor_role(info.name, info.shape)] += info.numel
     longest = config.max_context
     lengths = {max(1, longest * n // CURVE_POINTS) for n in range(CURVE_POINTS + 1)}
-    lengths |= {min(config.sliding_window, longest)} - {0}  # where the line bends
+    lengths |= {min(config.sliding_window, longest)} - {0}  # the curve has a bend at the window
     return ModelFacts(
         name=checkpoint.name,
         config=config,

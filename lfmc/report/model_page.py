@@ -1,17 +1,17 @@
-"""The page about a checkpoint: what it holds, and its memory by context."""
+"""The page about a checkpoint: layers, parameters, and memory by context."""
 
 from __future__ import annotations
 
 from lfmc.report.model_facts import ModelFacts
 from lfmc.report.page import render
-from lfmc.report.plot import Line, Mark, Plot, axes, plain
+from lfmc.report.plot import Line, Mark, Plot, axes, format_tick
 from lfmc.report.units import MIB, percent, short_length, size
 
 FRAME = (460, 300)
 
 
 def model_page(facts: ModelFacts) -> str:
-    """A self-contained HTML page."""
+    """Return a self-contained HTML page."""
     last = facts.curve[-1]
     states, estimate = last.attention + last.conv, last.all_attention
     roles = sorted(facts.roles.items(), key=lambda item: -item[1])
@@ -29,7 +29,7 @@ def model_page(facts: ModelFacts) -> str:
 
 
 def memory_plot(facts: ModelFacts) -> Plot:
-    """MiB by context: weights, the whole model, and the estimate with attention everywhere."""
+    """Plot MiB by context: weights, weights and states, and the all-attention estimate."""
     lines = (
         Line(
             tuple((f.context, f.all_attention_total / MIB) for f in facts.curve),
@@ -46,7 +46,7 @@ def memory_plot(facts: ModelFacts) -> Plot:
         size=FRAME,
         log=(False, False),
         pad=(0.0, 0.0),
-        texts=(short_length, plain),
+        formats=(short_length, format_tick),
         base=(1024, 10),
     )
     marks = tuple(
@@ -54,7 +54,7 @@ def memory_plot(facts: ModelFacts) -> Plot:
             (f.context, f.total / MIB),
             4,
             "one",
-            f"{f.context:,} tokens: {size(f.total)}; with attention in every layer, an estimate, "
+            f"{f.context:,} tokens: {size(f.total)}; estimate with attention in every layer: "
             f"{size(f.all_attention_total)}",
         )
         for f in facts.memory
@@ -76,5 +76,5 @@ def _head(facts: ModelFacts) -> list[tuple[str, str]]:
         rows.append(("sliding window", f"{config.sliding_window:,} tokens"))
     if config.moe:
         moe = config.moe
-        rows.append(("experts", f"{moe.num_experts} a sparse layer, {moe.top_k} for each token"))
+        rows.append(("experts", f"{moe.num_experts} per sparse layer, {moe.top_k} per token"))
     return rows

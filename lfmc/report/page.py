@@ -1,4 +1,4 @@
-"""One self-contained HTML file from a template of this package; everything in it is escaped."""
+"""Render a template of this package to one self-contained HTML file; all values are escaped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lfmc.version import __version__
 
 
 def templates() -> Environment:
-    """This package's templates and macros; everything in them is escaped."""
+    """Return the environment of this package's templates and macros, with autoescape."""
     return Environment(
         loader=PackageLoader("lfmc.report"),
         autoescape=True,
@@ -22,9 +22,8 @@ def templates() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of `templates/TEMPLATE`, with `values` in it; no page loads anything else."""
+    """Return the page of `templates/TEMPLATE` with `values`; a page loads no other files."""
     environment = templates()
-    compact = {"separators": (",", ":"), "allow_nan": False}
-    environment.policies["json.dumps_kwargs"] = compact
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"size": units.size, "percent": units.percent}
     return environment.get_template(template).render(version=__version__, **values)

@@ -1,4 +1,4 @@
-"""What a page about a plan tells: numbers only, gathered from the checkpoint and the plan."""
+"""Facts for the page about a plan: numbers only, from the checkpoint and the plan."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from lfmc.calib_free.auto.budget_ladder import Ladder, ladder
-from lfmc.calib_free.auto.method import Measured
+from lfmc.calib_free.auto.budget_ladder import Ladder, compute_ladder
+from lfmc.calib_free.auto.method import MatrixCosts
 from lfmc.calib_free.grid.formats import Capabilities, Floats, Format, parse_format
 from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
-from lfmc.calib_free.plan.roles import QUANTIZED
+from lfmc.calib_free.plan.roles import QUANTIZED_ROLES
 from lfmc.checkpoint.checkpoint import Checkpoint
-from lfmc.report.spectrum_facts import Spectrum, shown, spectra_of
+from lfmc.report.spectrum_facts import Spectrum, select_for_display, spectra_of
 from lfmc.report.tensor_labels import GROUPS, Place, group, place
 
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """A stored tensor: its row of the plan, and where it stands in the model.
+    """A stored tensor: its row of the plan and its place in the model.
 
-    `quantizable`: it is a matrix, for which a method has a choice.
+    `quantizable` means that the tensor is a matrix whose format a method can choose.
     """
 
     row: PlanRow
@@ -47,7 +47,7 @@ class GroupFacts:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A matrix in one format: bits per weight with scales, error, and nats per token.
+    """A matrix in one format: bits per weight with scales, error, and cost in nats per token.
 
     `error` is the weighted squared error over the weighted energy.
     """
@@ -60,19 +60,20 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class KindCurve:
-    """Matrices of one kind: means over them of each format, and how many chose which."""
+    """Matrices of one kind: means per format, and the number of matrices per planned format."""
 
     kind: str
     points: tuple[CurvePoint, ...]
-    chosen: Mapping[Format, int]
+    counts: Mapping[Format, int]
 
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """Everything on the page of a plan; sections that the method has no numbers for are None.
+    """All facts on the page of a plan.
 
-    `curves` and `spectra` have the matrices that are shown in full, and `rule` says which these
-    are where they are not all. `alphas` has the tail exponent of every matrix.
+    `curves` and `spectra` have the matrices that the page shows in full. `rule` describes the
+    selection, or is None if all matrices are shown. `alphas` has the tail exponent of every
+    matrix. `kinds`, `curves` and `ladder` are None if the method measured no costs.
     """
 
     model: str
@@ -89,7 +90,7 @@ class PlanFacts:
 
     @property
     def unused(self) -> int | None:
-        """Bytes that the plan leaves of its budget; None without a budget."""
+        """Bytes of the budget that the plan does not use; None without a budget."""
         limit = self.plan.limit_nbytes
         return None if limit is None else limit - self.plan.nbytes
 
@@ -98,24 +99,26 @@ def gather_plan(
     checkpoint: Checkpoint,
     capabilities: Capabilities,
     plan: BitPlan,
-    measured: Mapping[str, Measured] | None,
+    measured: Mapping[str, MatrixCosts] | None,
     progress: Callable[[str], None],
 ) -> PlanFacts:
-    """Facts about `plan`, made from `checkpoint` for `capabilities`.
+    """Gather facts about `plan`, which was made from `checkpoint` for `capabilities`.
 
-    `measured` is what "auto" knew when it chose, None for methods that measure no costs. Reads
-    every matrix once, for its spectrum, and measures no costs.
+    `measured` has the costs that "auto" measured; None for methods that measure no costs. This
+    function reads every matrix once, for its spectrum, and measures no costs.
     """
     tensors = tuple(tensor_facts(row) for row in plan.rows)
     matrices = [t.row.name for t in tensors if t.quantizable]
     spectra = spectra_of(checkpoint, matrices, progress)
-    full, rule = shown(spectra)
-    kinds, curves, steps = None, None, None
+    names, rule = select_for_display(spectra)
+    kinds, curves, ladder = None, None, None
     if measured is not None:
         kinds = _kinds([t for t in tensors if t.quantizable], measured)
-        curves = {name: _curve(plan.row(name).shape, measured[name]) for name in full}
-        floats = sum(t.row.nbytes for t in tensors if not t.quantizable)
-        steps = ladder(checkpoint, capabilities, measured, plan.graph_nbytes + floats, progress)
+        curves = {name: _curve(plan.row(name).shape, measured[name]) for name in names}
+        float_nbytes = sum(t.row.nbytes for t in tensors if not t.quantizable)
+        ladder = compute_ladder(
+            checkpoint, capabilities, measured, plan.graph_nbytes + float_nbytes, progress
+        )
     return PlanFacts(
         model=checkpoint.name,
         layer_types=checkpoint.config.layer_types,
@@ -123,66 +126,68 @@ def gather_plan(
         groups=_groups(tensors),
         tensors=tensors,
         alphas={name: spectrum.alpha for name, spectrum in spectra.items()},
-        spectra={name: spectra[name] for name in full},
+        spectra={name: spectra[name] for name in names},
         rule=rule,
         kinds=kinds,
         curves=curves,
-        ladder=steps,
+        ladder=ladder,
     )
 
 
 def tensor_facts(row: PlanRow) -> TensorFacts:
-    """A plan's row, and where it stands in the model."""
+    """Return the facts of a plan's row."""
     return TensorFacts(
         row,
         place(row.name),
         group(row.name, row.role),
         parse_format(row.format),
         prod(row.shape),
-        row.role in QUANTIZED,
+        row.role in QUANTIZED_ROLES,
     )
 
 
 def _groups(tensors: tuple[TensorFacts, ...]) -> tuple[GroupFacts, ...]:
-    """Groups that the model has, in the order of `GROUPS`."""
-    found = []
+    """Return the groups that the model has, in the order of `GROUPS`."""
+    groups = []
     for name in GROUPS:
-        own = [t for t in tensors if t.group == name]
-        if own:
-            nbytes, params = sum(t.row.nbytes for t in own), sum(t.numel for t in own)
-            found.append(GroupFacts(name, len(own), nbytes, params))
-    return tuple(found)
+        members = [t for t in tensors if t.group == name]
+        if members:
+            nbytes, params = sum(t.row.nbytes for t in members), sum(t.numel for t in members)
+            groups.append(GroupFacts(name, len(members), nbytes, params))
+    return tuple(groups)
 
 
-def _curve(shape: tuple[int, ...], known: Measured) -> tuple[CurvePoint, ...]:
+def _curve(shape: tuple[int, ...], measured: MatrixCosts) -> tuple[CurvePoint, ...]:
     params = shape[0] * shape[1]
     return tuple(
-        CurvePoint(f, 8 * f.nbytes(shape) / params, error, known.costs[f])
-        for f, error in known.errors.items()
+        CurvePoint(f, 8 * f.nbytes(shape) / params, error, measured.costs[f])
+        for f, error in measured.errors.items()
     )
 
 
-def _kinds(matrices: list[TensorFacts], measured: Mapping[str, Measured]) -> tuple[KindCurve, ...]:
-    """Curves of kinds, in the order of `GROUPS` and within it of the checkpoint."""
-    found: dict[str, list[TensorFacts]] = {}
+def _kinds(
+    matrices: list[TensorFacts], measured: Mapping[str, MatrixCosts]
+) -> tuple[KindCurve, ...]:
+    """Return the mean curves of kinds, in the order of `GROUPS`, then of the checkpoint."""
+    tensors_by_kind: dict[str, list[TensorFacts]] = {}
     for tensor in sorted(matrices, key=lambda t: GROUPS.index(t.group)):
-        found.setdefault(tensor.place.kind, []).append(tensor)
+        tensors_by_kind.setdefault(tensor.place.kind, []).append(tensor)
     kinds = []
-    for kind, own in found.items():
-        each = [_curve(t.row.shape, measured[t.row.name]) for t in own]
+    for kind, tensors in tensors_by_kind.items():
+        curves = [_curve(t.row.shape, measured[t.row.name]) for t in tensors]
         points = tuple(
             CurvePoint(
                 points[0].format,
-                sum(p.bits_per_weight * t.numel for p, t in zip(points, own, strict=True))
-                / sum(t.numel for t in own),
-                sum(p.error for p in points) / len(own),
-                sum(p.cost for p in points) / len(own),
+                sum(p.bits_per_weight * t.numel for p, t in zip(points, tensors, strict=True))
+                / sum(t.numel for t in tensors),
+                sum(p.error for p in points) / len(tensors),
+                sum(p.cost for p in points) / len(tensors),
             )
-            for points in zip(*each, strict=True)
+            for points in zip(*curves, strict=True)
         )
-        chosen: dict[Format, int] = {}
-        for tensor in own:
+        counts: dict[Format, int] = {}
+        for tensor in tensors:
             if isinstance(tensor.format, Format):
-                chosen[tensor.format] = chosen.get(tensor.format, 0) + 1
-        kinds.append(KindCurve(kind, points, chosen))
+                counts[tensor.format] = counts.get(tensor.format, 0) + 1
+        kinds.append(KindCurve(kind, points, counts))
     return tuple(kinds)

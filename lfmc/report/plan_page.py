@@ -1,4 +1,4 @@
-"""The page about a plan: facts as text, plots and heat maps."""
+"""The page about a plan: tables, plots and heat maps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lfmc.report.plan_facts import PlanFacts, TensorFacts
 from lfmc.report.plan_plots import curve_plot, kind_plots, ladder_plot, spectrum_plot
 from lfmc.report.plot import Axis
 from lfmc.report.tensor_labels import GROUPS
-from lfmc.report.units import percent, size, stored_as
+from lfmc.report.units import describe_format, percent, size
 
 
 def plan_page(facts: PlanFacts) -> str:
-    """A self-contained HTML page."""
+    """Return a self-contained HTML page."""
     spectrum, curve = spectrum_plot(facts.spectra), curve_plot(facts.curves)
     maps = [heat.layer_map(facts.tensors, facts.layer_types), heat.expert_map(facts.tensors)]
     return render(
@@ -39,16 +39,16 @@ def plan_page(facts: PlanFacts) -> str:
 
 
 def why_unmeasured(plan: BitPlan) -> str:
-    """Why a plan of another method than "auto" has no costs."""
+    """Return why a plan of a method other than "auto" has no costs."""
     reasons = {
-        "uniform": "it takes one format everywhere, by its size alone",
-        "none": "it keeps every tensor as it is stored",
-        "alphaq": "it weighs matrices by spectrum and variance, which have no unit of KL",
+        "uniform": "it uses one format for all matrices, chosen by size",
+        "none": "it does not quantize",
+        "alphaq": "it weights matrices by spectrum and variance, which are not in units of KL",
     }
-    reason = reasons.get(plan.method, "it takes the width that was asked for")
+    reason = reasons.get(plan.method, "it uses the requested bit width")
     return (
         f"Method {plan.method} measures no costs: {reason}. "
-        "A plan by auto has this section, for the same checkpoint and budget."
+        "A plan made with --bits auto has this section."
     )
 
 
@@ -66,14 +66,14 @@ def _head(facts: PlanFacts) -> list[tuple[str, str]]:
         ("seed", str(plan.seed)),
         ("budget", budget),
         ("size", f"{size(plan.nbytes)} ({plan.nbytes:,} bytes)"),
-        ("bits per weight", f"{plan.bits_per_weight:.3f}, everything counted"),
+        ("bits per weight", f"{plan.bits_per_weight:.3f}, all stored bytes counted"),
         ("predicted KL", "not predicted" if kl is None else f"{kl:.4f} nats per token"),
         ("fingerprint", plan.fingerprint),
     ]
 
 
 def _bars(facts: PlanFacts) -> list[dict[str, Any]]:
-    """What the bytes are for: groups, the graph, and what is left; x and width in percent."""
+    """Return bars for groups, the graph and the unused budget; x and width are in percent."""
     plan = facts.plan
     total = max(plan.nbytes, plan.limit_nbytes or 0)
     rows: list[tuple[str, int, int | None, int, int | None]] = [
@@ -82,7 +82,7 @@ def _bars(facts: PlanFacts) -> list[dict[str, Any]]:
     rows.append(("graph", len(GROUPS), None, plan.graph_nbytes, None))
     if facts.unused is not None:
         rows.append(("unused", len(GROUPS) + 1, None, facts.unused, None))
-    bars, before = [], 0
+    bars, offset = [], 0
     for name, colour, tensors, nbytes, params in rows:
         bars.append(
             {
@@ -92,31 +92,34 @@ def _bars(facts: PlanFacts) -> list[dict[str, Any]]:
                 "nbytes": nbytes,
                 "share": f"{100 * nbytes / total:.1f} %",
                 "bits": "" if not params else f"{8 * nbytes / params:.2f}",
-                "x": round(100 * before / total, 3),
+                "x": round(100 * offset / total, 3),
                 "width": round(100 * nbytes / total, 3),
             }
         )
-        before += nbytes
+        offset += nbytes
     return bars
 
 
 def _data(facts: PlanFacts, plots: dict[str, Any]) -> dict[str, Any]:
-    """What the script of the page needs: texts of every tensor, numbers of those shown in full."""
-    index = {t.row.name: i for i, t in enumerate(facts.tensors)}
+    """Return the data of the page's script.
+
+    Every tensor has texts; tensors that the page shows in full also have numbers.
+    """
+    tensor_index = {t.row.name: i for i, t in enumerate(facts.tensors)}
     curves = (facts.curves or {}).values()
     formats = list(dict.fromkeys(p.format.name for curve in curves for p in curve))
-    number = {name: i for i, name in enumerate(formats)}
+    format_index = {name: i for i, name in enumerate(formats)}
     full = {}
     for name, s in facts.spectra.items():
         curve = facts.curves[name] if facts.curves is not None else ()
-        full[index[name]] = {
-            "shares": [_short(v) for v in s.shares],
+        full[tensor_index[name]] = {
+            "shares": [_round(v) for v in s.shares],
             "tail": s.tail,
-            "edge": _short(s.edge),
+            "edge": _round(s.edge),
             "alpha": float(f"{s.alpha:.6g}") if math.isfinite(s.alpha) else None,
             "count": s.count,
             "curve": [
-                [number[p.format.name], *map(_short, (p.bits_per_weight, p.error, p.cost))]
+                [format_index[p.format.name], *map(_round, (p.bits_per_weight, p.error, p.cost))]
                 for p in curve
             ],
         }
@@ -124,10 +127,10 @@ def _data(facts: PlanFacts, plots: dict[str, Any]) -> dict[str, Any]:
         "texts": [_texts(t, facts.alphas.get(t.row.name)) for t in facts.tensors],
         "nbytes": [t.row.nbytes for t in facts.tensors],
         "formats": formats,
-        "chosen": [number.get(t.row.format) for t in facts.tensors],
+        "chosen": [format_index.get(t.row.format) for t in facts.tensors],
         "ranks": {s.count: s.ranks for s in facts.spectra.values()},
         "full": full,
-        "first": _first(facts, index),
+        "first": _initial_tensor(facts, tensor_index),
         "frames": {
             name: {"x": _axis(plot.x), "y": _axis(plot.y)}
             for name, plot in plots.items()
@@ -136,26 +139,26 @@ def _data(facts: PlanFacts, plots: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _first(facts: PlanFacts, index: dict[str, int]) -> int | None:
-    """The matrix to begin with: the heaviest tail."""
+def _initial_tensor(facts: PlanFacts, tensor_index: dict[str, int]) -> int | None:
+    """Return the matrix that the page selects first: the one with the heaviest tail."""
     if not facts.spectra:
         return None
-    return index[min(facts.spectra, key=lambda name: facts.spectra[name].alpha)]
+    return tensor_index[min(facts.spectra, key=lambda name: facts.spectra[name].alpha)]
 
 
 def _texts(tensor: TensorFacts, alpha: float | None) -> list[str]:
-    """What a tip says of a tensor, a line each; the first is its name."""
+    """Return the lines of a tensor's tooltip; the first line is its name."""
     row = tensor.row
     shape = " x ".join(map(str, row.shape))
     lines = [
         row.name,
-        f"{stored_as(tensor.format)}; {shape}",
+        f"{describe_format(tensor.format)}; {shape}",
         f"{size(row.nbytes)} ({row.nbytes:,} bytes), {tensor.bits_per_weight:.2f} bits per weight",
     ]
     if isinstance(tensor.format, Format):
-        lines.append(f"predicted error {percent(row.error)} of its energy")
+        lines.append(f"predicted squared error: {percent(row.error)} of the squared weights")
     if alpha is not None:
-        lines.append(f"alpha {alpha:.3f}" if math.isfinite(alpha) else "no tail in its spectrum")
+        lines.append(f"alpha {alpha:.3f}" if math.isfinite(alpha) else "no tail in the spectrum")
     return [*lines, row.reason]
 
 
@@ -163,6 +166,6 @@ def _axis(axis: Axis) -> list[float]:
     return [axis.low, axis.high, axis.start, axis.end, int(axis.log)]
 
 
-def _short(value: float) -> float:
-    """Three significant digits: more can't be seen, and would make the page larger."""
+def _round(value: float) -> float:
+    """Round to three significant digits, which keeps the page small."""
     return float(f"{value:.3g}")

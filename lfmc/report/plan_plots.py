@@ -1,4 +1,4 @@
-"""The plots of a plan's page."""
+"""The plots on a plan's page."""
 
 from __future__ import annotations
 
@@ -6,121 +6,122 @@ from collections.abc import Mapping, Sequence
 
 from lfmc.calib_free.auto.budget_ladder import Step
 from lfmc.report.plan_facts import CurvePoint, KindCurve, PlanFacts
-from lfmc.report.plot import Line, Mark, Plot, Point, axes, front, plain, stairs
+from lfmc.report.plot import Line, Mark, Plot, Point, axes, format_tick, pareto_front, stairs
 from lfmc.report.spectrum_facts import Spectrum
 from lfmc.report.units import percent, size
 
 WIDE, SMALL = (460, 300), (230, 170)
-LEAST_SHARE = 1e-6  # of the largest eigenvalue: what is below is not drawn
-MOST_SHARE = 10.0  # where a fitted tail starts at most: it may miss the largest by far
-LEAST_ERROR = 1e-7
-BITS = "bits per weight, scales included"
+MIN_SHARE = 1e-6  # of the largest eigenvalue: smaller eigenvalues are not drawn
+MAX_SHARE = 10.0  # upper limit of a fitted tail, which may be far above the largest eigenvalue
+MIN_ERROR = 1e-7
+BITS_LABEL = "bits per weight, scales included"
 
 
 def ladder_plot(facts: PlanFacts) -> Plot | None:
-    """Predicted KL by size, for `auto` and for one format everywhere, and where this plan is.
+    """Plot predicted KL by size for `auto` and `uniform`, and mark this plan.
 
-    None where nothing was measured, or no format costs anything (a model of zeros).
+    Returns None if no costs were measured, or if all costs are zero (a model of zeros).
     """
-    steps = facts.ladder
-    if steps is None:
+    ladder = facts.ladder
+    if ladder is None:
         return None
     plan, params = facts.plan, facts.plan.num_params
 
     def points(line: Sequence[Step]) -> tuple[Point, ...]:
         return tuple((8 * s.nbytes / params, s.kl) for s in line if s.kl > 0)
 
-    auto, uniform = points(steps.auto), points(steps.uniform)
-    here = (plan.bits_per_weight, plan.predicted_kl or 0.0)
-    every = [*auto, *uniform, *([here] if here[1] > 0 else [])]
-    if not every:
+    auto, uniform = points(ladder.auto), points(ladder.uniform)
+    plan_point = (plan.bits_per_weight, plan.predicted_kl or 0.0)
+    all_points = [*auto, *uniform, *([plan_point] if plan_point[1] > 0 else [])]
+    if not all_points:
         return None
     x, y = axes(
-        ([p[0] for p in every], [p[1] for p in every]),
-        (BITS, "predicted KL, nats per token"),
+        ([p[0] for p in all_points], [p[1] for p in all_points]),
+        (BITS_LABEL, "predicted KL, nats per token"),
         size=WIDE,
         log=(False, True),
     )
     marks = [
-        Mark((8 * s.nbytes / params, s.kl), 3, look, f"{name}: {size(s.nbytes)}, KL {s.kl:.4g}")
-        for name, look, line in (("auto", "one", steps.auto), ("uniform", "two", steps.uniform))
-        for s in line
+        Mark((8 * s.nbytes / params, s.kl), 3, style, f"{name}: {size(s.nbytes)}, KL {s.kl:.4g}")
+        for name, style, steps in (("auto", "one", ladder.auto), ("uniform", "two", ladder.uniform))
+        for s in steps
         if s.kl > 0
     ]
-    if here[1] > 0:
-        title = f"this plan: {size(plan.nbytes)}, {here[0]:.3f} bits per weight, KL {here[1]:.4g}"
-        label = "this plan, fitted" if plan.fitted_names else "this plan"
-        marks.append(Mark(here, 7, "here", title, label))
-    both = (Line(stairs(uniform), "two", "uniform"), Line(auto, "one", "auto"))
-    lines = tuple(line for line in both if len(line.points) > 1)
+    bits, kl = plan_point
+    if kl > 0:
+        title = f"this plan: {size(plan.nbytes)}, {bits:.3f} bits per weight, KL {kl:.4g}"
+        label = "this plan, fine-tuned" if plan.fitted_names else "this plan"
+        marks.append(Mark(plan_point, 7, "here", title, label))
+    candidates = (Line(stairs(uniform), "two", "uniform"), Line(auto, "one", "auto"))
+    lines = tuple(line for line in candidates if len(line.points) > 1)
     title = "Predicted KL against bits per weight"
     return Plot(title, *WIDE, x, y, lines, tuple(marks), "ladder")
 
 
 def kind_plots(kinds: Sequence[KindCurve] | None) -> list[Plot]:
-    """A small plot a kind, all with the same axes: mean error by bits per weight."""
+    """Return a small plot per kind, all with the same axes: mean error by bits per weight."""
     if not kinds:
         return []
-    every = [(p.bits_per_weight, max(p.error, LEAST_ERROR)) for k in kinds for p in k.points]
+    all_points = [_position(point) for kind in kinds for point in kind.points]
     x, y = axes(
-        ([p[0] for p in every], [p[1] for p in every]),
+        ([p[0] for p in all_points], [p[1] for p in all_points]),
         ("bits per weight", "mean error"),
         size=SMALL,
         log=(False, True),
-        texts=(plain, percent),
+        formats=(format_tick, percent),
     )
     plots = []
     for kind in kinds:
-        count = sum(kind.chosen.values())
+        total = sum(kind.counts.values())
         marks = [_format_mark(p, 1.8, "other", p.format.name) for p in kind.points]
         for point in kind.points:
-            taken = kind.chosen.get(point.format, 0)
-            if taken:
-                radius = 3.5 + 4 * (taken / count) ** 0.5
-                title = f"{point.format.name}: chosen for {taken} of {count}"
+            count = kind.counts.get(point.format, 0)
+            if count:
+                radius = 3.5 + 4 * (count / total) ** 0.5
+                title = f"{point.format.name}: chosen for {count} of {total}"
                 marks.append(_format_mark(point, radius, "here", title))
-        line = Line(_front(kind.points), "one", "the least error for its bits")
+        line = Line(pareto_front(map(_position, kind.points)), "one", "smallest error at its size")
         plots.append(Plot(kind.kind, *SMALL, x, y, (line,), tuple(marks)))
     return plots
 
 
 def curve_plot(curves: Mapping[str, Sequence[CurvePoint]] | None) -> Plot | None:
-    """An empty frame that holds the error curve of any tensor; None where there are no curves."""
+    """Return an empty frame for the error curve of any tensor; None without curves."""
     points = [p for curve in (curves or {}).values() for p in curve]
     if not points:
         return None
     x, y = axes(
-        ([p.bits_per_weight for p in points], [max(p.error, LEAST_ERROR) for p in points]),
-        (BITS, "error, share of the energy"),
+        ([p.bits_per_weight for p in points], [max(p.error, MIN_ERROR) for p in points]),
+        (BITS_LABEL, "relative squared error"),
         size=WIDE,
         log=(False, True),
-        texts=(plain, percent),
+        formats=(format_tick, percent),
     )
-    return Plot("Error of the chosen tensor in every format", *WIDE, x, y, name="curve")
+    return Plot("Error of the selected tensor in every format", *WIDE, x, y, name="curve")
 
 
 def spectrum_plot(spectra: Mapping[str, Spectrum]) -> Plot | None:
-    """An empty frame that holds any of the spectra; None where there are none."""
+    """Return an empty frame for the spectrum of any tensor; None without spectra."""
     if not spectra:
         return None
     shares = [v for s in spectra.values() for v in s.shares]
     counts = [s.count for s in spectra.values()]
-    fitted = [min(max(s.fitted, LEAST_SHARE), MOST_SHARE) for s in spectra.values()]
+    tail_tops = [min(max(s.tail_top, MIN_SHARE), MAX_SHARE) for s in spectra.values()]
     x, y = axes(
-        ([1.0, *counts], [1.0, max(min(shares), LEAST_SHARE), *fitted]),
+        ([1.0, *counts], [1.0, max(min(shares), MIN_SHARE), *tail_tops]),
         ("rank of the eigenvalue", "eigenvalue, largest = 1"),
         size=WIDE,
         log=(True, True),
         pad=(0.0, 0.04),
     )
-    return Plot("Eigenvalues of the chosen tensor by rank", *WIDE, x, y, name="spectrum")
+    return Plot("Eigenvalues of the selected tensor by rank", *WIDE, x, y, name="spectrum")
 
 
-def _format_mark(point: CurvePoint, radius: float, look: str, title: str) -> Mark:
-    at = (point.bits_per_weight, max(point.error, LEAST_ERROR))
-    words = f"{title}; {at[0]:.2f} bits per weight, error {percent(point.error)}"
-    return Mark(at, radius, look, words)
+def _format_mark(point: CurvePoint, radius: float, style: str, title: str) -> Mark:
+    bits = f"{point.bits_per_weight:.2f} bits per weight"
+    text = f"{title}; {bits}, error {percent(point.error)}"
+    return Mark(_position(point), radius, style, text)
 
 
-def _front(points: Sequence[CurvePoint]) -> tuple[Point, ...]:
-    return front((p.bits_per_weight, max(p.error, LEAST_ERROR)) for p in points)
+def _position(point: CurvePoint) -> Point:
+    return (point.bits_per_weight, max(point.error, MIN_ERROR))

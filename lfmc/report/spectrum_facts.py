@@ -1,4 +1,4 @@
-"""Spectra of matrices, few enough points of each to draw, and of few enough matrices to send."""
+"""Spectra of matrices for a page, limited to a few points each and to a number of matrices."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lfmc.calib_free.alphaq.spectra import spectrum
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.report.tensor_labels import place
 
-POINTS = 64  # of each spectrum
-MOST = 3000  # matrices that a page shows in full; they take about 1.3 KB each
+POINTS = 64  # per spectrum
+MAX_MATRICES = 3000  # matrices that a page shows in full, at about 1.3 KB each
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues as shares of the largest, at some ranks (from 1), and the tail fitted to them.
+    """Eigenvalues at some ranks (from 1), relative to the largest, and the fitted tail.
 
-    There are `count` eigenvalues; the `tail` largest of them are above `edge` (a share, too) and
-    fall as a power law of exponent `alpha`, infinite where there is none.
+    The matrix has `count` eigenvalues. The `tail` largest are above `edge` (relative to the
+    largest, too) and follow a power law of exponent `alpha`, which is infinite without a tail.
     """
 
     ranks: tuple[int, ...]
@@ -32,57 +32,60 @@ class Spectrum:
     alpha: float
 
     @property
-    def fitted(self) -> float:
-        """The largest eigenvalue, as the tail has it: `edge * tail^(1 / (alpha - 1))`."""
+    def tail_top(self) -> float:
+        """The fitted tail at rank 1: `edge * tail^(1 / (alpha - 1))`."""
         return float(self.edge * self.tail ** (1 / (self.alpha - 1)))
 
 
 def spectrum_of(weight: Tensor) -> Spectrum:
-    """The spectrum of a matrix `[N, K]` of 2 rows and columns or more, of any float dtype."""
-    found = spectrum(weight)
-    values = found.values
+    """Return the spectrum of a matrix `[N, K]` of any float dtype, with N >= 2 and K >= 2."""
+    exact = spectrum(weight)
+    values = exact.values
     largest = max(float(values[0]), 1e-300)
     last = torch.tensor(float(len(values))).log()
-    ranks = torch.linspace(0, float(last), POINTS).exp().round().long().clamp(1, len(values))
-    kept = tuple(dict.fromkeys(ranks.tolist()))
-    shares = tuple(float(values[rank - 1]) / largest for rank in kept)
-    return Spectrum(kept, shares, len(values), found.tail, found.edge / largest, found.alpha)
+    points = torch.linspace(0, float(last), POINTS).exp().round().long().clamp(1, len(values))
+    ranks = tuple(dict.fromkeys(points.tolist()))
+    shares = tuple(float(values[rank - 1]) / largest for rank in ranks)
+    return Spectrum(ranks, shares, len(values), exact.tail, exact.edge / largest, exact.alpha)
 
 
 def spectra_of(
     checkpoint: Checkpoint, names: Sequence[str], progress: Callable[[str], None]
 ) -> dict[str, Spectrum]:
-    """Spectra of the named matrices; those of fewer than 2 rows or columns have none."""
-    found = {}
+    """Return the spectra of the named matrices with at least 2 rows and 2 columns."""
+    spectra = {}
     for name in names:
         if min(checkpoint.tensors[name].shape) >= 2:
             progress(f"spectra: {name}")
-            found[name] = spectrum_of(checkpoint.load(name))
-    return found
+            spectra[name] = spectrum_of(checkpoint.load(name))
+    return spectra
 
 
-def shown(spectra: Mapping[str, Spectrum], most: int = MOST) -> tuple[list[str], str | None]:
-    """Which matrices a page shows in full, and the rule, where they are not all of them.
+def select_for_display(
+    spectra: Mapping[str, Spectrum], limit: int = MAX_MATRICES
+) -> tuple[list[str], str | None]:
+    """Return the matrices that a page shows in full, and the rule of the selection.
 
-    More than `most` matrices: all outside the experts, and of each layer's experts (of each of
-    their matrices) the ones with the lowest, the median and the highest alpha.
+    Up to `limit` matrices, the page shows all and the rule is None. Above, it shows all matrices
+    outside the experts. For each layer and each matrix of an expert (w1, w2, w3), it shows the
+    experts with the lowest, the median and the highest alpha.
     """
-    if len(spectra) <= most:
+    if len(spectra) <= limit:
         return list(spectra), None
-    kinds: dict[tuple[str, int | None], list[str]] = {}
-    kept = set()
+    experts: dict[tuple[str, int | None], list[str]] = {}
+    selection = set()
     for name in spectra:
         where = place(name)
         if where.expert is None:
-            kept.add(name)
+            selection.add(name)
         else:
-            kinds.setdefault((where.kind, where.layer), []).append(name)
-    for names in kinds.values():
-        ordered = sorted(names, key=lambda name: spectra[name].alpha)
-        kept |= {ordered[0], ordered[len(ordered) // 2], ordered[-1]}
+            experts.setdefault((where.kind, where.layer), []).append(name)
+    for names in experts.values():
+        by_alpha = sorted(names, key=lambda name: spectra[name].alpha)
+        selection |= {by_alpha[0], by_alpha[len(by_alpha) // 2], by_alpha[-1]}
     rule = (
-        f"The model has {len(spectra):,} matrices. Shown in full are all outside the experts and, "
-        "in every layer and for each of an expert's matrices, the experts of lowest, median and "
-        "highest alpha."
+        f"The model has {len(spectra):,} matrices. This page shows all matrices outside the "
+        "experts. For each layer and each matrix of an expert, it shows the experts with the "
+        "lowest, the median and the highest alpha."
     )
-    return [name for name in spectra if name in kept], rule
+    return [name for name in spectra if name in selection], rule

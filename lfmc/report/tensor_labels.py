@@ -1,4 +1,4 @@
-"""Where a tensor stands in the model, and what people call the part it belongs to."""
+"""Labels of a tensor: its place in the model and the group that it belongs to."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ GROUPS = (EMBEDDING, CONV, ATTENTION, FEED_FORWARD, EXPERTS, FLOATS)
 
 @dataclass(frozen=True)
 class Place:
-    """`kind` is the part of a layer, such as `conv.in_proj` or `experts.w1`.
+    """The place of a tensor in the model.
 
-    `layer` is None outside the layers, `expert` outside experts.
+    `kind` is a part of a layer, such as `conv.in_proj` or `experts.w1`. `layer` is None outside
+    the layers; `expert` is None outside the experts.
     """
 
     kind: str
@@ -22,7 +23,7 @@ class Place:
 
 
 def place(name: str) -> Place:
-    """The place of a tensor, by its name on disk."""
+    """Return the place of a tensor from its name in the checkpoint."""
     parts = name.removesuffix(".weight").split(".")
     if parts[:2] != ["model", "layers"]:
         return Place(parts[-1])
@@ -33,7 +34,7 @@ def place(name: str) -> Place:
 
 
 def group(name: str, role: str) -> str:
-    """One of `GROUPS`, for a tensor of a role of `lfmc.calib_free.plan.roles`."""
+    """Return the group (one of `GROUPS`) of a tensor; `role` is from `calib_free.plan.roles`."""
     if role in ("embedding", "head"):
         return EMBEDDING
     if role == "expert":

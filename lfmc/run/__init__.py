@@ -1,1 +1,1 @@
-"""Running a model: steppers, text generation and timing."""
+"""Runs a model: steppers, text generation and timing."""

@@ -1,4 +1,4 @@
-"""Greedy or sampled continuation with any stepper, and the golden prompts of a bundle."""
+"""Generates tokens with any stepper, greedily or by sampling; golden prompts of a bundle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from lfmc.errors import GateError
 from lfmc.run.stepper import Stepper
 
-# Plain text, a question, and one short word: three lengths of prompt, two of them below a chunk.
+# Text, a question and one short word: prompts of three lengths, two of them below one chunk.
 GOLDEN_TEXTS = (
     "It was the best of times, it was",
     "The capital of France is",
@@ -28,17 +28,17 @@ def continue_tokens(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Up to `count` tokens after `prompt`, from a fresh conversation; ends before a stop id.
+    """Yield up to `count` tokens after `prompt`, from a cleared state; end before a stop id.
 
-    Greedy at `temperature` 0, else sampled with a generator seeded by `seed`.
+    Decoding is greedy at `temperature` 0, else sampled with a generator seeded by `seed`.
     """
     stepper.reset()
     generator = torch.Generator().manual_seed(seed)
     logits = stepper.step(prompt)[-1]
     for index in range(min(count, stepper.context - len(prompt))):
         if temperature > 0:
-            shares = torch.softmax(logits / temperature, dim=-1)
-            token = int(torch.multinomial(shares, 1, generator=generator))
+            probabilities = torch.softmax(logits / temperature, dim=-1)
+            token = int(torch.multinomial(probabilities, 1, generator=generator))
         else:
             token = int(logits.argmax())
         if token in stop_ids:
@@ -49,11 +49,11 @@ def continue_tokens(
 
 
 def golden_prompts(stepper: Stepper, tokenizer: Any, bos_id: int | None) -> list[dict[str, Any]]:
-    """Prompts and the tokens that this artifact continues them with, greedily.
+    """Return prompts and their greedy continuations by this artifact.
 
-    An app can run them on its device: other tokens mean that something there is wrong. `margin` is
-    the smallest lead of a token over the next best; where it is tiny, a device that rounds
-    otherwise may honestly differ.
+    An app can run these prompts on a device; other tokens show an error. `margin` is the smallest
+    logit difference between a chosen token and the next best. If it is tiny, a device with
+    different rounding may return another token without an error.
     """
     golden = []
     for text in GOLDEN_TEXTS:
@@ -74,12 +74,12 @@ def golden_prompts(stepper: Stepper, tokenizer: Any, bos_id: int | None) -> list
 
 
 def check_golden(stepper: Stepper, golden: Sequence[dict[str, Any]]) -> None:
-    """Raise `GateError` where the artifact continues a golden prompt otherwise than it did."""
+    """Raise `GateError` if a golden prompt continues differently than at export."""
     for entry in golden:
         tokens, _ = _greedy(stepper, entry["prompt"], len(entry["tokens"]))
         if tokens != entry["tokens"]:
             raise GateError(
-                "a golden prompt continues otherwise than when it was exported",
+                "a golden prompt continues differently than at export",
                 where=repr(entry["text"]),
                 expected=entry["tokens"],
                 got=tokens,
@@ -93,9 +93,9 @@ def _greedy(stepper: Stepper, prompt: Sequence[int], count: int) -> tuple[list[i
     tokens: list[int] = []
     margin = float("inf")
     for index in range(count):
-        best = logits.topk(2)
-        margin = min(margin, float(best.values[0] - best.values[1]))
-        tokens.append(int(best.indices[0]))
+        top = logits.topk(2)
+        margin = min(margin, float(top.values[0] - top.values[1]))
+        tokens.append(int(top.indices[0]))
         if index + 1 < count:
             logits = stepper.step(tokens[-1:])[-1]
     return tokens, margin

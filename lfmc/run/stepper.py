@@ -1,4 +1,4 @@
-"""The calls that an app makes of a model, and a decoder or a program in torch behind them."""
+"""`Stepper`, the interface of every model that runs token by token, and its torch version."""
 
 from __future__ import annotations
 
@@ -13,38 +13,42 @@ from lfmc.model import Decoder, DecoderConfig, initial_state
 
 
 class Stepper(Protocol):
-    """Whatever runs a model the way an app does: state is carried from call to call."""
+    """A model with a state that is carried from call to call, as an app runs it."""
 
     context: int
 
     def reset(self) -> None:
-        """Forget the conversation."""
+        """Clear the state."""
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` for `T` more tokens, any `T` from 1 up to what is left; of an
-        artifact that was exported so, `[1, V]`, of the last of them."""
+        """Return float32 logits `[T, V]` for the next `T` tokens, from 1 up to the free context.
+
+        An artifact exported with logits of the last token only returns `[1, V]`.
+        """
 
 
 @runtime_checkable
 class LastOnly(Protocol):
-    """A stepper that tells whether it gives logits of a call's last token only."""
+    """A stepper with a flag: whether it returns logits of a call's last token only."""
 
     last_only: bool
 
 
-def gives_last_only(stepper: Stepper) -> bool:
+def returns_last_only(stepper: Stepper) -> bool:
     return isinstance(stepper, LastOnly) and stepper.last_only
 
 
-def step_each(stepper: Stepper, tokens: Tensor) -> Tensor:
-    """Logits `[T, V]` of every one of `tokens` `[T]`: in one call, or one by one where only the
-    last of a call has any."""
-    pieces = tokens.split(1 if gives_last_only(stepper) else max(1, len(tokens)))
+def step_all_logits(stepper: Stepper, tokens: Tensor) -> Tensor:
+    """Return logits `[T, V]` of all `tokens` `[T]`.
+
+    If the stepper returns logits of a call's last token only, each token is a call of its own.
+    """
+    pieces = tokens.split(1 if returns_last_only(stepper) else max(1, len(tokens)))
     return torch.cat([stepper.step(piece) for piece in pieces])
 
 
 def require_tokens(ids: Tensor, length: int, context: int, vocab_size: int) -> None:
-    """Raise `InputError` where an artifact can't take `ids` `[..., T]` behind `length` others."""
+    """Raise `InputError` if `ids` `[..., T]` can't follow `length` earlier tokens."""
     if not ids.shape[-1]:
         raise InputError("a step needs at least one token")
     total = length + ids.shape[-1]
@@ -62,9 +66,9 @@ def require_tokens(ids: Tensor, length: int, context: int, vocab_size: int) -> N
 
 
 class TorchStepper:
-    """Carries the states of `function(tokens, positions, *states) -> (logits, *states)`.
+    """A `Stepper` over `function(tokens, positions, *states) -> (logits, *states)`.
 
-    A `Stepper` for `batch` rows of equal length.
+    Runs `batch` rows of equal length.
     """
 
     def __init__(
@@ -79,12 +83,12 @@ class TorchStepper:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the conversation."""
+        """Clear the states."""
         self._length = 0
         self._states: Sequence[Tensor] = initial_state(self._config, self._batch, self.context)
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` (`[B, T, V]` for a batch) of the tokens that come next."""
+        """Return float32 logits `[T, V]` (`[B, T, V]` for a batch) of the next tokens."""
         ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(self._batch, -1)
         end = self._length + ids.shape[1]
         if end > self.context:
@@ -99,10 +103,10 @@ class TorchStepper:
 
 
 def decoder_stepper(decoder: Decoder, context: int, batch: int = 1) -> TorchStepper:
-    """A stepper over the plain decoder."""
+    """Return a stepper over the decoder."""
 
     def forward(tokens: Tensor, positions: Tensor, *states: Tensor) -> list[Tensor]:
-        logits, new = decoder(tokens, positions, states)
-        return [logits, *new]
+        logits, new_states = decoder(tokens, positions, states)
+        return [logits, *new_states]
 
     return TorchStepper(forward, decoder.config, context, batch)

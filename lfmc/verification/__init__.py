@@ -1,1 +1,1 @@
-"""The four parity rungs of an export, and finding the operator that fails."""
+"""Runs the four parity rungs of an export, and finds the operator that is wrong."""

@@ -1,9 +1,9 @@
-"""The same graph with its matrices as floats: what rounds activations is then exact.
+"""Rung 3 with the matrices dequantized to float32, for targets that always round activations.
 
-A target whose n-bit kernels always round proves little end to end: a fault that does less than
-rounding does goes unseen. Its lowering is the same for floats, but for the products, and those are
-compared one by one; so a graph with dequantized matrices is lowered as well, and held to float
-precision.
+If the n-bit kernels of a target always round activations, an end-to-end comparison can't detect an
+error smaller than the rounding. A float graph is lowered in the same way, except for its products,
+which `Target.operator_parity` compares one by one. So the graph with dequantized matrices is also
+lowered, and compared at float precision.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.lowering.build import Build, build
 from lfmc.machine.memory import installed_nbytes
 from lfmc.machine.progress import Progress, Silent
-from lfmc.parity.compare import Case, Rung, skipped
+from lfmc.parity.compare import Case, Rung, skipped_rung
 from lfmc.parity.expert_choices import NEAR_TIE
 
-TITLE = "the same graph, its matrices as floats, lowered and run alike = torch"
-MOST_NBYTES = 2 << 30  # of floats: what one file of every target holds
-COPIES = 5  # of the floats at once, written, loaded, packed and in torch: 3.8 measured at 350M
+TITLE = "artifact with float32 matrices vs. torch"
+MAX_FLOAT_NBYTES = 2 << 30  # one file of every target can store this many bytes of floats
+COPIES = 5  # of the floats at once: written, loaded, packed and in torch; 3.8 measured at 350M
 FLOAT = Floats("float32")
 
 
 @dataclass
 class FloatWeights(PlannedWeights):
-    """The values that a plan's codes stand for, as floats; `planned` has the codes."""
+    """The dequantized values of a plan as floats; `planned` has the codes."""
 
     planned: PlannedWeights = field(kw_only=True)
 
@@ -41,39 +41,45 @@ class FloatWeights(PlannedWeights):
         return torch.cat([self.planned.dequantized(name) for name in sources])
 
 
-def float_version(made: Build) -> Build | None:
-    """The same with float matrices, and what they hold; None where the target needs it not, being
-    exact with codes, or where it is not exact with floats, either."""
-    target, checkpoint, plan = made.target, made.checkpoint, made.plan
-    if made.tolerance(exact=target.exact) is not None:
+def dequantized_build(export_build: Build) -> Build | None:
+    """Return a copy of the build whose matrices are dequantized to float32.
+
+    Returns None if the target is already exact with codes, or is not exact even with floats.
+    """
+    target, checkpoint, plan = export_build.target, export_build.checkpoint, export_build.plan
+    if export_build.tolerance(exact=target.exact) is not None:
         return None
-    rows = tuple(_as_float(row) for row in plan.rows)
-    floats, _ = build(checkpoint, target, replace(plan, rows=rows), made.asked, Silent())
-    if floats.tolerance(exact=target.exact) is None:
+    rows = tuple(_float_row(row) for row in plan.rows)
+    float_plan = replace(plan, rows=rows)
+    float_build, _ = build(checkpoint, target, float_plan, export_build.request, Silent())
+    if float_build.tolerance(exact=target.exact) is None:
         return None
-    weights = FloatWeights(checkpoint, floats.plan, planned=made.weights)
-    return replace(floats, weights=weights)
+    weights = FloatWeights(checkpoint, float_build.plan, planned=export_build.weights)
+    return replace(float_build, weights=weights)
 
 
-def float_rungs(made: Build, matrix: Sequence[Case], progress: Progress) -> list[Rung]:
-    """One rung where a target is exact with floats only, else none."""
-    floats = float_version(made)
-    if floats is None:
+def run_float_rungs(export_build: Build, matrix: Sequence[Case], progress: Progress) -> list[Rung]:
+    """Run rung 3 with float32 matrices; an empty list if the target does not require it."""
+    float_build = dequantized_build(export_build)
+    if float_build is None:
         return []
-    nbytes = sum(row.nbytes for row in floats.plan.rows)
-    if nbytes > MOST_NBYTES:
-        return [skipped(3, TITLE, f"floats of {nbytes / 2**30:.1f} GiB are too large for a file")]
+    nbytes = sum(row.nbytes for row in float_build.plan.rows)
+    if nbytes > MAX_FLOAT_NBYTES:
+        reason = f"floats of {nbytes / 2**30:.1f} GiB are too large for a file"
+        return [skipped_rung(3, TITLE, reason)]
     if COPIES * nbytes > installed_nbytes():
-        return [skipped(3, TITLE, f"it takes {COPIES * nbytes / 2**30:.1f} GiB of memory")]
+        reason = f"it takes {COPIES * nbytes / 2**30:.1f} GiB of memory"
+        return [skipped_rung(3, TITLE, reason)]
     with tempfile.TemporaryDirectory(prefix="lfmc-") as path:
-        floats.lower(Path(path))
-        floats.bind()
-        exact = made.target.exact
-        rung = floats.compare(TITLE, Path(path), matrix, progress, exact=exact, near_tie=NEAR_TIE)
+        folder = Path(path)
+        float_build.lower(folder)
+        float_build.bind()
+        exact = export_build.target.exact
+        rung = float_build.compare(TITLE, folder, matrix, progress, exact=exact, near_tie=NEAR_TIE)
     return [rung]
 
 
-def _as_float(row: PlanRow) -> PlanRow:
+def _float_row(row: PlanRow) -> PlanRow:
     if not isinstance(parse_format(row.format), Format):
         return row
     return replace(row, format=FLOAT.name, grid="none", nbytes=FLOAT.nbytes(row.shape), digest=None)

@@ -1,4 +1,4 @@
-"""What is on disk, taken apart again and compared with the plan bit for bit."""
+"""Reads every tensor back from disk and compares it with the plan, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,80 +16,81 @@ from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import GateError
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.lowering.build import Build
-from lfmc.parity.place import Place, stored_place
+from lfmc.parity.place import Place, stored_tensor_place
 from lfmc.targets.base import Artifact, StoredTensor, Target
 
 
-def read_back(made: Build, folder: Path, artifact: Artifact) -> dict[str, float]:
+def read_back(export_build: Build, folder: Path, artifact: Artifact) -> dict[str, float]:
     """Compare every tensor on disk with the plan, bit for bit; raise `GateError` for a difference.
 
-    Returns each quantized tensor's measured error, as `calib_free.planned.stored_error` has it.
+    Returns the measured error of each quantized tensor, as computed by
+    `calib_free.plan.planned_tensors.stored_error`.
     """
-    weights = made.weights
-    seen: Counter[tuple[str, str, int]] = Counter()
-    for stored, whole in _stored(made.target, folder, artifact.tensors):
-        for name, value in _parts(whole, stored, weights.checkpoint):
-            planned = _planned(weights, name, stored.part)
+    weights = export_build.weights
+    counts: Counter[tuple[str, str, int]] = Counter()
+    for stored, tensor in _read_stored_tensors(export_build.target, folder, artifact.tensors):
+        for name, value in _split_sources(tensor, stored, weights.checkpoint):
+            planned = _planned_part(weights, name, stored.part)
             if value.dtype != planned.dtype or not torch.equal(value, planned):
                 raise GateError(
-                    f"the {stored.part} of '{name}' on disk are not the plan's",
+                    f"the {stored.part} of '{name}' on disk differ from the plan",
                     where=f"{folder}: {stored.name}",
                     todo="this artifact is wrong; please report it",
-                ).at(stored_place(name, stored.part, value, planned))
-            seen[name, stored.part, stored.copy] += 1
+                ).at(stored_tensor_place(name, stored.part, value, planned))
+            counts[name, stored.part, stored.copy] += 1
     expected = {(row.name, part) for row in weights.plan.rows for part in weights.parts(row.name)}
-    found = {(name, part) for name, part, _ in seen}
-    if found != expected or max(seen.values()) > 1:
-        wrong = sorted(found ^ expected) or [key[:2] for key, n in seen.items() if n > 1]
+    stored_parts = {(name, part) for name, part, _ in counts}
+    if stored_parts != expected or max(counts.values()) > 1:
+        wrong = sorted(stored_parts ^ expected) or [key[:2] for key, n in counts.items() if n > 1]
         raise GateError(
-            "the artifact does not hold every planned tensor exactly once",
+            "the artifact does not contain every planned tensor exactly once",
             where=f"{folder}: {wrong[0]}",
             expected=f"{len(expected)} pieces",
-            got=f"{sum(seen.values())}",
+            got=f"{sum(counts.values())}",
             todo="this artifact is wrong; please report it",
-        ).at(_uncounted(*wrong[0], wrong[0] in found))
+        ).at(_place_of_count_error(*wrong[0], wrong[0] in stored_parts))
     return {
         name: stored_error(weights.checkpoint, weights.plan, name, weights.packed((name,)))
-        for name in sorted(name for name, part in found if part == "codes")
+        for name in sorted(name for name, part in stored_parts if part == "codes")
     }
 
 
-def _uncounted(name: str, part: str, is_there: bool) -> Place:
-    """The place of a tensor that is not stored, or that no plan asks for."""
-    note = "it is stored, but not as planned: once" if is_there else "it is not in the artifact"
+def _place_of_count_error(name: str, part: str, is_stored: bool) -> Place:
+    """Return the place of a tensor that is missing, is not in the plan, or is stored twice."""
+    note = "it is stored, but not as planned: once" if is_stored else "it is not in the artifact"
     return Place(3, "stored tensor", part, name, math.inf, 0.0, weights=(name,), note=note)
 
 
-def stored_parts(
+def read_stored_parts(
     target: Target,
     folder: Path,
     artifact: Artifact,
     checkpoint: Checkpoint,
     names: frozenset[str],
 ) -> dict[str, dict[str, Tensor]]:
-    """The parts of tensors `names` as they lie in the artifact, as `BitPlan.fitted` has them."""
-    found: dict[str, dict[str, Tensor]] = {}
-    wanted = [stored for stored in artifact.tensors if not names.isdisjoint(stored.sources)]
-    for stored, whole in _stored(target, folder, wanted):
-        for name, value in _parts(whole, stored, checkpoint):
+    """Read the parts of the tensors `names` from the artifact, in the form of `BitPlan.fitted`."""
+    fitted: dict[str, dict[str, Tensor]] = {}
+    stored_tensors = [stored for stored in artifact.tensors if not names.isdisjoint(stored.sources)]
+    for stored, tensor in _read_stored_tensors(target, folder, stored_tensors):
+        for name, value in _split_sources(tensor, stored, checkpoint):
             if name in names:
-                found.setdefault(name, {})[stored.part] = value
-    return found
+                fitted.setdefault(name, {})[stored.part] = value
+    return fitted
 
 
-def _stored(
+def _read_stored_tensors(
     target: Target, folder: Path, tensors: Iterable[StoredTensor]
 ) -> Iterator[tuple[StoredTensor, Tensor]]:
-    """The stored tensors and what they hold; those that are in pieces as a whole."""
+    """Yield every stored tensor and its value; the pieces of one tensor are concatenated."""
     groups: dict[tuple[Any, ...], list[StoredTensor]] = {}
     for stored in tensors:
         groups.setdefault((stored.sources, stored.part, stored.copy), []).append(stored)
     for pieces in groups.values():
-        found = [target.read_tensor(folder, piece) for piece in pieces]
-        yield pieces[0], found[0] if len(found) == 1 else torch.cat(found)
+        values = [target.read_tensor(folder, piece) for piece in pieces]
+        yield pieces[0], values[0] if len(values) == 1 else torch.cat(values)
 
 
-def _planned(weights: PlannedWeights, name: str, part: str) -> Tensor:
+def _planned_part(weights: PlannedWeights, name: str, part: str) -> Tensor:
     if part == "values":
         return weights.floats((name,))
     packed = weights.packed((name,))
@@ -99,17 +100,19 @@ def _planned(weights: PlannedWeights, name: str, part: str) -> Tensor:
         return packed.scales
     zeros = packed.packed_zeros()
     if zeros is None:
-        raise GateError(f"'{name}' has zero points on disk and none in the plan")
+        raise GateError(f"'{name}' has zero points on disk, but none in the plan")
     return zeros
 
 
-def _parts(value: Tensor, stored: StoredTensor, checkpoint: Checkpoint) -> list[tuple[str, Tensor]]:
-    """A stored tensor taken apart into the checkpoint's tensors that it holds."""
+def _split_sources(
+    value: Tensor, stored: StoredTensor, checkpoint: Checkpoint
+) -> list[tuple[str, Tensor]]:
+    """Split a stored tensor into the checkpoint's tensors, by name."""
     if stored.arrangement == "rows":
         rows = [checkpoint.tensors[name].shape[0] for name in stored.sources]
         pieces = list(value.split(rows))
     elif stored.arrangement == "experts":
         pieces = list(value.unbind(0))
-    else:  # gate and up rows in turn
+    else:  # interleaved gate and up rows
         pieces = [half for expert in value.unbind(0) for half in (expert[0::2], expert[1::2])]
     return list(zip(stored.sources, pieces, strict=True))

@@ -1,4 +1,4 @@
-"""Climbing the rungs for one export: which sides are compared, and on what."""
+"""Runs the four parity rungs for one export."""
 
 from __future__ import annotations
 
@@ -20,112 +20,116 @@ from lfmc.parity.compare import (
     Rung,
     cases,
     compare,
-    skipped,
+    skipped_rung,
 )
 from lfmc.parity.expert_choices import NEAR_TIE, NEAR_TIE_SHIPPED
 from lfmc.parity.place import Place
 from lfmc.parity.text_quality import Quality, QualityMeter, windows
 from lfmc.parity.transformers_reference import TransformersStepper, is_available
-from lfmc.run.stepper import Stepper, TorchStepper, decoder_stepper, step_each
+from lfmc.run.stepper import Stepper, TorchStepper, decoder_stepper, step_all_logits
 from lfmc.targets.base import Artifact
-from lfmc.verification.float_twin import float_rungs
+from lfmc.verification.float_twin import run_float_rungs
 
 WINDOW = 256
 WINDOWS = {"full": 7, "fast": 2}
-BYTES_PER_PARAM = 10  # two float32 models side by side, and the codes of a third
+BYTES_PER_PARAM = 10  # two float32 models at once, and the codes of a third
 
 TITLES = {
-    1: "decoder = transformers, float32",
-    2: "fused graph = decoder, same quantized weights",
-    3: "artifact = same quantized weights in torch",
-    4: "artifact against the float32 model, on text",
+    1: "lfmc decoder vs. transformers, float32",
+    2: "fused graph vs. decoder, same quantized weights",
+    3: "exported artifact vs. torch, same quantized weights",
+    4: "artifact vs. float32 model, on text",
 }
-UNGATED = {  # by whether float activations were asked for
-    True: "the same, float activations where kernels have them (no tolerance: roundings flip)",
-    False: "the same, with activations rounded as shipped (no tolerance: roundings flip)",
+INFORMATIONAL_TITLES = {  # without a tolerance; True: with float activations requested
+    True: "artifact vs. torch, float where possible (informational: int8 rounding may differ)",
+    False: "artifact as shipped vs. torch (informational: int8 rounding may differ)",
 }
 
-REPORT = "this artifact is wrong; please report it, with the place that --trace found"
-TRACE = "this artifact is wrong; --trace finds the first operator that differs; please report it"
+REPORT_TODO = "this artifact is wrong; please report it, with the place that --trace prints"
+TRACE_TODO = (
+    "this artifact is wrong; --trace finds the first operator that differs; please report it"
+)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Every rung that was climbed, and what quantization did to the model on text."""
+    """The results of all rungs, and the quality of the artifact on text."""
 
     rungs: tuple[Rung, ...]
     quality: Quality | None
 
     @property
     def failed(self) -> Rung | None:
-        """The first rung that failed; a skipped one has not."""
-        return next((r for r in self.rungs if r.skipped is None and not r.passed), None)
+        """The first rung that failed; a skipped rung has not failed."""
+        return next((rung for rung in self.rungs if rung.skipped is None and not rung.passed), None)
 
     def require(self, place: Place | None = None) -> None:
-        """Raise `GateError` for the first rung that failed; `place` is where, if it was traced."""
+        """Raise `GateError` for the first failed rung, with its `place` if it was traced."""
         rung = self.failed
         if rung is None:
             return
         worst = max(rung.cases, key=lambda case: case.difference)
-        allowed = math.inf if rung.tolerance is None else rung.tolerance
+        tolerance = math.inf if rung.tolerance is None else rung.tolerance
         raise GateError(
             f"parity rung {rung.number} failed: {rung.title}",
             where=worst.case if place is None else f"{place.where}; {worst.case}",
-            expected=f"a difference of at most {allowed:g}",
+            expected=f"a difference of at most {tolerance:g}",
             got=f"{worst.difference:.3g}",
-            todo=TRACE if place is None else REPORT,
+            todo=TRACE_TODO if place is None else REPORT_TODO,
         ).at(place)
 
 
 def verify(
-    made: Build,
+    build: Build,
     folder: Path,
     artifact: Artifact,
     check: str,
     text: Path | None,
     progress: Progress,
 ) -> Verification:
-    """Climb all four rungs for the artifact in `folder`; `check` is "full" or "fast". Rung 4 is
-    on the text of a file, or for None on the bundled passages.
+    """Run all four rungs for the artifact in `folder`; `check` is "full" or "fast".
 
-    Where this machine can't execute the artifact, rungs 3 and 4 are skipped with the reason.
+    Rung 4 runs on the text of a file, or on the bundled passages if `text` is None. If this machine
+    can't execute the artifact, rungs 3 and 4 are skipped with the reason.
     """
-    checkpoint, context = made.checkpoint, made.asked.context
+    checkpoint, context = build.checkpoint, build.request.context
     matrix = cases(checkpoint.config, context, full=check == "full")
     rungs = []
     with progress.stage("parity 1: decoder against transformers"):
-        rungs.append(_decoder_rung(checkpoint, matrix, context, progress))
-    made.bind()
+        rungs.append(_run_decoder_rung(checkpoint, matrix, context, progress))
+    build.bind()
     with progress.stage("parity 2: graph against decoder"):
-        rungs.append(_graph_rung(made, matrix, progress))
-    why_not_here = made.target.why_not_here(made.asked)
+        rungs.append(_run_graph_rung(build, matrix, progress))
+    why_not_here = build.target.why_not_here(build.request)
     if why_not_here is not None:
-        rungs += [skipped(number, TITLES[number], why_not_here) for number in (3, 4)]
+        rungs += [skipped_rung(number, TITLES[number], why_not_here) for number in (3, 4)]
         return Verification(tuple(rungs), None)
     with progress.stage("parity 3: artifact against torch"):
-        rungs += artifact_rungs(made, folder, artifact, matrix, progress)
-        rungs += float_rungs(made, matrix, progress)
+        rungs += run_artifact_rungs(build, folder, artifact, matrix, progress)
+        rungs += run_float_rungs(build, matrix, progress)
     with progress.stage("parity 4: quality on text"):
-        judged = passages(checkpoint, min(WINDOW, context), WINDOWS[check], text)
-        quality = measure_quality(checkpoint, made.target.run(folder), judged, progress)
+        tokens = read_passages(checkpoint, min(WINDOW, context), WINDOWS[check], text)
+        quality = measure_quality(checkpoint, build.target.run(folder), tokens, progress)
     return Verification(tuple(rungs), quality)
 
 
 def require_parity_memory(checkpoint: Checkpoint, todo: str) -> None:
-    """Raise `UnsupportedError` where this machine has less memory than the rungs take."""
-    needed = BYTES_PER_PARAM * checkpoint.num_params
-    require_memory(checkpoint.path, checkpoint.num_params, needed, "parity", todo)
+    """Raise `UnsupportedError` if this machine has less memory than the rungs require."""
+    nbytes = BYTES_PER_PARAM * checkpoint.num_params
+    require_memory(checkpoint.path, checkpoint.num_params, nbytes, "parity", todo)
 
 
-def _decoder_rung(
+def _run_decoder_rung(
     checkpoint: Checkpoint, matrix: tuple[Case, ...], context: int, progress: Progress
 ) -> Rung:
     if not is_available():
-        return skipped(1, TITLES[1], "transformers is not installed: pip install 'lfmc[reference]'")
+        return skipped_rung(
+            1, TITLES[1], "transformers is not installed: pip install 'lfmc[reference]'"
+        )
     return compare(
         1,
         TITLES[1],
-        decoder_stepper(checkpoint.decoder(), _slots(matrix, context)),
+        decoder_stepper(checkpoint.decoder(), _longest_case(matrix, context)),
         TransformersStepper(checkpoint),
         matrix,
         checkpoint.config.vocab_size,
@@ -134,13 +138,13 @@ def _decoder_rung(
     )
 
 
-def _graph_rung(made: Build, matrix: tuple[Case, ...], progress: Progress) -> Rung:
-    checkpoint, context = made.checkpoint, made.asked.context
+def _run_graph_rung(build: Build, matrix: tuple[Case, ...], progress: Progress) -> Rung:
+    checkpoint, context = build.checkpoint, build.request.context
     return compare(
         2,
         TITLES[2],
-        TorchStepper(made.program.module, checkpoint.config, context),
-        decoder_stepper(made.weights.decoder(), context),
+        TorchStepper(build.program.module, checkpoint.config, context),
+        decoder_stepper(build.weights.decoder(), context),
         matrix,
         checkpoint.config.vocab_size,
         tolerance=FLOAT_TOLERANCE,
@@ -148,46 +152,54 @@ def _graph_rung(made: Build, matrix: tuple[Case, ...], progress: Progress) -> Ru
     )
 
 
-def artifact_rungs(
-    made: Build, folder: Path, artifact: Artifact, matrix: tuple[Case, ...], progress: Progress
+def run_artifact_rungs(
+    build: Build,
+    folder: Path,
+    artifact: Artifact,
+    matrix: tuple[Case, ...],
+    progress: Progress,
 ) -> list[Rung]:
-    """The artifact with float activations, each n-bit operator alone, and all as it ships."""
-    rungs = [*made.target.operator_parity(made.program, folder, artifact)]
-    for exact in (True, False) if made.target.exact else (False,):
-        title = UNGATED[exact] if made.tolerance(exact=exact) is None else TITLES[3]
+    """Run rung 3: each n-bit operator, then the artifact with float activations and as shipped."""
+    rungs = [*build.target.operator_parity(build.program, folder, artifact)]
+    for exact in (True, False) if build.target.exact else (False,):
+        title = INFORMATIONAL_TITLES[exact] if build.tolerance(exact=exact) is None else TITLES[3]
         near_tie = NEAR_TIE if exact else NEAR_TIE_SHIPPED
-        rungs.append(made.compare(title, folder, matrix, progress, exact=exact, near_tie=near_tie))
+        rungs.append(build.compare(title, folder, matrix, progress, exact=exact, near_tie=near_tie))
     return rungs
 
 
-def _slots(matrix: tuple[Case, ...], context: int) -> int:
+def _longest_case(matrix: tuple[Case, ...], context: int) -> int:
     return min(context, max(case.length for case in matrix))
 
 
 def measure_quality(
     checkpoint: Checkpoint, stepper: Stepper, text: Tensor, progress: Progress
 ) -> Quality:
-    """Rung 4: windows of text, int64 `[N, T]`, through artifact and float32 decoder."""
+    """Run rung 4: windows of text, int64 `[N, T]`, on the artifact and on the float32 decoder."""
     reference = decoder_stepper(checkpoint.decoder(), text.shape[1])
     meter = QualityMeter()
     for index, tokens in enumerate(text):
         progress.step(f"window {index + 1} of {len(text)}")
         reference.reset()
         stepper.reset()
-        theirs, ours = reference.step(tokens), step_each(stepper, tokens)
-        meter.add(theirs.unsqueeze(0), ours.unsqueeze(0), tokens.unsqueeze(0))
+        expected, actual = reference.step(tokens), step_all_logits(stepper, tokens)
+        meter.add(expected.unsqueeze(0), actual.unsqueeze(0), tokens.unsqueeze(0))
     return meter.result()
 
 
-def passages(checkpoint: Checkpoint, length: int, count: int, own: Path | None = None) -> Tensor:
-    """Windows of the bundled public-domain text, or of a file in UTF-8, int64 `[N, length]`:
-    `count`, or all there are; `InputError` where there is not one."""
-    source = files("lfmc") / "data" / "passages.txt" if own is None else own
+def read_passages(
+    checkpoint: Checkpoint, length: int, count: int, path: Path | None = None
+) -> Tensor:
+    """Return windows of the bundled public-domain text, or of a UTF-8 file, int64 `[N, length]`.
+
+    `N` is `count`, or fewer for a shorter text. Raises `InputError` for a text below one window.
+    """
+    source = files("lfmc") / "data" / "passages.txt" if path is None else path
     try:
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the text can't be read", where=own, got=error) from error
+        raise InputError("the text can't be read", where=path, got=error) from error
     tokenizer = checkpoint.tokenizer()
-    fitting = len(tokenizer.encode(text, add_special_tokens=False).ids) // length
-    fit = max(1, min(count, fitting))
-    return windows(tokenizer, text, length, fit, checkpoint.config.bos_id)
+    num_windows = len(tokenizer.encode(text, add_special_tokens=False).ids) // length
+    num_windows = max(1, min(count, num_windows))
+    return windows(tokenizer, text, length, num_windows, checkpoint.config.bos_id)

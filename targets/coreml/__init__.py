@@ -1,1 +1,1 @@
-"""Core ML: a stateful ML program with two functions, and an interpreter that runs it anywhere."""
+"""Core ML: a stateful ML program with two functions, and an interpreter for any machine."""

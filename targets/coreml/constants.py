@@ -1,4 +1,4 @@
-"""The constants of a package: written once, shared by its functions, read back by name."""
+"""The constants of a package: functions share them, and parity reads them back by name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lfmc.targets.coreml.names import identifier
 
 @dataclass
 class Constants:
-    """Arrays by their name in the file, and which of them are the checkpoint's.
+    """Arrays by their name in the file; `stored` lists the arrays of the checkpoint.
 
-    A constant that two functions ask for is one array, and one entry of the weight file: entries
-    are shared by `weight_id`, which coremltools has for that.
+    Functions that use the same constant share one array and one entry of the weight file, by the
+    `weight_id` of coremltools.
     """
 
     stored: list[StoredTensor] = field(default_factory=list)
@@ -31,19 +31,19 @@ class Constants:
 
     @property
     def names(self) -> Collection[str]:
-        """Of all constants, in the file."""
+        """The names of all constants in the file."""
         return self._arrays.keys()
 
     def values(
         self, name: str, sources: tuple[str, ...], value: Callable[[], Tensor], order: Arrangement
     ) -> Var:
-        """A tensor of the checkpoint that stays float, in the dtype that the plan stores.
+        """Return a tensor of the checkpoint that stays float, in the dtype of the plan.
 
         `value` is called for the first function only.
         """
         if identifier(name) not in self._arrays:
-            made = value()
-            self._store(name, "values", sources, order, made.numpy(), made.nbytes)
+            tensor = value()
+            self._store(name, "values", sources, order, tensor.numpy(), tensor.nbytes)
         return self._const(name)
 
     def matrix(
@@ -53,11 +53,11 @@ class Constants:
         pieces: Callable[[], list[PackedTensor]],
         order: Arrangement,
     ) -> Var:
-        """A float16 matrix, compressed in the file: `(data - offset) * scale`, or a palette.
+        """Return a float16 matrix, compressed in the file: `(data - offset) * scale`, or a palette.
 
-        `pieces` is called for the first function only. With "rows" it gives one, with "experts"
-        those of `[E, N, K]`. Codes of a symmetric format are stored signed, with no offset; those
-        of a palette pick from its row's table.
+        `pieces` is called for the first function only. It returns one piece for the order "rows",
+        and E pieces of `[E, N, K]` for "experts". The codes of a symmetric format are stored
+        signed, without offset. The codes of a palette index the table of their row.
         """
         if name not in self._matrices:
             self._matrices[name] = self._encode(name, sources, pieces(), order)
@@ -67,14 +67,14 @@ class Constants:
         return make(**inputs, name=identifier(name))
 
     def table(self, name: str, value: Tensor) -> Var:
-        """A constant that is not of the checkpoint."""
+        """Return a constant that is not a tensor of the checkpoint."""
         self._arrays.setdefault(identifier(name), value.numpy())
         return self._const(name)
 
     def _encode(
         self, name: str, sources: tuple[str, ...], pieces: list[PackedTensor], order: Arrangement
     ) -> dict[str, str]:
-        """Store the parts of a matrix; the operator's inputs, and the names of what they get."""
+        """Store the parts of a matrix, and return their names by the operator's inputs."""
         number_format = pieces[0].format
         bits, palette = number_format.bits, number_format.palette
         signed = number_format.symmetric and not palette
@@ -84,9 +84,9 @@ class Constants:
         def store(part: str, tensors: list[Tensor], dtype: Any, width: int) -> str:
             joined = tensors[0] if order == "rows" else torch.stack(tensors)
             array = joined.numpy().astype(dtype)
-            full = f"{name}.{part}"
-            self._store(full, part, sources, order, array, -(-array.size * width // 8))
-            return full
+            full_name = f"{name}.{part}"
+            self._store(full_name, part, sources, order, array, -(-array.size * width // 8))
+            return full_name
 
         codes = store("codes", [piece.codes.short() - shift for piece in pieces], kind, bits)
         scales = [piece.scales for piece in pieces]
@@ -112,12 +112,12 @@ class Constants:
         self.stored.append(StoredTensor(name, part, sources, order, nbytes))
 
     def _const(self, name: str) -> Var:
-        full = identifier(name)
-        var = mb.const(val=self._arrays[full], name=full)
-        var.op.weight_id = full
+        full_name = identifier(name)
+        var = mb.const(val=self._arrays[full_name], name=full_name)
+        var.op.weight_id = full_name
         return var
 
 
 def _numpy_type(kind: str) -> Any:
-    """numpy's dtype for an integer of less than a byte, with the true one as metadata."""
+    """Return numpy's dtype for an integer of less than a byte, with the true type as metadata."""
     return types.nptype_from_builtin(types.string_to_builtin(kind))

@@ -1,4 +1,4 @@
-"""Running a package by Apple's own runtime: on a Mac only."""
+"""Run a package by Apple's own runtime, which requires a Mac."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lfmc.targets.coreml.package import PACKAGE
 
 
 class Device:
-    """The functions of a package in Core ML, with the calls of `Interpreter`.
+    """The functions of a package in Core ML, with the methods of `Interpreter`.
 
-    Both functions are given the state that `decode` made. Raises `UnsupportedError` elsewhere than
-    on macOS 15 or later.
+    Both functions use the state that `decode` made. Requires macOS 15 or later; raises
+    `UnsupportedError` on other systems.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +28,7 @@ class Device:
             raise UnsupportedError(
                 "Core ML runs on Apple's systems only",
                 got=platform.system(),
-                todo="lfmc runs packages here by its interpreter",
+                todo="use the interpreter of lfmc, which runs packages on this machine",
             )
         ct = coremltools()
         path, units = str(folder / PACKAGE), ct.ComputeUnit.CPU_AND_GPU
@@ -39,11 +39,11 @@ class Device:
         self.metadata = dict(self._models[DECODE].user_defined_metadata)
 
     def new_state(self) -> Any:
-        """A fresh MLState."""
+        """Return a new MLState."""
         return self._models[DECODE].make_state()
 
-    def new_passed(self) -> dict[str, Tensor]:
-        """Zeros for every state that is an input, with an output that continues it."""
+    def new_io_states(self) -> dict[str, Tensor]:
+        """Return zeros for every state that is passed as an input and an output."""
         (function,) = (
             f for f in self._models[DECODE].get_spec().description.functions if f.name == DECODE
         )
@@ -55,9 +55,9 @@ class Device:
         }
 
     def call(
-        self, name: str, given: Mapping[str, Tensor], state: Any, watch: Collection[str] = ()
+        self, name: str, inputs: Mapping[str, Tensor], state: Any, watch: Collection[str] = ()
     ) -> dict[str, Tensor]:
-        """Outputs of a function by name; `state` is updated. Core ML shows nothing of `watch`."""
-        arrays = {key: value.numpy() for key, value in given.items()}
-        found = self._models[name].predict(arrays, state=state)
-        return {key: torch.from_numpy(value) for key, value in found.items()}
+        """Run a function, update `state`, and return its outputs. Core ML can't return `watch`."""
+        arrays = {key: value.numpy() for key, value in inputs.items()}
+        outputs = self._models[name].predict(arrays, state=state)
+        return {key: torch.from_numpy(value) for key, value in outputs.items()}

@@ -1,4 +1,4 @@
-"""The two dtypes of activations, and the way from one to the other."""
+"""The two dtypes of activations, and the cast between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HALF, WIDE = types.fp16, types.fp32
 
 
 def cast(x: Var, dtype: Any) -> Var:
-    """`x` in another dtype, or itself."""
+    """Return `x` cast to `dtype`, or `x` itself if it has this dtype."""
     if x.dtype == dtype:
         return x
     return mb.cast(x=x, dtype=types.builtin_to_string(dtype))

@@ -1,13 +1,14 @@
-"""Runs a saved ML program with torch: no Apple machine is needed to see what a package computes.
+"""Run a saved ML program with torch, so that no Apple machine is needed to verify a package.
 
-Operators follow the descriptions of Core ML's MIL operators (opsets iOS15 to iOS18). Two ways:
+Operators follow the documentation of Core ML's MIL operators (opsets iOS15 to iOS18). There are two
+modes:
 
-exact      float32 throughout: is the graph right, are the weights right?
-rounding   every result is rounded to the dtype that the program declares for it, products are
-           still summed in float32: what float16 does to this model. (How the Neural Engine or a
-           GPU sums is not modelled.)
+exact      computes in float32 throughout, to verify the graph and the weights.
+rounding   rounds every result to the dtype that the program declares for it, and still sums
+           products in float32, to measure the effect of float16. (How the Neural Engine or a GPU
+           sums is not modelled.)
 
-An operator that is not in the table is an error, never skipped.
+An operator that is not in the table raises an error.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ DTYPES = {
 
 
 class Interpreter:
-    """The program of a package; `states` are held by whoever calls, as with Core ML's MLState."""
+    """Execute the program of a package. The caller stores the states, as with MLState."""
 
     def __init__(self, folder: Path, *, exact: bool) -> None:
         self.program = load_program(folder)
@@ -45,17 +46,17 @@ class Interpreter:
         self.exact = exact
         self._constants: dict[Any, Any] = {}
         self._matrices: dict[Any, Tensor] = {}
-        self._named: dict[str, Any] = {}
+        self._first_by_name: dict[str, Any] = {}
 
     def new_state(self) -> dict[str, Tensor]:
-        """Zeros for every state that the system keeps."""
+        """Return zeros for every state in MLState."""
         from coremltools.converters.mil.mil import types
 
         inputs = self._function().inputs.items()
         return {name: self._zeros(var) for name, var in inputs if types.is_state(var.sym_type)}
 
-    def new_passed(self) -> dict[str, Tensor]:
-        """Zeros for every state that is an input, with an output that continues it."""
+    def new_io_states(self) -> dict[str, Tensor]:
+        """Return zeros for every state that is passed as an input and an output."""
         outputs = {var.name for var in self._function().outputs}
         inputs = self._function().inputs.items()
         return {name: self._zeros(var) for name, var in inputs if output_name(name) in outputs}
@@ -70,27 +71,27 @@ class Interpreter:
     def call(
         self,
         name: str,
-        given: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
         state: dict[str, Tensor],
         watch: Collection[str] = (),
     ) -> dict[str, Tensor]:
-        """Outputs of a function by name, and of variables in `watch`; `state` is updated."""
+        """Run a function, update `state`, and return its outputs and the variables in `watch`."""
         function = self.program.functions[name]
         values: dict[Any, Any] = {}
         for key, var in function.inputs.items():
-            values[var] = _Held(state, key) if key in state else self._rounded(given[key], var)
-        last = _last_uses(function)
-        found = {}
+            values[var] = _StateRef(state, key) if key in state else self._rounded(inputs[key], var)
+        last_uses = _last_uses(function)
+        results = {}
         for op in function.operations:
             self._run(op, values)
             for var in op.outputs:
                 if var.name in watch:
-                    found[var.name] = values[var]
-            for var in last.get(op, ()):
+                    results[var.name] = values[var]
+            for var in last_uses.get(op, ()):
                 values.pop(var, None)
         for var in function.outputs:
-            found[var.name] = values[var]
-        return found
+            results[var.name] = values[var]
+        return results
 
     def _run(self, op: Any, values: dict[Any, Any]) -> None:
         kind = op.op_type
@@ -102,21 +103,21 @@ class Interpreter:
         function = OPERATORS.get(kind)
         if function is None or op.blocks:
             raise UnsupportedError(
-                f"the interpreter does not know the operator '{kind}'",
+                f"the interpreter does not support the operator '{kind}'",
                 where=op.name,
                 todo="run the package on a Mac",
             )
-        given = {key: self._value(var, values) for key, var in op.inputs.items()}
-        results = function(**{key: value for key, value in given.items() if value is not None})
+        arguments = {key: self._value(var, values) for key, var in op.inputs.items()}
+        results = function(**{key: value for key, value in arguments.items() if value is not None})
         if not isinstance(results, (list, tuple)):
             results = [results]
         for var, result in zip(op.outputs, results, strict=True):
             values[var] = self._rounded(result, var)
 
     def _value(self, var: Any, values: Mapping[Any, Any]) -> Any:
-        """A tensor, a list of them, or a constant: a number, a bool, text or a tensor."""
+        """Return a tensor, a list of tensors, or a constant: a number, a bool, text or a tensor."""
         if isinstance(var, (list, tuple)):
-            return [self._value(each, values) for each in var]
+            return [self._value(element, values) for element in var]
         if var is None or var in values:
             return None if var is None else values[var]
         if var not in self._constants:
@@ -135,14 +136,14 @@ class Interpreter:
         )
 
     def _matrix(self, op: Any) -> Tensor:
-        """A constant that is stored compressed; functions that have the same one share it."""
+        """Return a decompressed constant. Functions with an equal constant share the tensor."""
         if op not in self._matrices:
-            twin = self._named.setdefault(op.name, op)
-            if twin is not op and _same(twin, op):
-                self._matrices[op] = self._matrices[twin]
+            first = self._first_by_name.setdefault(op.name, op)
+            if first is not op and _equal_constants(first, op):
+                self._matrices[op] = self._matrices[first]
             else:
-                made = CONSTEXPR[op.op_type](**_parts(op))
-                self._matrices[op] = self._rounded(made, op.outputs[0])
+                matrix = CONSTEXPR[op.op_type](**_parts(op))
+                self._matrices[op] = self._rounded(matrix, op.outputs[0])
         return self._matrices[op]
 
     def _rounded(self, value: Any, var: Any) -> Any:
@@ -153,43 +154,43 @@ class Interpreter:
         return value.to(self._dtype(DTYPES[types.builtin_to_string(var.dtype)]))
 
     def _dtype(self, declared: torch.dtype) -> torch.dtype:
-        """What a value of a declared dtype is held in."""
+        """Return the dtype in which this mode computes a value of a declared dtype."""
         return torch.float32 if self.exact and declared == torch.float16 else declared
 
 
-class _Held:
-    """A state that an operator reads or updates."""
+class _StateRef:
+    """A reference to a state that an operator reads or updates."""
 
     def __init__(self, state: dict[str, Tensor], name: str) -> None:
         self.state, self.name = state, name
 
 
 def _parts(op: Any) -> dict[str, Any]:
-    """The arrays of a compressed constant."""
+    """Return the arrays of a compressed constant."""
     return {key: var.val for key, var in op.inputs.items() if var is not None}
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two compressed constants are one and the same."""
-    ours, theirs = _parts(a), _parts(b)
+def _equal_constants(a: Any, b: Any) -> bool:
+    """Return whether two compressed constants have equal types and arrays."""
+    a_parts, b_parts = _parts(a), _parts(b)
     return (
         a.op_type == b.op_type
-        and ours.keys() == theirs.keys()
-        and all(np.array_equal(ours[key], theirs[key]) for key in ours)
+        and a_parts.keys() == b_parts.keys()
+        and all(np.array_equal(a_parts[key], b_parts[key]) for key in a_parts)
     )
 
 
 def _last_uses(function: Any) -> dict[Any, list[Any]]:
-    """Variables that nothing needs after an operator: what may be forgotten there."""
-    last: dict[Any, Any] = {}
+    """Return, for each operator, the variables that no later operator reads."""
+    last_reader: dict[Any, Any] = {}
     for op in function.operations:
         for var in op.inputs.values():
-            for each in var if isinstance(var, (list, tuple)) else (var,):
-                if each is not None:
-                    last[each] = op
-    kept = set(function.outputs) | set(function.inputs.values())
+            for element in var if isinstance(var, (list, tuple)) else (var,):
+                if element is not None:
+                    last_reader[element] = op
+    retained = set(function.outputs) | set(function.inputs.values())
     uses: dict[Any, list[Any]] = {}
-    for var, op in last.items():
-        if var not in kept:
+    for var, op in last_reader.items():
+        if var not in retained:
             uses.setdefault(op, []).append(var)
     return uses

@@ -1,4 +1,4 @@
-"""Combinations that others saw fail on devices: said at export, with the report."""
+"""Reported failures on devices, which an export prints with a link to the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ISSUES = "https://github.com/apple/coremltools/issues"
 
 @dataclass(frozen=True)
 class Package:
-    """What is known of a package before it is written."""
+    """The properties of a package that decide which failures apply."""
 
     version: str
     formats: frozenset[Format | Floats]
@@ -30,7 +30,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Something that failed on a device, and where it was reported."""
+    """A failure on a device, and the link to its report."""
 
     what: str
     link: str
@@ -39,14 +39,14 @@ class Trouble:
 
 TROUBLES = (
     Trouble(
-        "4-bit weights in a stateful package of coremltools 9.0 were seen to crash on the Neural "
-        "Engine after some hundred calls; ask for CPU and GPU",
+        "4-bit weights in a stateful package of coremltools 9.0 were reported to crash on the "
+        "Neural Engine after some hundred calls; use CPU and GPU",
         f"{ISSUES}/2716",
         lambda package: package.version.startswith("9.0") and package.has_four_bits,
     ),
     Trouble(
-        "states whose last dim is no multiple of 32 were seen to fail on the Neural Engine; ask "
-        "for CPU and GPU",
+        "states whose last dim is no multiple of 32 were reported to fail on the Neural "
+        "Engine; use CPU and GPU",
         f"{ISSUES}/2631",
         lambda package: package.has_odd_states,
     ),
@@ -56,6 +56,6 @@ TROUBLES = (
 def known_troubles(
     version: str, formats: Iterable[Format | Floats], states: Iterable[PackageState]
 ) -> list[dict[str, str]]:
-    """What is known to fail of such a package: `what` and `link`; `version` of coremltools."""
+    """Return the known failures of a package as `what` and `link`; `version` is coremltools'."""
     package = Package(version, frozenset(formats), tuple(states))
     return [{"what": t.what, "link": t.link} for t in TROUBLES if t.applies(package)]

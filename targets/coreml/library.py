@@ -1,4 +1,4 @@
-"""coremltools, imported once and kept quiet: its warnings are about what is not used here."""
+"""Import coremltools without its warnings, which concern features that lfmc does not use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from lfmc.targets.base import require
 
 
 def coremltools() -> Any:
-    """The library. Raises `UnsupportedError` where it is missing.
+    """Return the library. Raises `UnsupportedError` if it is not installed.
 
-    It warns that torch is newer than what its own converter was tested with (that converter is not
-    used) and that Apple's runtime is missing on other systems (it is not called there).
+    It warns that torch is newer than the version its converter was tested with (lfmc does not use
+    this converter), and that Apple's runtime is missing on other systems (lfmc does not call it
+    there).
     """
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     with quiet():

@@ -1,6 +1,6 @@
-"""MIL operators in torch, by Core ML's descriptions of them.
+"""MIL operators in torch, as the documentation of Core ML describes them.
 
-Products and reductions of float16 values are taken in float32; the interpreter rounds results.
+Products and reductions of float16 values are computed in float32; the interpreter rounds results.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lfmc.errors import UnsupportedError
 
-# What `cast` makes; float16 stays wide here, and is rounded with every other result.
+# The result dtypes of `cast`. Float16 is float32 here; the interpreter rounds all results.
 DTYPES = {"fp16": torch.float32, "fp32": torch.float32, "int32": torch.int32, "bool": torch.bool}
 
 
 def _wide(x: Any) -> Any:
-    """Float16 as float32; anything else as it is."""
+    """Return float16 as float32, and any other value unchanged."""
     return x.float() if isinstance(x, Tensor) and x.dtype == torch.float16 else x
 
 
@@ -32,11 +32,11 @@ def _number(x: Any) -> Any:
     return x.item() if isinstance(x, Tensor) else x
 
 
-def _unknown(form: str) -> UnsupportedError:
-    """For forms of operators that no package of lfmc has."""
+def _unsupported(variant: str) -> UnsupportedError:
+    """Return the error for a variant of an operator that lfmc never emits."""
     return UnsupportedError(
-        "the interpreter does not know this form of an operator",
-        got=form,
+        "the interpreter does not support this variant of an operator",
+        got=variant,
         todo="run the package on a Mac",
     )
 
@@ -67,8 +67,8 @@ def _softmax(x: Tensor, axis: Any = -1) -> Tensor:
 def _reduce(name: str) -> Callable[..., Tensor]:
     def run(x: Tensor, axes: Any = None, keep_dims: Any = False) -> Tensor:
         dims = list(range(x.dim())) if axes is None else _ints(axes)
-        made: Tensor = getattr(torch, name)(_wide(x), dims, keepdim=bool(_number(keep_dims)))
-        return made
+        result: Tensor = getattr(torch, name)(_wide(x), dims, keepdim=bool(_number(keep_dims)))
+        return result
 
     return run
 
@@ -93,7 +93,7 @@ def _conv(
     groups: Any = 1,
 ) -> Tensor:
     if pad_type != "valid" or x.dim() != 3:
-        raise _unknown(f"conv with padding '{pad_type}' in {x.dim() - 2} dims")
+        raise _unsupported(f"conv with padding '{pad_type}' in {x.dim() - 2} dims")
     return F.conv1d(
         _wide(x),
         _wide(weight),
@@ -108,12 +108,12 @@ def _gather(
     x: Tensor, indices: Tensor, axis: Any = 0, batch_dims: Any = 0, validate_indices: Any = False
 ) -> Tensor:
     if _number(batch_dims):
-        raise _unknown("gather with batch dims")
+        raise _unsupported("gather with batch dims")
     axis = int(_number(axis)) % x.dim()
-    where = torch.as_tensor(indices).long()
-    where = torch.where(where < 0, where + x.shape[axis], where)
-    found = x.index_select(axis, where.flatten())
-    return found.reshape(*x.shape[:axis], *where.shape, *x.shape[axis + 1 :])
+    indices = torch.as_tensor(indices).long()
+    indices = torch.where(indices < 0, indices + x.shape[axis], indices)
+    slices = x.index_select(axis, indices.flatten())
+    return slices.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
 def _gather_along_axis(
@@ -140,10 +140,10 @@ def _one_hot(
     indices: Tensor, one_hot_vector_size: Any, axis: Any = -1, on_value: Any = 1, off_value: Any = 0
 ) -> Tensor:
     if int(_number(axis)) != -1:
-        raise _unknown("one_hot along another axis than the last")
-    hot = F.one_hot(indices.long(), int(_number(one_hot_vector_size)))
+        raise _unsupported("one_hot along another axis than the last")
+    one_hot = F.one_hot(indices.long(), int(_number(one_hot_vector_size)))
     on, off = torch.as_tensor(_number(on_value)), torch.as_tensor(_number(off_value))
-    return torch.where(hot.bool(), on, off)
+    return torch.where(one_hot.bool(), on, off)
 
 
 def _expand_dims(x: Tensor, axes: Any) -> Tensor:
@@ -162,7 +162,7 @@ def _squeeze(x: Tensor, axes: Any = None) -> Tensor:
 
 
 def _reshape(x: Tensor, shape: Any) -> Tensor:
-    """0 keeps a dim, -1 takes what is left."""
+    """Reshape `x`; a size of 0 copies the dim, and -1 infers it."""
     return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(_ints(shape))])
 
 
@@ -181,12 +181,12 @@ def _split(
 
 def _concat(values: list[Any], axis: Any, interleave: Any = False) -> Tensor:
     if _number(interleave):
-        raise _unknown("interleaved concat")
+        raise _unsupported("interleaved concat")
     return torch.cat([torch.as_tensor(value) for value in values], int(_number(axis)))
 
 
 def _slice_by_size(x: Tensor, begin: Any, size: Any) -> Tensor:
-    """-1 takes all from the beginning on."""
+    """Return a slice; a size of -1 extends it to the end of the dim."""
     for dim, (start, count) in enumerate(zip(_ints(begin), _ints(size), strict=True)):
         start %= x.shape[dim]
         x = x.narrow(dim, start, x.shape[dim] - start if count == -1 else count)
@@ -203,10 +203,10 @@ def _slice_update(
     end_mask: Any = None,
     squeeze_mask: Any = None,
 ) -> Tensor:
-    """A copy of `x` with `update` in a slice of it."""
+    """Return a copy of `x` with `update` written to a slice."""
     rank = x.dim()
     if squeeze_mask is not None and any(_ints(squeeze_mask)):
-        raise _unknown("slice_update that squeezes")
+        raise _unsupported("slice_update that squeezes")
     from_start = [False] * rank if begin_mask is None else _ints(begin_mask)
     to_end = [False] * rank if end_mask is None else _ints(end_mask)
     steps = [1] * rank if stride is None else _ints(stride)
@@ -218,9 +218,9 @@ def _slice_update(
     )
     if x[where].shape != update.shape:
         raise IndexError(f"an update of {list(update.shape)} for {list(x[where].shape)}")
-    made = x.clone()
-    made[where] = update
-    return made
+    result = x.clone()
+    result[where] = update
+    return result
 
 
 def _range(start: Any, end: Any, step: Any) -> Tensor:
@@ -237,7 +237,7 @@ def _update_state(state: Any, value: Tensor) -> Tensor:
 
 
 def blockwise_shift_scale(data: Any, scale: Any, offset: Any = None) -> Tensor:
-    """`(data - offset) * scale`, float32; every number of `scale` is for a block of `data`."""
+    """Return `(data - offset) * scale`, float32; each element of `scale` applies to a block."""
     wide = torch.from_numpy(np.asarray(data).astype(np.float32))
 
     def spread(value: Any) -> Tensor:
@@ -251,14 +251,14 @@ def blockwise_shift_scale(data: Any, scale: Any, offset: Any = None) -> Tensor:
 
 
 def lut_to_dense(indices: Any, lut: Any, vector_axis: Any = None) -> Tensor:
-    """Each index replaced by its entry in the table of its block: `lut` `[blocks..., 2^n, 1]`."""
+    """Replace each index by its entry in the table of its block: `lut` `[blocks..., 2^n, 1]`."""
     if vector_axis is not None or lut.shape[-1] != 1:
-        raise _unknown("tables of vectors")
-    places = np.asarray(indices).astype(np.int64)
-    grid = np.indices(places.shape, sparse=True)
-    blocks = lut.shape[: places.ndim]
-    own = tuple(grid[i] * blocks[i] // places.shape[i] for i in range(places.ndim))
-    where = (*own, places, 0)
+        raise _unsupported("tables of vectors")
+    codes = np.asarray(indices).astype(np.int64)
+    grid = np.indices(codes.shape, sparse=True)
+    blocks = lut.shape[: codes.ndim]
+    block_index = tuple(grid[i] * blocks[i] // codes.shape[i] for i in range(codes.ndim))
+    where = (*block_index, codes, 0)
     return torch.from_numpy(np.asarray(lut)[where])
 
 

@@ -1,4 +1,4 @@
-"""The package on disk: writing it, loading its program, and reading its constants back."""
+"""Write a package to disk, load its program, and read its constants back."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def write_package(
     about: str = "",
     descriptions: Mapping[str, str] = MappingProxyType({}),
     metadata: Mapping[str, str] = MappingProxyType({}),
-    kept: Collection[str] = (),
+    named_constants: Collection[str] = (),
 ) -> list[str]:
-    """Save functions as one ML program; the files that were written, relative to `folder`.
+    """Save functions as one ML program, and return the written files, relative to `folder`.
 
-    `about` is what Xcode shows of the model, `descriptions` explain inputs, outputs and states by
-    name; constants named in `kept` are read back by name. None of coremltools' passes that
-    could fold, merge or requantize a constant is run.
+    Xcode shows `about` as the description of the model. `descriptions` describe inputs, outputs and
+    states by name. Constants in `named_constants` keep their name, to be read back. No pass of
+    coremltools runs that could fold, merge or requantize a constant.
     """
     ct = coremltools()
     from coremltools.converters.mil.converter import mil_convert
@@ -62,7 +62,7 @@ def write_package(
         )
     spec = model.get_spec()
     for function in spec.mlProgram.functions.values():
-        share_constants(function.block_specializations[function.opset], kept)
+        share_constants(function.block_specializations[function.opset], named_constants)
     for function in spec.description.functions:
         for feature in (*function.input, *function.output, *function.state):
             feature.shortDescription = descriptions.get(feature.name, "")
@@ -76,7 +76,7 @@ def write_package(
 
 
 def load_program(folder: Path) -> Any:
-    """The program of a package, with its constants, as coremltools reads it from disk."""
+    """Load the program of a package, with its constants, by coremltools."""
     path = folder / PACKAGE
     if not (path / PROGRAM).is_file():
         raise InputError("there is no Core ML package", where=path)
@@ -85,7 +85,7 @@ def load_program(folder: Path) -> Any:
 
 @lru_cache(maxsize=1)
 def _load(path: Path, stamp: int) -> Any:
-    """`stamp` marks the version (of the program's file: reading weights touches theirs)."""
+    """Load a package; `stamp` is the mtime of its program, because reading weights touches them."""
     ct = coremltools()
     from coremltools.converters.mil.frontend.milproto.load import load
 
@@ -93,13 +93,13 @@ def _load(path: Path, stamp: int) -> Any:
         with quiet():
             spec = ct.utils.load_spec(str(path))
             program = load(spec, spec.specificationVersion, str(path / WEIGHTS))
-    except Exception as error:  # the library raises whatever its parsers raise
+    except Exception as error:  # the library does not wrap the errors of its parsers
         raise InputError(
             "coremltools can't read the package", where=path, got=first_line(error)
         ) from error
     program.default_function_name = spec.description.defaultFunctionName
     program.metadata = dict(spec.description.metadata.userDefined)
-    # A compressed matrix holds its parts itself: in the file they have no names of their own.
+    # A compressed matrix contains its parts: they have no names of their own in the file.
     program.constants = {
         op.name: op for op in program.functions[DECODE].operations if op.op_type.startswith("const")
     }
@@ -107,9 +107,10 @@ def _load(path: Path, stamp: int) -> Any:
 
 
 def read_constant(folder: Path, stored: StoredTensor) -> Tensor:
-    """A constant as it lies on disk, in the form of `PackedTensor`'s parts.
+    """Read a constant from disk, in the layout of the parts of `PackedTensor`.
 
-    Codes and zero points come back as bit streams of unsigned numbers, whatever sign they have.
+    Codes and zero points are returned as bit streams of unsigned integers, even if the file stores
+    them signed.
     """
     program = load_program(folder)
     owner = stored.name
@@ -124,7 +125,7 @@ def read_constant(folder: Path, stored: StoredTensor) -> Tensor:
     var = op.inputs[key]
     value = torch.from_numpy(np.ascontiguousarray(var.val))
     if key == "lut":
-        return value.squeeze(-1).squeeze(-2)  # one table a row
+        return value.squeeze(-1).squeeze(-2)  # one table per row
     if key == "scale":
         return value
     signed, bits = integer_type(var)
@@ -133,7 +134,7 @@ def read_constant(folder: Path, stored: StoredTensor) -> Tensor:
 
 
 def integer_type(var: Any) -> tuple[bool, int]:
-    """Whether the integers of a variable are signed, and their bits (4 for int4)."""
+    """Return whether the integers of a variable are signed, and their bits (4 for int4)."""
     from coremltools.converters.mil.mil import types
 
     kind = types.builtin_to_string(var.dtype)

@@ -1,4 +1,4 @@
-"""Every n-bit operator of a package on its own: its input in the package, the plan's weights."""
+"""Compare every n-bit operator of a package in isolation: its input, and the plan's weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, fx
 
 from lfmc.graph.program import Program
-from lfmc.parity.compare import CaseResult, Rung, difference, operators_rung
+from lfmc.parity.compare import CaseResult, Rung, compare_logits, operators_rung
 from lfmc.targets.base import Artifact
 from lfmc.targets.coreml.interpreter import Interpreter
 from lfmc.targets.coreml.names import DECODE, output_name
 
 TITLE = "every n-bit operator of the artifact, alone, in float16"
 TOKENS = 8
-# Weights and the result are rounded to float16: 2^-11 each, and errors of a sum partly cancel.
+# Weights and results are rounded to float16, 2^-11 each, and the errors of a sum partly cancel.
 TOLERANCE = 1e-3
 
 
 def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
-    """The worst operator of each kind, over some decoded tokens; `program` is bound."""
+    """Return the worst operator of each kind over some decoded tokens; `program` is bound."""
     return operators_rung(TITLE, TOLERANCE, _results(program, folder, artifact))
 
 
@@ -30,28 +30,28 @@ def _results(program: Program, folder: Path, artifact: Artifact) -> Iterator[Cas
     attributes = dict(program.module.named_buffers())
     watch = {name for probe in artifact.probes for name in (*probe.inputs, probe.output)}
     interpreter = Interpreter(folder, exact=False)
-    state, passed = interpreter.new_state(), interpreter.new_passed()
+    state, io_states = interpreter.new_state(), interpreter.new_io_states()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(program.config.vocab_size, (TOKENS,), generator=generator).int()
     for position, token in enumerate(ids):
-        given = {
+        inputs = {
             "input_ids": token.view(1, 1),
             "position": torch.tensor([position], dtype=torch.int32),
         }
-        found = interpreter.call(DECODE, {**given, **passed}, state, watch)
-        found.update(given)
-        passed = {key: found[output_name(key)] for key in passed}
+        values = interpreter.call(DECODE, {**inputs, **io_states}, state, watch)
+        values.update(inputs)
+        io_states = {key: values[output_name(key)] for key in io_states}
         for probe in artifact.probes:
             (name,) = probe.inputs
-            expected = _alone(nodes[probe.node], found[name], attributes)
-            yield difference(probe.kind, found[probe.output].float(), expected)
+            expected = _run_operator(nodes[probe.node], values[name], attributes)
+            yield compare_logits(probe.kind, values[probe.output].float(), expected)
 
 
-def _alone(node: fx.Node, given: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
-    """The program's own operator, with its weights, on an input of its own."""
+def _run_operator(node: fx.Node, x: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
+    """Run an operator of the program, with its weights, on `x`."""
 
     def value(argument: object) -> object:
         return attributes[str(argument.target)] if isinstance(argument, fx.Node) else argument
 
-    first = given.float() if given.is_floating_point() else given.long()
-    return node.target(first, *map(value, node.args[1:]))  # type: ignore[operator, no-any-return]
+    x = x.float() if x.is_floating_point() else x.long()
+    return node.target(x, *map(value, node.args[1:]))  # type: ignore[operator, no-any-return]

@@ -1,4 +1,4 @@
-"""Running a package the way an app does: chunks of a prompt, then one token at a time."""
+"""Run a package as an app does: chunks of a prompt, then one token at a time."""
 
 from __future__ import annotations
 
@@ -9,79 +9,84 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lfmc.parity.expert_choices import Choice, joined
+from lfmc.parity.expert_choices import ExpertChoice, concat_choices
 from lfmc.run.stepper import require_tokens
 from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL, output_name
 
 
 class Engine(Protocol):
-    """What executes the functions of a package: the interpreter, or Core ML itself."""
+    """The executor of a package's functions: the interpreter, or Core ML itself."""
 
     metadata: Mapping[str, str]
 
     def new_state(self) -> Any:
-        """States that the system keeps, all zeros."""
+        """Return the states in MLState, all zeros."""
 
-    def new_passed(self) -> dict[str, Tensor]:
-        """States that are inputs and outputs, all zeros."""
+    def new_io_states(self) -> dict[str, Tensor]:
+        """Return the states that are passed as inputs and outputs, all zeros."""
         ...
 
     def call(
-        self, name: str, given: Mapping[str, Tensor], state: Any, watch: Collection[str] = ()
+        self, name: str, inputs: Mapping[str, Tensor], state: Any, watch: Collection[str] = ()
     ) -> dict[str, Tensor]:
-        """Outputs by name, and variables in `watch` if it can look at them; `state` is updated."""
+        """Run a function, update `state`, and return its outputs by name.
+
+        The result includes the variables in `watch` if the engine can read them.
+        """
         ...
 
 
 class CoremlStepper:
     """One conversation.
 
-    `prefill` takes a chunk of tokens, of which the first `valid` count; `decode` takes one. Where a
-    whole chunk no longer fits the context, tokens go one by one. `choice` is which experts the last
-    step's tokens chose, where the engine shows what is inside of a function.
+    `prefill` takes a chunk of tokens, of which the first `valid` are not padding. `decode` takes
+    one token. If a whole chunk no longer fits the context, tokens are decoded one by one. `choice`
+    has the experts chosen for the last step's tokens, if the engine can read inner variables.
     """
 
-    choice: Choice | None = None
+    choice: ExpertChoice | None = None
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         facts: dict[str, Any] = json.loads(engine.metadata[FACTS_KEY])
         self.context, self._chunk = facts["context"], facts["chunk"]
-        self._vocab, self._chosen = facts["vocab_size"], facts["chosen"]
+        self._vocab_size, self._choice_names = facts["vocab_size"], facts["chosen"]
         self.reset()
 
     def reset(self) -> None:
-        """Forget the conversation: states are zeros again."""
+        """Start a new conversation: set all states to zeros."""
         self._length = 0
         self._state = self._engine.new_state()
-        self._passed = self._engine.new_passed()
+        self._io_states = self._engine.new_io_states()
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` of the tokens that come next."""
+        """Append tokens, and return their float32 logits `[T, V]`."""
         ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(-1)
-        require_tokens(ids, self._length, self.context, self._vocab)
+        require_tokens(ids, self._length, self.context, self._vocab_size)
         logits, choices = [], []
         while len(ids):
             fits = self._length + self._chunk <= self.context
             count = min(len(ids), self._chunk) if fits and len(ids) > 1 else 1
-            found = self._call(ids[:count])
-            logits.append(found["logits"][0, :count].float())
-            layers = [found[name][:count] for name in self._chosen if name in found]
+            outputs = self._call(ids[:count])
+            logits.append(outputs["logits"][0, :count].float())
+            layers = [outputs[name][:count] for name in self._choice_names if name in outputs]
             if layers:
-                choices.append(Choice(torch.stack(layers).long().sort(-1).values))
+                choices.append(ExpertChoice(torch.stack(layers).long().sort(-1).values))
             ids = ids[count:]
             self._length += count
-        self.choice = joined(choices) if choices else None
+        self.choice = concat_choices(choices) if choices else None
         return torch.cat(logits)
 
     def _call(self, ids: Tensor) -> dict[str, Tensor]:
-        given: dict[str, Any] = {"position": torch.tensor([self._length], dtype=torch.int32)}
+        inputs: dict[str, Any] = {"position": torch.tensor([self._length], dtype=torch.int32)}
         name, count = DECODE, len(ids)
         if count > 1:
             name = PREFILL
-            given["valid"] = torch.tensor([count], dtype=torch.int32)
+            inputs["valid"] = torch.tensor([count], dtype=torch.int32)
             ids = torch.nn.functional.pad(ids, (0, self._chunk - count))
-        given["input_ids"] = ids.to(torch.int32).unsqueeze(0)
-        found = self._engine.call(name, {**given, **self._passed}, self._state, self._chosen)
-        self._passed = {key: found[output_name(key)] for key in self._passed}
-        return found
+        inputs["input_ids"] = ids.to(torch.int32).unsqueeze(0)
+        outputs = self._engine.call(
+            name, {**inputs, **self._io_states}, self._state, self._choice_names
+        )
+        self._io_states = {key: outputs[output_name(key)] for key in self._io_states}
+        return outputs

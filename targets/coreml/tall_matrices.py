@@ -1,10 +1,9 @@
-"""Matrices in pieces of a limited number of rows.
+"""Products and lookups with matrices that are split into pieces of their rows.
 
-The Neural Engine was reported to take no dim above 16,384
+The Neural Engine was reported to support no dim above 16,384
 (https://github.com/apple/coremltools/issues/1003); an embedding and its head have 65,536 rows.
-Pieces are constants of their own, and a tied matrix is
-still stored once: the head multiplies by every piece, the embedding looks into every piece and
-keeps what lies in it.
+Every piece is a separate constant, and a tied matrix is still stored once. The head multiplies by
+every piece. The embedding gathers from every piece and masks out ids that are not in the piece.
 """
 
 from __future__ import annotations
@@ -21,37 +20,41 @@ from lfmc.targets.coreml.lower import Lowering
 
 
 def lookup(pieces: Sequence[Var], ids: Var, name: str) -> Var:
-    """Rows `[1, T, K]`, float16, of a matrix for `ids` `[1, T]`."""
+    """Return the rows `[1, T, K]`, float16, of a matrix for `ids` `[1, T]`."""
     if len(pieces) == 1:
         return cast(mb.gather(x=pieces[0], indices=ids, axis=0, name=name), HALF)
     limit, total = np.int32(pieces[0].shape[0]), None
-    which, place = mb.floor_div(x=ids, y=limit), mb.mod(x=ids, y=limit)
-    for own, piece in zip(np.eye(len(pieces), dtype=np.float16), pieces, strict=True):
-        inside = mb.expand_dims(x=mb.gather(x=own, indices=which, axis=0), axes=[-1])
-        near = mb.mod(x=place, y=np.int32(piece.shape[0]))  # the last piece is shorter
-        rows = mb.mul(x=cast(mb.gather(x=piece, indices=near, axis=0), HALF), y=inside)
+    piece_index, row = mb.floor_div(x=ids, y=limit), mb.mod(x=ids, y=limit)
+    for one_hot, piece in zip(np.eye(len(pieces), dtype=np.float16), pieces, strict=True):
+        mask = mb.expand_dims(x=mb.gather(x=one_hot, indices=piece_index, axis=0), axes=[-1])
+        valid_row = mb.mod(x=row, y=np.int32(piece.shape[0]))  # the last piece is shorter
+        rows = mb.mul(x=cast(mb.gather(x=piece, indices=valid_row, axis=0), HALF), y=mask)
         total = rows if total is None else mb.add(x=total, y=rows)
     return mb.identity(x=total, name=name)
 
 
-def product(low: Lowering, pieces: Sequence[Var], x: Var, bias: fx.Node | None, name: str) -> Var:
-    """`x` `[..., K]` times a matrix, plus a bias `[N]` where there is one: `[..., N]`."""
+def product(
+    lowering: Lowering, pieces: Sequence[Var], x: Var, bias: fx.Node | None, name: str
+) -> Var:
+    """Return `x` `[..., K]` times a matrix, plus a bias `[N]` if there is one: `[..., N]`."""
     if len(pieces) == 1:
-        return mb.linear(x=x, weight=pieces[0], bias=_bias(low, pieces[0], bias, 0), name=name)
-    found, start = [], 0
+        return mb.linear(x=x, weight=pieces[0], bias=_bias(lowering, pieces[0], bias, 0), name=name)
+    parts, start = [], 0
     for piece in pieces:
-        found.append(mb.linear(x=x, weight=piece, bias=_bias(low, piece, bias, start)))
+        parts.append(mb.linear(x=x, weight=piece, bias=_bias(lowering, piece, bias, start)))
         start += piece.shape[0]
-    return mb.concat(values=found, axis=-1, name=name)
+    return mb.concat(values=parts, axis=-1, name=name)
 
 
-def _bias(low: Lowering, piece: Var, bias: fx.Node | None, start: int) -> Var:
-    """The part of a bias that is a piece's, or zeros that all pieces of this size share: without
-    any, coremltools would write them for each."""
+def _bias(lowering: Lowering, piece: Var, bias: fx.Node | None, start: int) -> Var:
+    """Return the part of a bias for a piece, or zeros that all pieces of this size share.
+
+    Without a bias argument, coremltools would write zeros for each piece.
+    """
     rows = piece.shape[0]
     if bias is None:
-        return low.zeros(rows, piece.dtype)
-    whole = low.value(bias, piece.dtype)
-    if whole.shape[0] == rows:
-        return whole
-    return mb.slice_by_size(x=whole, begin=[start], size=[rows])
+        return lowering.zeros(rows, piece.dtype)
+    full_bias = lowering.value(bias, piece.dtype)
+    if full_bias.shape[0] == rows:
+        return full_bias
+    return mb.slice_by_size(x=full_bias, begin=[start], size=[rows])

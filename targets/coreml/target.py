@@ -1,4 +1,4 @@
-"""The Core ML target: capabilities and verbs."""
+"""The Core ML target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.grid.formats import Capabilities, Format, unpadded
+from lfmc.calib_free.grid.formats import Capabilities, Format, unpadded_formats
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
 from lfmc.graph.trace import TraceSpec
@@ -24,36 +24,44 @@ from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.coreml.states import DIGIT, LAYOUTS, package_states
 
-# constexpr_blockwise_shift_scale: int4 and int8, with an offset uint4 and uint8.
+# constexpr_blockwise_shift_scale: int4 and int8 without an offset, uint4 and uint8 with one.
 GRIDS = tuple(
     Format(bits, group, symmetric, "float16")
     for bits in (4, 8)
     for group in (32, 64, 128)
     for symmetric in (True, False)
 )
-# constexpr_lut_to_dense, with a table a row. (It has 4 and 8 bits, too, and needs more for them.)
+# constexpr_lut_to_dense with a table per row. (It supports 4 and 8 bits, but takes more bytes.)
 PALETTES = tuple(Format(bits, 0, True, "float16") for bits in (2, 3, 6))
 FORMATS = (*PALETTES, *GRIDS)  # blocks can't be padded
-# One format a width, so that a layer's experts are few stacks.
+# One format per bit width, so that the experts of a layer are few stacks.
 EXPERTS = (*PALETTES, Format(4, 32, False, "float16"), Format(8, 128, True, "float16"))
 COMPUTE_UNITS = ("CPU_AND_GPU", "CPU_AND_NE", "ALL", "CPU_ONLY")
-ROWS = 16_384  # the Neural Engine was reported to take no larger dim
+ROWS = 16_384  # the Neural Engine was reported to support no larger dim
 TOLERANCE = 2e-3  # of the logit scale, in float32 arithmetic
 
 
 @dataclass(frozen=True)
 class CoremlTarget:
-    """Core ML on iOS 18, macOS 15 or later: an ML program with the functions prefill and decode."""
+    """Core ML on iOS 18, macOS 15 and later: an ML program with two functions."""
 
     name: ClassVar[str] = "coreml"
     extra: ClassVar[str] = "coreml"
     packages: ClassVar[tuple[str, ...]] = ("coremltools",)
     options: ClassVar[tuple[TargetOption, ...]] = (
-        TargetOption("layout", LAYOUTS, "the filters' states are kept by Core ML, or by the app"),
-        TargetOption("chunk", ("64", "16", "32", "128", "256", "512"), "tokens a call of prefill"),
-        TargetOption("experts", ("chosen", "dense"), "which experts decode multiplies with"),
-        TargetOption("tall", ("whole", "split"), f"matrices of more than {ROWS:,} rows"),
-        TargetOption("compute_units", COMPUTE_UNITS, "what an app should ask for"),
+        TargetOption("layout", LAYOUTS, "whether Core ML or the app stores the filters' states"),
+        TargetOption(
+            "chunk", ("64", "16", "32", "128", "256", "512"), "tokens per call of prefill"
+        ),
+        TargetOption(
+            "experts", ("chosen", "dense"), "whether decode computes the chosen experts or all"
+        ),
+        TargetOption(
+            "tall", ("whole", "split"), f"how to store matrices of more than {ROWS:,} rows"
+        ),
+        TargetOption(
+            "compute_units", COMPUTE_UNITS, "the compute units that an app should request"
+        ),
     )
 
     lowering_bytes: ClassVar[float] = 2.5
@@ -63,9 +71,9 @@ class CoremlTarget:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
         return Capabilities(
-            linear=unpadded(FORMATS, hidden, config.ffn_size, inner),
-            embedding=unpadded(FORMATS, hidden),
-            expert=unpadded(EXPERTS, hidden, moe.ffn_size) if moe else (),
+            linear=unpadded_formats(FORMATS, hidden, config.ffn_size, inner),
+            embedding=unpadded_formats(FORMATS, hidden),
+            expert=unpadded_formats(EXPERTS, hidden, moe.ffn_size) if moe else (),
             floats=("float32", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
@@ -96,7 +104,7 @@ class CoremlTarget:
         from lfmc.targets.coreml.constants import Constants
         from lfmc.targets.coreml.handlers import HANDLERS
         from lfmc.targets.coreml.known_issues import known_troubles
-        from lfmc.targets.coreml.lower import Form, Lowering
+        from lfmc.targets.coreml.lower import Lowering, LoweringOptions
         from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL
         from lfmc.targets.coreml.package import PACKAGE, write_package
 
@@ -104,7 +112,9 @@ class CoremlTarget:
         states = package_states(program.states, options["layout"])
         constants = Constants()
         chunk = min(int(options["chunk"]), request.context)
-        form = Form(options["experts"] == "dense", ROWS if options["tall"] == "split" else None)
+        lowering_options = LoweringOptions(
+            options["experts"] == "dense", ROWS if options["tall"] == "split" else None
+        )
         functions, lowerings = {}, {}
         for name, tokens in ((DECODE, 1), (PREFILL, chunk)):
             lowering = Lowering(
@@ -115,23 +125,23 @@ class CoremlTarget:
                 tokens,
                 name == PREFILL,
                 constants,
-                form,
+                lowering_options,
                 HANDLERS,
             )
             with quiet():
                 functions[name] = lowering.run(ct.target.iOS18)
             lowerings[name] = lowering
-        own = {
+        runtime_facts = {
             "context": request.context,
             "chunk": chunk,
             "vocab_size": program.config.vocab_size,
-            "chosen": lowerings[DECODE].chosen,
+            "chosen": lowerings[DECODE].choice_names,
         }
         about = (
             f"{weights.checkpoint.name} ({program.config.model_type}), "
             f"{weights.plan.bits_per_weight:.2f} bits a weight, exported by lfmc"
         )
-        metadata = {FACTS_KEY: json.dumps(own)}
+        metadata = {FACTS_KEY: json.dumps(runtime_facts)}
         files = write_package(functions, folder, about, DESCRIPTIONS, metadata, constants.names)
         facts = {
             "package": PACKAGE,
@@ -146,14 +156,14 @@ class CoremlTarget:
                     "name": state.name,
                     "shape": list(state.shape),
                     "dtype": "float16",
-                    "kept_by": "MLState" if state.kept else "caller",
+                    "kept_by": "MLState" if state.in_mlstate else "caller",
                     "reset": "zeros",
                 }
                 for state in states
             ],
         }
         return Artifact(
-            tuple(files), tuple(constants.stored), tuple(lowerings[DECODE].probed), facts
+            tuple(files), tuple(constants.stored), tuple(lowerings[DECODE].probes), facts
         )
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
@@ -190,15 +200,18 @@ DESCRIPTIONS = {
     "logits": "For each token, the scores of what comes next.",
 }
 
-# Bytes of both functions' operators and of the gaps between constants: measured, with a margin.
-GRAPH_PER_ROPE = 12_000  # with its masks
+# Bytes of the operators of both functions and of the gaps between constants: measured, with a
+# margin.
+GRAPH_PER_ROPE = 12_000  # including its masks
 GRAPH_PER_CONV, GRAPH_PER_ATTENTION = 19_000, 37_000
-GRAPH_PER_SANDWICH = 6_000  # more, with a norm behind each block, and a gate of the heads
-GRAPH_PER_SPARSE, GRAPH_PER_EXPERT = 50_000, 400  # more, with a stack for every width
+# In addition, with a norm after each block and a gate of the heads.
+GRAPH_PER_SANDWICH = 6_000
+# In addition, with a stack for every bit width.
+GRAPH_PER_SPARSE, GRAPH_PER_EXPERT = 50_000, 400
 
 
 def _graph_nbytes(config: DecoderConfig) -> int:
-    """What a package holds besides the checkpoint's tensors."""
+    """Return the bytes of a package other than the checkpoint's tensors."""
     total = GRAPH_PER_ROPE * len(config.rope) + _table_nbytes(config)
     for index, kind in enumerate(config.layer_types):
         total += GRAPH_PER_CONV if kind == CONV else GRAPH_PER_ATTENTION
@@ -209,7 +222,7 @@ def _graph_nbytes(config: DecoderConfig) -> int:
 
 
 def _table_nbytes(config: DecoderConfig) -> int:
-    """Constants that are not the checkpoint's: rotary tables, and a zero for each kind of row."""
+    """Return the bytes of constants outside of the checkpoint: rotary tables and zero biases."""
     digits = math.ceil(math.log(config.max_context, DIGIT))
     rotary = len(config.rope) * digits * DIGIT * config.head_dim * 4
     moe = config.moe.num_experts if config.moe else 0

@@ -1,4 +1,4 @@
-"""NPUs, and the systems that Vela estimates them in."""
+"""Ethos-U NPUs, and the systems for which Vela estimates their speed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Accelerator:
-    """`system` and `memory` are sections of Vela's own `Arm/vela.ini`; `wide` where products of two
-    16-bit values run on the NPU."""
+    """An NPU. `system` and `memory` are sections of Vela's `Arm/vela.ini`.
+
+    `wide` is true if the NPU supports products of two 16-bit values.
+    """
 
     name: str
     system: str
@@ -23,4 +25,4 @@ _ALL = (
     *(Accelerator(f"ethos-u85-{macs}", *_U85) for macs in (256, 128, 512, 1024, 2048)),
     *(Accelerator(f"ethos-u55-{macs}", *_U55) for macs in (128, 32, 64, 256)),
 )
-ACCELERATORS: Mapping[str, Accelerator] = {own.name: own for own in _ALL}
+ACCELERATORS: Mapping[str, Accelerator] = {accelerator.name: accelerator for accelerator in _ALL}

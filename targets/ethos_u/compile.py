@@ -1,7 +1,8 @@
-"""From a graph of codes to a `.pte` for an Ethos-U: ExecuTorch's Arm backend to TOSA, then Vela.
+"""Compile a graph of codes into a `.pte` for an Ethos-U: ExecuTorch's Arm backend, then Vela.
 
-ExecuTorch takes nodes that its own quantizer has marked; the graph here brings its pairs, and is
-marked whole. What Vela compiles is the very TOSA that is written beside the `.pte`.
+ExecuTorch's backend lowers to TOSA the nodes that its quantizer marked. The graph here already has
+its quantize and dequantize pairs, so every node is marked. The bundle contains the same TOSA that
+Vela compiles.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from typing import Any
 import torch
 
 from lfmc.errors import UnsupportedError, first_line
-from lfmc.machine.quiet import no_output, quiet
+from lfmc.machine.quiet import quiet, silence_stdout
 from lfmc.targets.ethos_u.accelerators import Accelerator
-from lfmc.targets.npu.qdq_pairs import Coding, Pairs
+from lfmc.targets.npu.qdq_pairs import Coding, QdqGraph
 
-# TOSA has signed codes; those of 16 bits have no zero points.
+# TOSA's codes are signed. 16-bit codes have no zero point.
 CODING = Coding({8: torch.int8, 16: torch.int16}, signed=True)
 MARK = "_arm_annotation_info"
-# Columns of Vela's summary, and what they are here: cycles and bytes are estimates of a compiler.
+# Columns of Vela's summary, and their names in the report. They are the compiler's estimates.
 REPORT = {
     "cycles_total": "cycles",
     "cycles_npu": "npu_cycles",
@@ -36,8 +37,12 @@ MEMORIES = ("sram", "dram", "on_chip_flash", "off_chip_flash")
 
 @dataclass(frozen=True)
 class Compiled:
-    """`tosa` gives results in an order of its own: `places` of the graph's outputs among them, -1
-    for what is an input. `report` is Vela's."""
+    """A compiled graph.
+
+    The results of `tosa` have another order than the graph's outputs: `places` are the outputs'
+    positions among the results, or -1 for an output that is an input. `report` is from Vela's
+    summary.
+    """
 
     pte: bytes
     tosa: bytes
@@ -45,70 +50,73 @@ class Compiled:
     report: Mapping[str, float]
 
 
-def compile_graph(pairs: Pairs, accelerator: Accelerator) -> Compiled:
-    """Compile a graph of codes, all of it for the NPU; `UnsupportedError` where it is not taken."""
-    with quiet("executorch"), no_output(), tempfile.TemporaryDirectory() as place:
+def compile_graph(graph: QdqGraph, accelerator: Accelerator) -> Compiled:
+    """Compile a graph of codes for the NPU, as one delegate.
+
+    Raises `UnsupportedError` if the NPU does not support every operator.
+    """
+    with quiet("executorch"), silence_stdout(), tempfile.TemporaryDirectory() as folder:
         from executorch.backends.arm.ethosu import EthosUCompileSpec, EthosUPartitioner
 
         spec = EthosUCompileSpec(
             accelerator.name, system_config=accelerator.system, memory_mode=accelerator.memory
         )
-        spec.dump_intermediate_artifacts_to(place)
-        program, places = _lowered(pairs, EthosUPartitioner(spec), accelerator.name)
-        tosa = (Path(place) / "out.tosa").read_bytes()  # as Vela was given it
-        return Compiled(program, tosa, places, _report(Path(place)))
+        spec.dump_intermediate_artifacts_to(folder)
+        pte, places = _lower(graph, EthosUPartitioner(spec), accelerator.name)
+        tosa = (Path(folder) / "out.tosa").read_bytes()  # the input of Vela
+        return Compiled(pte, tosa, places, _read_report(Path(folder)))
 
 
-def tosa_of(pairs: Pairs, accelerator: Accelerator) -> tuple[bytes, tuple[int, ...]]:
-    """The TOSA alone, and the places of the graph's outputs among its results."""
-    with quiet("executorch"), no_output(), tempfile.TemporaryDirectory() as place:
+def lower_to_tosa(graph: QdqGraph, accelerator: Accelerator) -> tuple[bytes, tuple[int, ...]]:
+    """Return the TOSA of a graph, and the positions of the graph's outputs among its results."""
+    with quiet("executorch"), silence_stdout(), tempfile.TemporaryDirectory() as folder:
         from executorch.backends.arm.ethosu import EthosUCompileSpec
         from executorch.backends.arm.tosa.compile_spec import TosaCompileSpec
         from executorch.backends.arm.tosa.partitioner import TOSAPartitioner
 
         spec = TosaCompileSpec(EthosUCompileSpec(accelerator.name).tosa_spec)
-        spec.dump_intermediate_artifacts_to(place)
-        _, places = _lowered(pairs, TOSAPartitioner(spec), accelerator.name)
-        (found,) = Path(place).glob("*.tosa")
-        return found.read_bytes(), places
+        spec.dump_intermediate_artifacts_to(folder)
+        _, places = _lower(graph, TOSAPartitioner(spec), accelerator.name)
+        (path,) = Path(folder).glob("*.tosa")
+        return path.read_bytes(), places
 
 
-def _lowered(pairs: Pairs, partitioner: Any, name: str) -> tuple[bytes, tuple[int, ...]]:
+def _lower(graph: QdqGraph, partitioner: Any, name: str) -> tuple[bytes, tuple[int, ...]]:
+    """Return the `.pte`, and the positions of the graph's outputs in the delegate's results."""
     from executorch.exir import to_edge_transform_and_lower
 
-    for node in pairs.module.graph.nodes:
+    for node in graph.module.graph.nodes:
         if node.op == "call_function":
             node.meta.setdefault("custom", {})[MARK] = {"quantized": True}
     try:
-        exported = torch.export.export(pairs.module, pairs.example, strict=False)
+        exported = torch.export.export(graph.module, graph.example, strict=False)
         edge = to_edge_transform_and_lower(exported, partitioner=[partitioner])
-    except Exception as error:  # of passes, wrapped in plain ones
+    except Exception as error:  # from a pass, wrapped in an exception without details
         raise UnsupportedError(
-            f"the graph can't be compiled for {name}", got=first_line(_cause(error))
+            f"the graph can't be compiled for {name}", got=first_line(_root_cause(error))
         ) from error
-    graph = edge.exported_program().graph
-    calls = [n for n in graph.nodes if n.op == "call_function"]
-    outside = sorted({str(n.target) for n in calls if "getitem" not in str(n.target)})
-    if outside != ["executorch_call_delegate"]:
-        raise UnsupportedError(f"{name} does not take every operator", got=", ".join(outside))
+    edge_graph = edge.exported_program().graph
+    calls = [n for n in edge_graph.nodes if n.op == "call_function"]
+    operators = sorted({str(n.target) for n in calls if "getitem" not in str(n.target)})
+    if operators != ["executorch_call_delegate"]:
+        raise UnsupportedError(f"{name} does not support every operator", got=", ".join(operators))
     (delegate,) = (n for n in calls if "delegate" in str(n.target))
-    inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    if list(delegate.args[1:]) != inputs[-len(pairs.example) :]:
-        raise UnsupportedError("the compiled graph takes its inputs in another order")
-    outputs: Any = graph.output_node().args[0]
-    places = tuple(int(own.args[1]) if own in calls else -1 for own in outputs)
+    inputs = [n for n in edge_graph.nodes if n.op == "placeholder"]
+    if list(delegate.args[1:]) != inputs[-len(graph.example) :]:
+        raise UnsupportedError("the inputs of the compiled graph are in another order")
+    outputs: Any = edge_graph.output_node().args[0]
+    places = tuple(int(output.args[1]) if output in calls else -1 for output in outputs)
     return edge.to_executorch().buffer, places
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What an error began with."""
-    return _cause(error.__cause__) if error.__cause__ else error
+def _root_cause(error: BaseException) -> BaseException:
+    return _root_cause(error.__cause__) if error.__cause__ else error
 
 
-def _report(folder: Path) -> dict[str, float]:
-    """Of Vela's summary: cycles, seconds, and bytes of every memory."""
-    (found,) = folder.rglob("*summary*.csv")
-    with found.open(newline="") as file:
+def _read_report(folder: Path) -> dict[str, float]:
+    """Return cycles, seconds, and bytes of every memory from Vela's summary."""
+    (path,) = folder.rglob("*summary*.csv")
+    with path.open(newline="") as file:
         (row,) = csv.DictReader(file)
     used = {f"{memory}_nbytes": float(row[f"{memory}_memory_used"]) * 1024 for memory in MEMORIES}
-    return {own: float(row[name]) for name, own in REPORT.items()} | used
+    return {name: float(row[column]) for column, name in REPORT.items()} | used

@@ -1,4 +1,4 @@
-"""From a program to a bundle for an Ethos-U: graphs of two lengths, and the host's files."""
+"""Lower a program for an Ethos-U: graphs of two lengths, and the files of the host."""
 
 from __future__ import annotations
 
@@ -15,57 +15,60 @@ from lfmc.targets.ethos_u.compile import CODING, Compiled, compile_graph
 from lfmc.targets.ethos_u.runtime import PTE, TOSA
 from lfmc.targets.npu.bundle import HOST_FILE, graph_name
 from lfmc.targets.npu.forms import Style
-from lfmc.targets.npu.graph import constants_of
-from lfmc.targets.npu.lowering import Made, NpuLowering
-from lfmc.targets.npu.qdq_pairs import Pairs, paired
-from lfmc.targets.npu.static_ranges import every, none
+from lfmc.targets.npu.graph import collect_constants
+from lfmc.targets.npu.lowering import LoweredFiles, NpuLowering
+from lfmc.targets.npu.qdq_pairs import QdqGraph, build_qdq_graph
+from lfmc.targets.npu.static_ranges import all_values, no_values
 from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
 
 STYLE = Style(by_taps=True, by_parts=True)
 
 
 class Lowering(NpuLowering):
-    """Of a bound program."""
+    """Lowering of a bound program."""
 
     def __init__(
         self, program: Program, weights: PlannedWeights, context: int, chunk: int, bits: int
     ) -> None:
-        balanced = every if bits == 16 else none  # TOSA's 16-bit values have no zero points
-        super().__init__(program, weights, context, chunk, bits, STYLE, balanced)
+        # TOSA's 16-bit values have no zero points.
+        is_symmetric = all_values if bits == 16 else no_values
+        super().__init__(program, weights, context, chunk, bits, STYLE, is_symmetric)
 
-    def write(self, folder: Path, accelerator: Accelerator, activations: str) -> Made:
-        """Constants, and graphs that are compiled of them."""
+    def write(self, folder: Path, accelerator: Accelerator, activations: str) -> LoweredFiles:
+        """Write the constants, and compile the graphs with them."""
         with FakeTensorMode(), torch.no_grad():
-            shape = self.constants.shape_of
-            sources = tuple(constants_of(self.program, self.interface, shape, self.style))
-        asked = {"accelerator": accelerator.name, "activations": activations}
-        beside = self.write_constants(folder, sources, alone=True)
+            shape_of = self.constants.shape_of
+            sources = tuple(collect_constants(self.program, self.interface, shape_of, self.style))
+        settings = {"accelerator": accelerator.name, "activations": activations}
+        beside = self.write_constants(folder, sources, compiled_only=True)
         compiled: dict[int, Compiled] = {}
         for count in self.lengths:
-            pairs = self._pairs(folder, count)
-            made = compiled[count] = compile_graph(pairs, accelerator)
-            for name, data in ((TOSA, made.tosa), (PTE, made.pte)):
+            graph = self._qdq_graph(folder, count)
+            result = compiled[count] = compile_graph(graph, accelerator)
+            for name, data in ((TOSA, result.tosa), (PTE, result.pte)):
                 path = folder / name.format(graph_name(count))
                 path.write_bytes(data)
                 beside.append(path.name)
-        told = {
-            **asked,
-            "output_steps": [astuple(own) for own in pairs.steps],
-            "places": {str(count): list(own.places) for count, own in compiled.items()},
+        host_facts = {
+            **settings,
+            "output_steps": [astuple(step) for step in graph.steps],
+            "places": {str(count): list(result.places) for count, result in compiled.items()},
         }
-        self.write_host(folder, told)
-        report = {graph_name(count): dict(own.report) for count, own in compiled.items()}
+        self.write_host(folder, host_facts)
+        report = {graph_name(count): dict(result.report) for count, result in compiled.items()}
         facts = {
-            **asked,
+            **settings,
             **self.facts(),
             "vela": {"system": accelerator.system, "memory": accelerator.memory, **report},
-            "on_cpu": [],  # nothing: a graph of which anything would is refused
+            "on_cpu": [],  # empty: a graph with an operator on the CPU is refused
             "compiled_nbytes": {name: (folder / name).stat().st_size for name in beside},
         }
         stored = tuple(self.constants.stored)
-        return Made((PARAMETERS, HOST_FILE), tuple(beside), stored, facts)
+        return LoweredFiles((PARAMETERS, HOST_FILE), tuple(beside), stored, facts)
 
-    def _pairs(self, folder: Path, tokens: int) -> Pairs:
-        """The graph for calls of so many tokens, of constants that are written."""
-        interface, held = self.interface.of_tokens(tokens), open_parameters(folder)
-        return paired(self.program, interface, self.steps, held, CODING, self.style, coded=True)
+    def _qdq_graph(self, folder: Path, tokens: int) -> QdqGraph:
+        """Return the graph for calls of `tokens` tokens, with the constants of the written file."""
+        interface, file = self.interface.with_tokens(tokens), open_parameters(folder)
+        return build_qdq_graph(
+            self.program, interface, self.steps, file, CODING, self.style, coded=True
+        )

@@ -1,4 +1,4 @@
-"""The Ethos-U target: capabilities and verbs."""
+"""The Ethos-U target: its capabilities and methods."""
 
 from __future__ import annotations
 
@@ -22,33 +22,35 @@ from lfmc.targets.ethos_u.vgf import SUFFIX, VGF, convert, require_converter
 from lfmc.targets.npu.constants import FORMATS
 from lfmc.targets.npu.target import GraphSize, NpuTarget
 
-HOST_FACTS = GraphSize(base=8_000, layer=6_000, sandwich=2_000, expert=800)
+GRAPH_SIZE = GraphSize(base=8_000, layer=6_000, sandwich=2_000, expert=800)
 EXECUTED_BY = "TOSA's reference model, of the graphs that Vela compiled: not a device"
 ACTIVATIONS = {"int16": 16, "int8": 8}
-EIGHT_BITS = tuple(own for own in FORMATS if own.bits == 8)
-CLASH = "its tools take ml_dtypes 0.5.1 alone, and onnx a newer one"
+EIGHT_BITS = tuple(format for format in FORMATS if format.bits == 8)
+CLASH = "its tools require ml_dtypes 0.5.1, and onnx requires a newer version"
 
 
-def _is_here() -> bool:
+def _is_installed() -> bool:
     return all(map(find_spec, EthosUTarget.packages))
 
 
 @dataclass(frozen=True)
 class EthosUTarget(NpuTarget):
-    """Arm's Ethos-U NPUs: static graphs of integers as TOSA, compiled by Vela into a `.pte`."""
+    """Arm's Ethos-U NPUs: static integer graphs in TOSA, compiled by Vela into a `.pte`."""
 
     name: ClassVar[str] = "ethos-u"
     extra: ClassVar[str] = "ethos-u"
     packages: ClassVar[tuple[str, ...]] = ("executorch", "ethosu", "tosa_reference_model")
     options: ClassVar[tuple[TargetOption, ...]] = (
         TargetOption("accelerator", tuple(ACCELERATORS), "the NPU"),
-        TargetOption("activations", tuple(ACTIVATIONS), "what values between operators are"),
-        TargetOption("chunk", ("16", "8", "32", "64"), "tokens of a long call"),
+        TargetOption("activations", tuple(ACTIVATIONS), "type of the values between operators"),
+        TargetOption("chunk", ("16", "8", "32", "64"), "tokens of a prefill call"),
         TargetOption(
-            "vgf", ("no", "yes"), "write VGF, too, for Arm's neural graphics: not executed"
+            "vgf",
+            ("no", "yes"),
+            "also write VGF for Arm's neural graphics, which lfmc does not execute",
         ),
     )
-    lowering_bytes: ClassVar[float] = 30.0  # 29 at 17M, beyond what a tiny model takes
+    lowering_bytes: ClassVar[float] = 30.0  # 29 for 17M parameters, more than for a tiny model
 
     def capabilities(self, config: DecoderConfig) -> Capabilities:
         return Capabilities(
@@ -58,22 +60,22 @@ class EthosUTarget(NpuTarget):
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
-            graph_nbytes=HOST_FACTS.of(config),
+            graph_nbytes=GRAPH_SIZE.estimate_nbytes(config),
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:
         accelerator = ACCELERATORS[request.options["accelerator"]]
         if request.options["activations"] == "int16" and not accelerator.wide:
             raise UnsupportedError(
-                f"{accelerator.name} multiplies no 16-bit values by each other, as attention does",
+                f"{accelerator.name} lacks products of two 16-bit values, which attention needs",
                 todo="-O activations=int8, or an ethos-u85",
             )
         if request.options["activations"] == "int16" and config.moe:
             raise UnsupportedError(
-                "experts are chosen of 8-bit scores only: ExecuTorch makes floats of 16-bit ones",
+                "experts require 8-bit scores: ExecuTorch converts 16-bit scores to float",
                 todo="-O activations=int8",
             )
-        if not _is_here():
+        if not _is_installed():
             raise UnsupportedError(
                 "this target needs an environment of its own", got=CLASH, todo=f"add {FLAG}"
             )
@@ -82,7 +84,7 @@ class EthosUTarget(NpuTarget):
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         advice = f"an environment of its own ({CLASH}): lfmc export --target ethos-u {FLAG}"
-        return {} if _is_here() else {"every option": [f"{advice} makes one and runs there"]}
+        return {} if _is_installed() else {"every option": [f"{advice} creates one and runs there"]}
 
     def why_not_here(self, request: Request) -> str | None:
         return None
@@ -96,18 +98,18 @@ class EthosUTarget(NpuTarget):
         chunk = min(int(request.options["chunk"]), request.context)
         program.bind(weights.value)
         lowering = Lowering(program, weights, request.context, chunk, ACTIVATIONS[activations])
-        made = lowering.write(folder, ACCELERATORS[request.options["accelerator"]], activations)
-        facts = {**made.facts, "executed_by": EXECUTED_BY}
-        beside = made.compiled
+        files = lowering.write(folder, ACCELERATORS[request.options["accelerator"]], activations)
+        facts = {**files.facts, "executed_by": EXECUTED_BY}
+        beside = files.compiled
         if request.options["vgf"] == "yes":
             converter, version = require_converter()
             tosa = [name for name in beside if name.endswith(SUFFIX)]
-            written = [name.removesuffix(SUFFIX) + VGF for name in tosa]
-            for source, name in zip(tosa, written, strict=True):
+            vgf = [name.removesuffix(SUFFIX) + VGF for name in tosa]
+            for source, name in zip(tosa, vgf, strict=True):
                 convert(converter, folder / source, folder / name)
-            facts["vgf"] = {"files": written, "converter": version, "executed": False}
-            beside = (*beside, *written)
-        return Artifact(made.sources, made.stored, facts=facts, beside=beside)
+            facts["vgf"] = {"files": vgf, "converter": version, "executed": False}
+            beside = (*beside, *vgf)
+        return Artifact(files.sources, files.stored, facts=facts, beside=beside)
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.ethos_u.runtime import stepper
@@ -117,17 +119,20 @@ class EthosUTarget(NpuTarget):
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
-        """Every operator on the artifact's own inputs, in steps of its result, in graphs that give
-        exactly what the artifact's do; and all together where operators are exact: tables of 16
-        bits are not, and what rounds so little shows it."""
+        """Compare every operator with torch on the artifact's own inputs, in steps of its result.
+
+        The operators are compared in graphs whose outputs equal the artifact's. With int8, also
+        compare the logits with torch. With int16, tables of functions are not exact, and the error
+        is large relative to the small rounding noise of 16 bits.
+        """
         from lfmc.targets.ethos_u.parity import rungs
         from lfmc.targets.npu.bundle import HOST_FILE
-        from lfmc.targets.npu.parity import reference
+        from lfmc.targets.npu.parity import make_reference
         from lfmc.targets.shared.parameters_file import open_parameters
         from lfmc.targets.shared.rounding_noise import LIMIT, noise_rung
 
-        alone = rungs(program, folder)
+        operators = rungs(program, folder)
         if open_parameters(folder, HOST_FILE).facts["activations"] == "int16":
-            return alone
-        together = noise_rung(program, reference(program, folder), self.run(folder), LIMIT)
-        return (*alone, together)
+            return operators
+        rounded_module = make_reference(program, folder)
+        return (*operators, noise_rung(program, rounded_module, self.run(folder), LIMIT))

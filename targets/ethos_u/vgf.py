@@ -1,6 +1,6 @@
-"""VGF beside the TOSA: the same graphs for Vulkan's ML extensions, Arm's neural graphics.
+"""Convert the TOSA graphs to VGF, for Vulkan's ML extensions (Arm's neural graphics).
 
-Arm's converter writes it. Nothing here executes it: the TOSA that it is made of is what is proven.
+Arm's converter writes the VGF files. lfmc verifies the TOSA graphs, and does not execute the VGF.
 """
 
 from __future__ import annotations
@@ -19,45 +19,50 @@ SUFFIX, VGF = ".tosa", ".vgf"
 
 
 def require_converter() -> tuple[Path, str]:
-    """Arm's converter, and its version; `UnsupportedError` where it is not here or does not run."""
-    found = os.environ.get(VARIABLE) or _packaged() or shutil.which(TOOL)
-    if not found:
+    """Return the path of Arm's converter and its version.
+
+    Raises `UnsupportedError` if the converter is missing or does not run.
+    """
+    program = os.environ.get(VARIABLE) or _find_in_package() or shutil.which(TOOL)
+    if not program:
         raise UnsupportedError(
             f"VGF needs Arm's {TOOL}",
-            todo=f"pip install ai-ml-sdk-model-converter, or name the program by {VARIABLE}",
+            todo=f"pip install ai-ml-sdk-model-converter, or set {VARIABLE} to its path",
         )
     try:
-        done = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
+        process = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, check=False
+        )
     except OSError as error:
-        raise UnsupportedError(f"{TOOL} does not run here", where=found, got=error) from error
-    if done.returncode:
-        told = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[0]
-        raise UnsupportedError(f"{TOOL} does not run here", where=found, got=told)
-    return Path(found), _version(done.stdout)
+        raise UnsupportedError(f"{TOOL} does not run here", where=program, got=error) from error
+    if process.returncode:
+        error_line = (process.stderr.strip().splitlines() or [f"exit {process.returncode}"])[0]
+        raise UnsupportedError(f"{TOOL} does not run here", where=program, got=error_line)
+    return Path(program), _parse_version(process.stdout)
 
 
 def convert(converter: Path, tosa: Path, vgf: Path) -> None:
     """Write the VGF of a TOSA file."""
     command = [str(converter), "--input", str(tosa), "--output", str(vgf)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode or not vgf.is_file():
-        told = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        raise UnsupportedError(f"{TOOL} does not take the graph", where=tosa.name, got=told)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode or not vgf.is_file():
+        error_line = (process.stderr.strip().splitlines() or [f"exit {process.returncode}"])[-1]
+        raise UnsupportedError(f"{TOOL} rejects the graph", where=tosa.name, got=error_line)
 
 
-def _version(told: str) -> str:
-    """Of what the converter says of itself, which is JSON of its parts, too."""
+def _parse_version(output: str) -> str:
+    """Return the version from the output of `--version`: JSON, or only the version."""
     try:
-        return str(json.loads(told)["version"])
+        return str(json.loads(output)["version"])
     except (ValueError, KeyError, TypeError):
-        return told.strip()
+        return output.strip()
 
 
-def _packaged() -> str | None:
-    """The program inside of Arm's Python package, where that is installed."""
+def _find_in_package() -> str | None:
+    """Return the path of the program in Arm's Python package, if that is installed."""
     spec = find_spec("model_converter")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(place) / "binaries" / "bin" / TOOL
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / "binaries" / "bin" / TOOL
         if path.is_file():
             return str(path)
     return None

@@ -1,4 +1,4 @@
-"""Activations as XNNPACK's dynamic kernels round them."""
+"""Activation rounding of XNNPACK's kernels with dynamic quantization."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from lfmc.targets.shared.rounded_program import RoundedActivations
 
 
 def round_rows(x: Tensor) -> Tensor:
-    """Every row of `[..., K]` on 256 steps from its least to its greatest value, 0 among them.
+    """Round every row of `[..., K]` to 256 steps between its minimum and maximum, 0 included.
 
-    In the order of XNNPACK's own arithmetic (`xnn_f32_qd8_asymmetric_quantization_params`), so that
-    few values fall on the other side of a rounding.
+    The operations are in the order of XNNPACK's own arithmetic
+    (`xnn_f32_qd8_asymmetric_quantization_params`), so that few values round differently.
     """
-    least = x.amin(-1, keepdim=True).clamp(max=0)
-    most = x.amax(-1, keepdim=True).clamp(min=0)
-    steps = torch.where(least == most, 1.0, 255 / (most - least))  # in 1
-    low, high = -128 - least * steps, 127 - most * steps
-    zero = torch.where(least * steps + most * steps > 1, low, high).round().clamp(-128, 127)
-    codes = (x * steps).round().add(zero).clamp(-128, 127)
-    return (codes - zero) * (1 / steps)
+    minimum = x.amin(-1, keepdim=True).clamp(max=0)
+    maximum = x.amax(-1, keepdim=True).clamp(min=0)
+    scale = torch.where(minimum == maximum, 1.0, 255 / (maximum - minimum))  # steps per unit
+    low, high = -128 - minimum * scale, 127 - maximum * scale
+    zero_point = torch.where(minimum * scale + maximum * scale > 1, low, high)
+    zero_point = zero_point.round().clamp(-128, 127)
+    codes = (x * scale).round().add(zero_point).clamp(-128, 127)
+    return (codes - zero_point) * (1 / scale)
 
 
-def rounded(program: Program) -> nn.Module:
-    """The bound program with the inputs of its n-bit products rounded so."""
+def round_activations(program: Program) -> nn.Module:
+    """Return the bound program with the inputs of its n-bit products rounded by `round_rows`."""
     return RoundedActivations(program.module, lambda x, group: round_rows(x))

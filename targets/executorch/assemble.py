@@ -1,4 +1,4 @@
-"""From steps to a .pte: its methods, and what they refer to, in one file."""
+"""Assembly of a .pte file from steps."""
 
 from __future__ import annotations
 
@@ -12,31 +12,38 @@ from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
 from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 from executorch.exir._serialize.data_serializer import DataEntry
 
-from lfmc.targets.executorch.method import Method, fact
-from lfmc.targets.executorch.steps import Given, Host, Inside, Step, Value, flat
+from lfmc.targets.executorch.method import Method, constant_method
+from lfmc.targets.executorch.steps import (
+    Input,
+    RuntimeStep,
+    Step,
+    Value,
+    XnnpackStep,
+    flatten_steps,
+)
 
 CONSTANT_ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
-class Assembled:
-    """The bytes of a program and what it consists of."""
+class AssembledProgram:
+    """The bytes of a program and statistics about it."""
 
     data: bytes
     delegates: int
-    outside: Mapping[str, int]  # operators that the runtime runs itself, and how often
-    inside_work: float  # the share of a token's arithmetic that delegates do
+    runtime_operators: Mapping[str, int]  # counts of operators outside of delegates
+    delegated_share: float  # the share of a token's arithmetic that delegates compute
 
 
 def assemble(
     steps: Sequence[Step],
-    given: Sequence[Given],
+    inputs: Sequence[Input],
     results: Sequence[Value],
     facts: Mapping[str, Any],
-) -> Assembled:
-    """A program whose method `forward` runs `steps`; `facts` become methods of their own."""
-    method = Method(steps, given, results)
-    plans = [method.plan(), *(fact(name, value) for name, value in facts.items())]
+) -> AssembledProgram:
+    """Return a program whose method `forward` runs `steps`; each fact becomes a method."""
+    method = Method(steps, inputs, results)
+    plans = [method.plan(), *(constant_method(name, value) for name, value in facts.items())]
     program = schema.Program(
         version=0,
         execution_plan=plans,
@@ -45,7 +52,7 @@ def assemble(
         segments=[],
         constant_segment=schema.SubsegmentOffsets(0, []),
     )
-    named = NamedDataStoreOutput(
+    named_data = NamedDataStoreOutput(
         buffers=list(method.constants.values()),
         pte_data={
             key: DataEntry(index, CONSTANT_ALIGNMENT, None)
@@ -53,19 +60,19 @@ def assemble(
         },
         external_data={},
     )
-    zeros = [schema.Buffer(bytes(nbytes)) for nbytes in method.zeros]
-    file = PTEFile(program, mutable_data=zeros if len(zeros) > 1 else None, named_data=named)
+    zeros = [schema.Buffer(bytes(nbytes)) for nbytes in method.zero_buffers]
+    file = PTEFile(program, mutable_data=zeros if len(zeros) > 1 else None, named_data=named_data)
     data = bytes(
         serialize_pte_binary(
             file, extract_delegate_segments=True, segment_alignment=CONSTANT_ALIGNMENT
         )
     )
     work: Counter[type] = Counter()
-    for step in flat(steps):
+    for step in flatten_steps(steps):
         work[type(step)] += step.work
-    return Assembled(
+    return AssembledProgram(
         data,
         len(method.payloads),
-        Counter(step.name for step in flat(steps) if isinstance(step, Host)),
-        work[Inside] / max(1, work.total()),
+        Counter(step.name for step in flatten_steps(steps) if isinstance(step, RuntimeStep)),
+        work[XnnpackStep] / max(1, work.total()),
     )

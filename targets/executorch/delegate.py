@@ -1,4 +1,4 @@
-"""One XNNPACK delegate: nodes and values in the form that its part of a .pte has."""
+"""Serialization of one XNNPACK delegate: its nodes, values and constants."""
 
 from __future__ import annotations
 
@@ -20,36 +20,43 @@ from executorch.backends.xnnpack.utils.xnnpack_constants import (
 )
 from torch import Tensor
 
-from lfmc.targets.executorch.steps import Constant, Inside, Matrix, Value, as_bytes, most
+from lfmc.targets.executorch.steps import (
+    Constant,
+    Matrix,
+    Value,
+    XnnpackStep,
+    as_bytes,
+    max_sizes,
+)
 
 TYPES = xnn.XNNDatatype
 
 
 class Delegate:
-    """Values get numbers as they are first asked for; constants are kept by the hash of their
-    bytes, so that delegates share what is equal."""
+    """A delegate's graph. A value gets its id at its first use. Constants are keyed by the hash of
+    their bytes, so that delegates share equal constants."""
 
-    def __init__(self, steps: Sequence[Inside], outputs: Sequence[Value]) -> None:
-        made = {id(step.outputs[0]) for step in steps}
-        used = {id(x): x for step in steps for x in step.inputs if id(x) not in made}
-        self.inputs, self.outputs = tuple(used.values()), tuple(outputs)
+    def __init__(self, steps: Sequence[XnnpackStep], outputs: Sequence[Value]) -> None:
+        internal = {id(step.outputs[0]) for step in steps}
+        external = {id(x): x for step in steps for x in step.inputs if id(x) not in internal}
+        self.inputs, self.outputs = tuple(external.values()), tuple(outputs)
         self.constants: dict[str, bytes] = {}
         self._ids: dict[int, int] = {}
-        self._rounded: dict[int, int] = {}
+        self._rounded_ids: dict[int, int] = {}
         self._values: list[xnn.XValue] = []
         self._nodes: list[xnn.XNode] = []
         self._data = [xnn.ConstantDataOffset(0, 0)]
         self._input_ids: list[int] = []
         self._output_ids: list[int] = []
         for value in self.inputs:
-            self._input_ids.append(self._external(value, XNN_VALUE_FLAG_EXTERNAL_INPUT))
+            self._input_ids.append(self._define_external(value, XNN_VALUE_FLAG_EXTERNAL_INPUT))
         for value in self.outputs:
-            self._output_ids.append(self._external(value, XNN_VALUE_FLAG_EXTERNAL_OUTPUT))
+            self._output_ids.append(self._define_external(value, XNN_VALUE_FLAG_EXTERNAL_OUTPUT))
         for step in steps:
             step.emit(self)
 
     def payload(self) -> bytes:
-        """What a .pte holds of a delegate besides its constants."""
+        """Return the delegate's bytes in a .pte, without its constants."""
         graph = xnn.XNNGraph(
             version="0",
             xnodes=self._nodes,
@@ -61,82 +68,90 @@ class Delegate:
         )
         return bytes(serialize_xnnpack_binary(graph, bytearray()))
 
-    def node(self, node: Any) -> None:
+    def add_node(self, node: Any) -> None:
         self._nodes.append(xnn.XNode(node, debug_handle=len(self._nodes)))
 
-    def id(self, value: Value) -> int:
-        """The number of a float value."""
+    def float_id(self, value: Value) -> int:
+        """Return the id of a float value."""
         if id(value) not in self._ids:
-            held = self._store(value.data) if isinstance(value, Constant) else 0
-            self._ids[id(value)] = self._define(TYPES.xnn_datatype_fp32, most(value.shape), held)
+            data_index = self._store(value.data) if isinstance(value, Constant) else 0
+            self._ids[id(value)] = self._define(
+                TYPES.xnn_datatype_fp32, max_sizes(value.shape), data_index
+            )
         return self._ids[id(value)]
 
-    def rounded(self, value: Value) -> int:
-        """The number of a value with every row rounded to int8."""
-        if id(value) not in self._rounded:
-            source = self.id(value)
-            found = self._define(
-                TYPES.xnn_datatype_qdint8, most(value.shape), 0, xnn.PerTokenDynamicQuant(1)
+    def rounded_id(self, value: Value) -> int:
+        """Return the id of a value whose rows are rounded to int8."""
+        if id(value) not in self._rounded_ids:
+            source_id = self.float_id(value)
+            rounded_id = self._define(
+                TYPES.xnn_datatype_qdint8, max_sizes(value.shape), 0, xnn.PerTokenDynamicQuant(1)
             )
-            self.node(xnn.XNNConvert(source, found, 0))
-            self._rounded[id(value)] = found
-        return self._rounded[id(value)]
+            self.add_node(xnn.XNNConvert(source_id, rounded_id, 0))
+            self._rounded_ids[id(value)] = rounded_id
+        return self._rounded_ids[id(value)]
 
-    def matrix(self, matrix: Matrix) -> int:
-        """The number of an n-bit weight."""
+    def matrix_id(self, matrix: Matrix) -> int:
+        """Return the id of an n-bit weight."""
         if id(matrix) not in self._ids:
-            held, scales = self._store(matrix.codes), self._store(matrix.scales)
-            kind: Any = TYPES.xnn_datatype_qcint8
-            steps: Any = xnn.PerChannelQuant([], 0, scales, matrix.scales.numel())
+            codes_index, scales_index = self._store(matrix.codes), self._store(matrix.scales)
+            dtype: Any = TYPES.xnn_datatype_qcint8
+            params: Any = xnn.PerChannelQuant([], 0, scales_index, matrix.scales.numel())
             if matrix.bits == 4:
-                kind = TYPES.xnn_datatype_qbint4
-                steps = xnn.PerChannelGroupQuant(
+                dtype = TYPES.xnn_datatype_qbint4
+                params = xnn.PerChannelGroupQuant(
                     [],
                     0,
                     matrix.group,
-                    scale_buffer_idx=scales,
+                    scale_buffer_idx=scales_index,
                     num_scales=matrix.scales.numel(),
                 )
-            self._ids[id(matrix)] = self._define(kind, list(matrix.shape), held, steps)
+            self._ids[id(matrix)] = self._define(dtype, list(matrix.shape), codes_index, params)
         return self._ids[id(matrix)]
 
-    def copy(self, value: xnn.XNNQuantizedTensorValue, constants: Sequence[bytes]) -> int:
-        """The number of a value like one of another delegate, with its codes and scales."""
-        tensor, steps = value.tensor_value, value.quant_params
-        held = 0
+    def copy_value(self, value: xnn.XNNQuantizedTensorValue, constants: Sequence[bytes]) -> int:
+        """Copy a value of another delegate, with its codes and scales; return the id."""
+        tensor, params = value.tensor_value, value.quant_params
+        codes_index = 0
         if constants:
-            held, scales = map(self._keep, constants)
-            steps = replace(steps, scale_buffer_idx=scales)
-        return self._define(tensor.datatype, tensor.dims, held, steps)
+            codes_index, scales_index = map(self._store_bytes, constants)
+            params = replace(params, scale_buffer_idx=scales_index)
+        return self._define(tensor.datatype, tensor.dims, codes_index, params)
 
-    def _external(self, value: Value, flag: int) -> int:
-        number = len(self._ids)
-        found = self._define(
-            TYPES.xnn_datatype_fp32, most(value.shape), 0, external=number, flags=flag
+    def _define_external(self, value: Value, flag: int) -> int:
+        external_id = len(self._ids)
+        value_id = self._define(
+            TYPES.xnn_datatype_fp32,
+            max_sizes(value.shape),
+            0,
+            external_id=external_id,
+            flags=flag,
         )
-        self._ids[id(value)] = found
-        return found
+        self._ids[id(value)] = value_id
+        return value_id
 
     def _define(
         self,
-        kind: Any,
+        dtype: Any,
         dims: list[int],
-        held: int,
-        steps: Any = None,
-        external: int = XNN_INVALID_VALUE_ID,
+        data_index: int,
+        quant_params: Any = None,
+        external_id: int = XNN_INVALID_VALUE_ID,
         flags: int = 0,
     ) -> int:
-        found = len(self._values)
-        value: Any = xnn.XNNTensorValue(kind, len(dims), dims, held, external, flags, found)
-        if steps is not None:
-            value = xnn.XNNQuantizedTensorValue(value, steps)
+        value_id = len(self._values)
+        value: Any = xnn.XNNTensorValue(
+            dtype, len(dims), dims, data_index, external_id, flags, value_id
+        )
+        if quant_params is not None:
+            value = xnn.XNNQuantizedTensorValue(value, quant_params)
         self._values.append(xnn.XValue(value))
-        return found
+        return value_id
 
     def _store(self, data: Tensor) -> int:
-        return self._keep(as_bytes(data))
+        return self._store_bytes(as_bytes(data))
 
-    def _keep(self, raw: bytes) -> int:
+    def _store_bytes(self, raw: bytes) -> int:
         key = base64.b85encode(hashlib.sha256(raw).digest()[:16]).decode()
         self.constants[key] = raw
         self._data.append(xnn.ConstantDataOffset(UINT64_MAX, len(raw), key))

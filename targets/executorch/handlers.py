@@ -1,4 +1,4 @@
-"""Operators of the fused program as steps: one function each, in a table."""
+"""Handlers that lower the operators of the fused program to steps, one function per operator."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lfmc.errors import UnsupportedError
 from lfmc.passes.pattern import arguments
 from lfmc.targets.executorch.experts import moe
 from lfmc.targets.executorch.lower import Handler, Lowering
-from lfmc.targets.executorch.recorder import number, numel_at_one
-from lfmc.targets.executorch.steps import Host, Length, Number, Value, constant, most
-from lfmc.targets.executorch.stored import stored
+from lfmc.targets.executorch.recorder import numel_per_token, scalar
+from lfmc.targets.executorch.steps import Integer, Length, RuntimeStep, Value, constant, max_sizes
+from lfmc.targets.executorch.stored import stored_tensor
 
-FLOAT = 6  # float32, as operators of ExecuTorch are told
+FLOAT = 6  # the code of float32 in arguments of ExecuTorch's operators
 
 
 def _embedding(m: Lowering, node: fx.Node) -> Value:
     table, ids = arguments(node)[:2]
-    held = m.floats(table, copy=int(m.program.config.tied_embedding))
-    args = (held, m.value(ids), -1, False, False)
-    return m.host("aten::embedding.out", args, (1, m.length, held.shape[1]))
+    weight = m.floats(table, copy=int(m.program.config.tied_embedding))
+    args = (weight, m.value(ids), -1, False, False)
+    return m.call("aten::embedding.out", args, (1, m.length, weight.shape[1]))
 
 
 def _embedding_nbits(m: Lowering, node: fx.Node) -> Value:
@@ -33,33 +33,37 @@ def _embedding_nbits(m: Lowering, node: fx.Node) -> Value:
     packed = m.weights.packed(sources)
     copy = int(m.program.config.tied_embedding)
     code_kind, scale_kind, operator = LOOKUPS[packed.format.bits]
-    low = -(1 << packed.format.bits - 1)
+    minimum = -(1 << packed.format.bits - 1)
 
-    def table() -> Any:
+    def make_codes() -> Any:
         value = lookup_codes(packed)
-        return constant(value), [stored(code_kind, value, "codes", sources, copy)]
+        return constant(value), [stored_tensor(code_kind, value, "codes", sources, copy)]
 
-    def scales() -> Any:
+    def make_scales() -> Any:
         value = lookup_scales(packed)
-        return constant(value), [stored(scale_kind, value, "scales", sources, copy)]
+        return constant(value), [stored_tensor(scale_kind, value, "scales", sources, copy)]
 
-    held, steps = m.constant((name, "lookup"), table), m.constant((name, "lookup steps"), scales)
-    args = (held, steps, None, low, -low - 1, m.value(ids), FLOAT)
-    return m.host(operator, args, (1, m.length, packed.shape[1]))
+    codes_constant = m.constant((name, "lookup codes"), make_codes)
+    scales_constant = m.constant((name, "lookup scales"), make_scales)
+    args = (codes_constant, scales_constant, None, minimum, -minimum - 1, m.value(ids), FLOAT)
+    return m.call(operator, args, (1, m.length, packed.shape[1]))
 
 
 def lookup_codes(packed: PackedTensor) -> Tensor:
-    """Codes as the embedding operators read them: signed int8 `[V, H]`, or two of 4 bits in a byte,
-    the first in its higher half."""
+    """Return codes for the embedding operators.
+
+    8-bit codes are signed int8 `[V, H]`. 4-bit codes are two per byte, with the first code in the
+    higher half.
+    """
     if packed.format.bits == 8:
         return packed.signed_codes()
     return (packed.codes[:, 0::2] << 4) | packed.codes[:, 1::2]
 
 
 def lookup_scales(packed: PackedTensor) -> Tensor:
-    """Scales of a lookup: float32 `[V]` for whole rows, else float16 `[V, G]`.
+    """Return scales for the embedding operators: float32 `[V]` per row, or float16 `[V, G]`.
 
-    Raises `UnsupportedError` where a bfloat16 scale is no float16.
+    Raises `UnsupportedError` if float16 can't represent a bfloat16 scale.
     """
     if packed.format.bits == 8:
         return packed.scales.squeeze(1)
@@ -67,14 +71,14 @@ def lookup_scales(packed: PackedTensor) -> Tensor:
     if not torch.equal(narrow.to(torch.bfloat16), packed.scales):
         raise UnsupportedError(
             "a scale of the embedding is too small or too large for the runtime's lookup",
-            expected="numbers that float16 has",
+            expected="numbers that float16 represents",
             got=f"{float(packed.scales.abs().min()):g} to {float(packed.scales.abs().max()):g}",
             todo="plan 8 bits for the embedding",
         )
     return narrow
 
 
-# By bits: how codes and scales are stored, and the operator.
+# By bits: the kinds of the stored codes and scales, and the operator.
 LOOKUPS = {
     4: ("swapped", "float16", "quantized_decomposed::embedding_4bit.dtype_out"),
     8: ("signed", "row_scales", "quantized_decomposed::embedding_byte.dtype_out"),
@@ -104,61 +108,71 @@ def _add_rms_norm(m: Lowering, node: fx.Node) -> Sequence[Value]:
 
 def _gated_short_conv(m: Lowering, node: fx.Node) -> Sequence[Any]:
     bcx, weight, bias, state = arguments(node)
-    inner, held, taps = m.recorder, m.states[state], m.floats(weight, "taps")
-    given = m.value(bcx)
-    size, back = most(given.shape)[-1] // 3, most(held.shape)[1]
-    gate, out_gate, x = (inner.cut(given, part * size, size) for part in range(3))
-    shape = (1, Length(m.length.most + back), size)
-    seen = inner.join(inner.multiply(held, m.begun()), inner.multiply(gate, x), 1, shape)
-    kept = m.once("kept until", lambda: _kept_until(m, back))
-    # What the next call needs is the last of these; it is written where this call found it.
-    args = (seen, 1, m.count, kept, 1, held)
-    inner.steps.append(
-        Host("aten::slice_copy.Tensor_out", args, (held,), (held,), work=back * size)
+    recorder, state_value, taps = m.recorder, m.states[state], m.floats(weight, "taps")
+    projection = m.value(bcx)
+    size, count = max_sizes(projection.shape)[-1] // 3, max_sizes(state_value.shape)[1]
+    gate, out_gate, x = (recorder.slice_last(projection, part * size, size) for part in range(3))
+    shape = (1, Length(m.length.maximum + count), size)
+    previous = recorder.multiply(state_value, m.state_factor())
+    window = recorder.concatenate(previous, recorder.multiply(gate, x), 1, shape)
+    end = m.cached("state end", lambda: _state_end(m, count))
+    # The next call needs the last inputs; the copy writes them into the state in place.
+    args, outputs = (window, 1, m.count, end, 1, state_value), (state_value,)
+    recorder.steps.append(
+        RuntimeStep("aten::slice_copy.Tensor_out", args, outputs, outputs, work=count * size)
     )
-    mixed = inner.filter(seen, taps, m.value(bias), m.length)
-    return inner.multiply(out_gate, mixed), None
+    mixed = recorder.depthwise_conv(window, taps, m.value(bias), m.length)
+    return recorder.multiply(out_gate, mixed), None
 
 
-def _kept_until(m: Lowering, back: int) -> Number:
-    until = Number()
-    m.number("executorch_prim::add.Scalar", (m.count, back), until)
-    return until
+def _state_end(m: Lowering, state_size: int) -> Integer:
+    """Return the end of the rows that become the state: the call's tokens plus the state's size."""
+    end = Integer()
+    m.call_integer("executorch_prim::add.Scalar", (m.count, state_size), end)
+    return end
 
 
 def _attention(m: Lowering, node: fx.Node) -> Sequence[Any]:
     q, k, v, q_norm, k_norm, inv_freq, _, keys, values, eps, window, _ = arguments(node)
-    config, inner = m.program.config, m.recorder
+    config, recorder = m.program.config, m.recorder
     dim = config.head_dim
-    cos, sin = m.turns(str(inv_freq.target).removeprefix("rope."))
+    cos, sin = m.rotary_tables(str(inv_freq.target).removeprefix("rope."))
 
     def heads(x: fx.Node, count: int) -> Value:
-        return inner.reshape(m.value(x), (1, m.length, count, dim))
+        return recorder.reshape(m.value(x), (1, m.length, count, dim))
 
-    def turned(x: fx.Node, norm: fx.Node, count: int) -> Value:
-        whole = inner.norm(heads(x, count), m.value(norm), eps)
-        first, second = (inner.cut(whole, at, dim // 2) for at in (0, dim // 2))
-        left = inner.subtract(inner.multiply(first, cos), inner.multiply(second, sin))
-        right = inner.add(inner.multiply(second, cos), inner.multiply(first, sin))
-        return inner.join(left, right, 3, whole.shape)
+    def rotated_heads(x: fx.Node, norm: fx.Node, count: int) -> Value:
+        normed = recorder.norm(heads(x, count), m.value(norm), eps)
+        first, second = (recorder.slice_last(normed, start, dim // 2) for start in (0, dim // 2))
+        left = recorder.subtract(recorder.multiply(first, cos), recorder.multiply(second, sin))
+        right = recorder.add(recorder.multiply(second, cos), recorder.multiply(first, sin))
+        return recorder.concatenate(left, right, 3, normed.shape)
 
-    query = turned(q, q_norm, config.num_heads)
-    written = []
+    query = rotated_heads(q, q_norm, config.num_heads)
+    cache_writes = []
     for new, state in (
-        (turned(k, k_norm, config.num_kv_heads), keys),
+        (rotated_heads(k, k_norm, config.num_kv_heads), keys),
         (heads(v, config.num_kv_heads), values),
     ):
-        done = Value((1,))
-        put = (new, m.states[state], m.start, done)
-        inner.steps.append(Host("llama::update_cache.out", put, (done,), (done,)))
-        written.append(done)
-    mask = m.window(window) if window else None
+        output = Value((1,))
+        write = (new, m.states[state], m.start, output)
+        step = RuntimeStep("llama::update_cache.out", write, (output,), (output,))
+        recorder.steps.append(step)
+        cache_writes.append(output)
+    mask = m.window_mask(window) if window else None
     y = Value(query.shape)
-    held = (m.states[keys], m.states[values])
-    args = (query, *held, m.start, mask, 0.0, mask is None, dim**-0.5, y)
-    work = 2 * numel_at_one(query.shape)
-    inner.steps.append(
-        Host("llama::custom_sdpa.out", args, (y,), (y,), needs=tuple(written), work=work)
+    caches = (m.states[keys], m.states[values])
+    args = (query, *caches, m.start, mask, 0.0, mask is None, dim**-0.5, y)
+    work = 2 * numel_per_token(query.shape)
+    recorder.steps.append(
+        RuntimeStep(
+            "llama::custom_sdpa.out",
+            args,
+            (y,),
+            (y,),
+            dependencies=tuple(cache_writes),
+            work=work,
+        )
     )
     return y, None, None
 
@@ -170,24 +184,27 @@ def _swiglu(m: Lowering, node: fx.Node) -> Value:
 
 def _flatten(m: Lowering, node: fx.Node) -> Value:
     x, start, end = arguments(node)
-    given = m.value(x)
-    last = end % len(given.shape)
-    sizes = given.shape[start : last + 1]
-    whole: Any = 1
+    value = m.value(x)
+    last = end % len(value.shape)
+    sizes = value.shape[start : last + 1]
+    merged: Any = 1
     for size in sizes:
-        whole = size if whole == 1 else whole if size == 1 else whole * size
-    return m.recorder.reshape(given, (*given.shape[:start], whole, *given.shape[last + 1 :]))
+        merged = size if merged == 1 else merged if size == 1 else merged * size
+    return m.recorder.reshape(value, (*value.shape[:start], merged, *value.shape[last + 1 :]))
 
 
 def _view_as(m: Lowering, node: fx.Node) -> Value:
-    x, like = (m.value(arg) for arg in node.args)
-    return m.recorder.reshape(x, like.shape)
+    x, other = (m.value(arg) for arg in node.args)
+    return m.recorder.reshape(x, other.shape)
 
 
 def _split(m: Lowering, node: fx.Node) -> Sequence[Value]:
     x, sizes, _ = arguments(node)  # of the last dim
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    return [m.recorder.cut(m.value(x), *cut) for cut in zip(starts, sizes, strict=True)]
+    return [
+        m.recorder.slice_last(m.value(x), start, size)
+        for start, size in zip(starts, sizes, strict=True)
+    ]
 
 
 def _getitem(m: Lowering, node: fx.Node) -> Any:
@@ -197,31 +214,32 @@ def _getitem(m: Lowering, node: fx.Node) -> Any:
 
 def _unsqueeze(m: Lowering, node: fx.Node) -> Value:
     x, dim = arguments(node)
-    given = m.value(x)
-    shape = list(given.shape)
+    value = m.value(x)
+    shape = list(value.shape)
     shape.insert(dim % (len(shape) + 1), 1)
-    return m.recorder.reshape(given, tuple(shape))
+    return m.recorder.reshape(value, tuple(shape))
 
 
-def _pair(m: Lowering, node: fx.Node) -> list[Value]:
-    found = (m.value(x) for x in node.args)
-    return [x if isinstance(x, Value) else number(float(x)) for x in found]
+def _operands(m: Lowering, node: fx.Node) -> list[Value]:
+    """Return the arguments of a node; numbers become constants."""
+    values = (m.value(x) for x in node.args)
+    return [x if isinstance(x, Value) else scalar(float(x)) for x in values]
 
 
 def _add(m: Lowering, node: fx.Node) -> Value:
-    return m.recorder.add(*_pair(m, node))
+    return m.recorder.add(*_operands(m, node))
 
 
 def _mul(m: Lowering, node: fx.Node) -> Value:
-    return m.recorder.multiply(*_pair(m, node))
+    return m.recorder.multiply(*_operands(m, node))
 
 
 def _sigmoid(m: Lowering, node: fx.Node) -> Value:
     return m.recorder.sigmoid(m.value(node.args[0]))
 
 
-def _nothing(m: Lowering, node: fx.Node) -> None:
-    """Read by the operator that uses it (an expert's codes, a symbolic size)."""
+def _skip(m: Lowering, node: fx.Node) -> None:
+    """Lower nothing: the operator that uses this node reads its arguments directly."""
 
 
 HANDLERS: dict[str, Handler] = {
@@ -237,7 +255,7 @@ HANDLERS: dict[str, Handler] = {
     "getitem": _getitem,
     "lfm.add_rms_norm": _add_rms_norm,
     "lfm.attention": _attention,
-    "lfm.dequantize": _nothing,
+    "lfm.dequantize": _skip,
     "lfm.embedding_nbits": _embedding_nbits,
     "lfm.gated_short_conv": _gated_short_conv,
     "lfm.linear_nbits": _linear_nbits,

@@ -1,4 +1,4 @@
-"""ExecuTorch, imported once, quietly, with the operators that lfmc's programs use."""
+"""Import of ExecuTorch's operator libraries, without their output."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ EXTRA = "executorch"
 
 
 def load_operators() -> None:
-    """Make `llama::` and `quantized_decomposed::` operators known to the runtime.
+    """Register the operators `llama::` and `quantized_decomposed::` with the runtime.
 
-    Raises `UnsupportedError` where a package is missing.
+    Raises `UnsupportedError` if a package is missing.
     """
     with quiet(), mute():
         require("executorch.extension.llm.custom_ops.custom_ops", EXTRA)
@@ -25,14 +25,16 @@ def load_operators() -> None:
 
 @contextlib.contextmanager
 def mute() -> Iterator[None]:
-    """Keep away what is written past Python's stderr: by the runtime's C++ at every call ("no temp
-    allocator"), and by torch's own log."""
+    """Silence file descriptor 2, which bypasses Python's stderr.
+
+    The runtime's C++ writes to it at every call ("no temp allocator"), and so does torch's log.
+    """
     sys.stderr.flush()
-    own = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(own, 2)
-        os.close(own)
+        os.dup2(stderr, 2)
+        os.close(stderr)

@@ -1,4 +1,4 @@
-"""Methods of a .pte: delegates, instructions, and where every value lies in memory."""
+"""Serialization of a .pte method: values, instructions, delegates and the memory plan."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from executorch.exir.scalar_type import ScalarType
 from lfmc.targets.executorch.delegate import Delegate
 from lfmc.targets.executorch.steps import (
     Block,
+    Conditional,
     Constant,
     Element,
-    Given,
-    Host,
-    Inside,
+    Input,
+    Integer,
     Length,
-    Number,
-    Only,
+    RuntimeStep,
     State,
     Step,
     Value,
+    XnnpackStep,
     as_bytes,
-    most,
+    max_sizes,
 )
 
 SCALARS = {
@@ -39,28 +39,28 @@ SCALARS = {
 }
 BACKEND = "XnnpackBackend"
 ALIGNMENT = 64
-ONE = '{"type": null, "context": null, "children_spec": []}'
+LEAF_SPEC = '{"type": null, "context": null, "children_spec": []}'
 
 
 class Method:
-    """Values by number, instructions, and what they refer to."""
+    """A method under construction: numbered values, instructions, and the data they refer to."""
 
     def __init__(
-        self, steps: Sequence[Step], given: Sequence[Given], results: Sequence[Value]
+        self, steps: Sequence[Step], inputs: Sequence[Input], results: Sequence[Value]
     ) -> None:
         self.payloads: list[bytes] = []
         self.constants: dict[str, bytes] = {}
         self.buffers = [b""]
-        self.zeros = [0]  # bytes of states' first values, each size once
-        self._given, self._results = given, results
-        self._values: list[Any] = []  # an EValue, or a tensor that is not placed yet
+        self.zero_buffers = [0]  # sizes in bytes of the states' initial zeros, without duplicates
+        self._inputs, self._results = inputs, results
+        self._values: list[Any] = []  # an EValue, or a tensor without a place in memory yet
         self._numbers: dict[Any, int] = {}
         self._operators: dict[tuple[str, str], int] = {}
         self._instructions: list[schema.Instruction] = []
-        self._first: dict[int, int] = {}
-        self._last: dict[int, int] = {}
-        self._users = _users(steps)
-        for value in given:
+        self._first_use: dict[int, int] = {}
+        self._last_use: dict[int, int] = {}
+        self._readers = _find_readers(steps)
+        for value in inputs:
             self._tensor(value)
         self._emit(steps)
         for result in results:
@@ -68,16 +68,18 @@ class Method:
 
     def plan(self) -> schema.ExecutionPlan:
         inputs, outputs = (
-            [self._numbers[id(x)] for x in values] for values in (self._given, self._results)
+            [self._numbers[id(x)] for x in values] for values in (self._inputs, self._results)
         )
         offsets, nbytes = self._memory()
         return schema.ExecutionPlan(
             name="forward",
             container_meta_type=schema.ContainerMetadata(
-                _tuple(len(inputs)), _returned(len(outputs))
+                _arguments_spec(len(inputs)), _results_spec(len(outputs))
             ),
             values=[
-                schema.EValue(self._placed(value, offsets) if isinstance(value, Value) else value)
+                schema.EValue(
+                    self._serialize_tensor(value, offsets) if isinstance(value, Value) else value
+                )
                 for value in self._values
             ],
             inputs=inputs,
@@ -96,15 +98,15 @@ class Method:
         )
 
     def _emit(self, steps: Sequence[Step]) -> None:
-        """Instructions of the steps in this order; neighbours inside of XNNPACK become one."""
-        group: list[Inside] = []
+        """Append instructions for the steps; adjacent XNNPACK steps become one delegate call."""
+        group: list[XnnpackStep] = []
         for step in steps:
-            if isinstance(step, Inside):
+            if isinstance(step, XnnpackStep):
                 group.append(step)
                 continue
             self._delegate(group)
             group = []
-            if isinstance(step, Host):
+            if isinstance(step, RuntimeStep):
                 self._call(step)
             elif isinstance(step, Block):
                 self._emit(step.steps)
@@ -115,12 +117,12 @@ class Method:
                 jump.destination_instruction = len(self._instructions)
         self._delegate(group)
 
-    def _delegate(self, group: Sequence[Inside]) -> None:
+    def _delegate(self, group: Sequence[XnnpackStep]) -> None:
         if not group:
             return
-        own = set(map(id, group))
-        made = [step.outputs[0] for step in group]
-        outputs = [x for x in made if x in self._results or self._users[id(x)] - own]
+        group_ids = set(map(id, group))
+        computed = [step.outputs[0] for step in group]
+        outputs = [x for x in computed if x in self._results or self._readers[id(x)] - group_ids]
         delegate = Delegate(group, outputs)
         arguments = [self._argument(value) for value in (*delegate.inputs, *delegate.outputs)]
         call = schema.DelegateCall(len(self.payloads), arguments)
@@ -128,24 +130,24 @@ class Method:
         self.payloads.append(delegate.payload())
         self.constants |= delegate.constants
 
-    def _call(self, step: Host) -> None:
+    def _call(self, step: RuntimeStep) -> None:
         name, _, overload = step.name.partition(".")
         key = (name, overload)
         operator = self._operators.setdefault(key, len(self._operators))
-        arguments = [self._argument(x) for x in (*step.arguments, *step.returned)]
+        arguments = [self._argument(x) for x in (*step.arguments, *step.returns)]
         self._instructions.append(schema.Instruction(schema.KernelCall(operator, arguments)))
 
     def _argument(self, x: Any) -> int:
-        """The number of a value as the next instruction uses it."""
+        """Return the number of a value that the next instruction uses."""
         if isinstance(x, Value):
             return self._tensor(x)
-        if isinstance(x, Number):
+        if isinstance(x, Integer):
             return self._number(id(x), schema.Int(0))
         if isinstance(x, list):
             inner = [self._argument(item) for item in x]
             kind = schema.IntList if isinstance(x[0], int) else schema.TensorList
             return self._number((kind, tuple(inner)), kind(inner))
-        if isinstance(x, tuple):  # a list of tensors that may be left out
+        if isinstance(x, tuple):  # a list of optional tensors
             inner = [self._argument(item) for item in x]
             kind = schema.OptionalTensorList
             return self._number((kind, tuple(inner)), kind(inner))
@@ -158,36 +160,39 @@ class Method:
         return self._numbers[key]
 
     def _tensor(self, value: Value) -> int:
-        base = value.of if isinstance(value, Element) else value
-        now = len(self._instructions)
-        self._first.setdefault(id(base), now)
-        self._last[id(base)] = now
+        base = value.base if isinstance(value, Element) else value
+        instruction = len(self._instructions)
+        self._first_use.setdefault(id(base), instruction)
+        self._last_use[id(base)] = instruction
         if base is not value:
             self._tensor(base)
         return self._number(id(value), value)
 
     def _memory(self) -> tuple[dict[int, int], int]:
-        """The place of every tensor that a step makes, in one block, and its bytes: the largest
-        first, each as low as those allow that are alive at the same time."""
+        """Plan one memory block; return the offset of every variable tensor, and the block's bytes.
+
+        Tensors are placed from the largest to the smallest, each at the lowest offset that does not
+        overlap a tensor which is alive at the same time.
+        """
         end = len(self._instructions)
         spans = []
         for value in self._values:
             if not isinstance(value, Value) or isinstance(value, (Constant, Element)):
                 continue
-            first, last = self._first[id(value)], self._last[id(value)]
+            first, last = self._first_use[id(value)], self._last_use[id(value)]
             if isinstance(value, State):
                 first, last = 0, end
-            if isinstance(value, Given):
+            if isinstance(value, Input):
                 first = 0
             if value in self._results:
                 last = end
             spans.append((_nbytes(value), first, last, value))
-        placed: list[tuple[int, int, int, int]] = []
+        placed: list[tuple[int, int, int, int]] = []  # begin, end, first use, last use
         offsets: dict[int, int] = {}
         for nbytes, first, last, value in sorted(spans, key=lambda span: -span[0]):
-            rival = sorted(p for p in placed if p[2] <= last and first <= p[3])
+            overlapping = sorted(p for p in placed if p[2] <= last and first <= p[3])
             start = 0
-            for begin, finish, *_ in rival:
+            for begin, finish, *_ in overlapping:
                 if start + nbytes <= begin:
                     break
                 start = max(start, finish)
@@ -196,21 +201,21 @@ class Method:
             placed.append((start, -(-(start + nbytes) // ALIGNMENT) * ALIGNMENT, first, last))
         return offsets, max((finish for _, finish, *_ in placed), default=0)
 
-    def _placed(self, value: Value, offsets: Mapping[int, int]) -> schema.Tensor:
-        """A tensor as a .pte has it."""
-        held, place = 0, None
+    def _serialize_tensor(self, value: Value, offsets: Mapping[int, int]) -> schema.Tensor:
+        """Return the schema of a tensor."""
+        buffer_index, place = 0, None
         if isinstance(value, Constant):
-            held = self._buffer(value)
+            buffer_index = self._add_buffer(value)
         else:
-            base = value.of if isinstance(value, Element) else value
+            base = value.base if isinstance(value, Element) else value
             offset = offsets[id(base)]
             if isinstance(value, Element):
                 offset += value.index * value.dtype.itemsize
             if isinstance(value, State) and value.zeros:
-                held = self._zeros(_nbytes(value))
+                buffer_index = self._zero_buffer(_nbytes(value))
             place = schema.AllocationDetails(1, offset & 0xFFFFFFFF, offset >> 32)
-        sizes = most(value.shape)
-        moving = any(isinstance(size, Length) for size in value.shape)
+        sizes = max_sizes(value.shape)
+        dynamic = any(isinstance(size, Length) for size in value.shape)
         shapes = schema.TensorShapeDynamism
         return schema.Tensor(
             scalar_type=SCALARS[value.dtype],
@@ -219,36 +224,36 @@ class Method:
             dim_order=list(range(len(sizes))),
             requires_grad=False,
             layout=0,
-            data_buffer_idx=held,
+            data_buffer_idx=buffer_index,
             allocation_info=place,
-            shape_dynamism=shapes.DYNAMIC_BOUND if moving else shapes.STATIC,
+            shape_dynamism=shapes.DYNAMIC_BOUND if dynamic else shapes.STATIC,
         )
 
-    def _zeros(self, nbytes: int) -> int:
-        if nbytes not in self.zeros:
-            self.zeros.append(nbytes)
-        return self.zeros.index(nbytes)
+    def _zero_buffer(self, nbytes: int) -> int:
+        if nbytes not in self.zero_buffers:
+            self.zero_buffers.append(nbytes)
+        return self.zero_buffers.index(nbytes)
 
-    def _buffer(self, value: Constant) -> int:
+    def _add_buffer(self, value: Constant) -> int:
         self.buffers.append(as_bytes(value.data))
         return len(self.buffers) - 1
 
 
-def _users(steps: Sequence[Step]) -> defaultdict[int, set[int]]:
-    """Who reads each value, by identity: operators, and conditions."""
-    found: defaultdict[int, set[int]] = defaultdict(set)
+def _find_readers(steps: Sequence[Step]) -> defaultdict[int, set[int]]:
+    """Return the ids of the steps that read each value, by the id of the value."""
+    readers: defaultdict[int, set[int]] = defaultdict(set)
     for step in steps:
-        if isinstance(step, (Block, Only)):
-            for key, users in _users(step.steps).items():
-                found[key] |= users
+        if isinstance(step, (Block, Conditional)):
+            for key, step_ids in _find_readers(step.steps).items():
+                readers[key] |= step_ids
         for value in step.inputs:
-            base = value.of if isinstance(value, Element) else value
-            found[id(base)].add(id(step))
-    return found
+            base = value.base if isinstance(value, Element) else value
+            readers[id(base)].add(id(step))
+    return readers
 
 
 def _nbytes(value: Value) -> int:
-    return math.prod(most(value.shape)) * value.dtype.itemsize
+    return math.prod(max_sizes(value.shape)) * value.dtype.itemsize
 
 
 def _scalar(x: Any) -> Any:
@@ -259,16 +264,16 @@ def _scalar(x: Any) -> Any:
     return schema.Int(x) if isinstance(x, int) else schema.Double(float(x))
 
 
-def fact(name: str, value: Any) -> schema.ExecutionPlan:
-    """A method without arguments that returns a constant, or several."""
+def constant_method(name: str, value: Any) -> schema.ExecutionPlan:
+    """Return a method without arguments that returns a constant or a list of constants."""
     items = value if isinstance(value, list) else [value]
-    form = _returned(1)
+    spec = _results_spec(1)
     if isinstance(value, list):
-        inner = ", ".join([ONE] * len(items))
-        form = f'[1, {{"type": "builtins.list", "context": "null", "children_spec": [{inner}]}}]'
+        inner = ", ".join([LEAF_SPEC] * len(items))
+        spec = f'[1, {{"type": "builtins.list", "context": "null", "children_spec": [{inner}]}}]'
     return schema.ExecutionPlan(
         name=name,
-        container_meta_type=schema.ContainerMetadata("", form),
+        container_meta_type=schema.ContainerMetadata("", spec),
         values=[schema.EValue(_scalar(item)) for item in items],
         inputs=[],
         outputs=list(range(len(items))),
@@ -279,14 +284,14 @@ def fact(name: str, value: Any) -> schema.ExecutionPlan:
     )
 
 
-def _tuple(count: int) -> str:
-    """How a call's arguments are nested, in the notation of torch's pytrees."""
-    inner = ", ".join([ONE] * count)
+def _arguments_spec(count: int) -> str:
+    """Return the nesting of a call's arguments in the notation of torch's pytrees."""
+    inner = ", ".join([LEAF_SPEC] * count)
     arguments = f'{{"type": "builtins.tuple", "context": "null", "children_spec": [{inner}]}}'
     keywords = '{"type": "builtins.dict", "context": "[]", "children_spec": []}'
-    both = f"{arguments}, {keywords}"
-    return f'[1, {{"type": "builtins.tuple", "context": "null", "children_spec": [{both}]}}]'
+    children = f"{arguments}, {keywords}"
+    return f'[1, {{"type": "builtins.tuple", "context": "null", "children_spec": [{children}]}}]'
 
 
-def _returned(count: int) -> str:
-    return "[1, " + ", ".join([ONE] * count) + "]"
+def _results_spec(count: int) -> str:
+    return "[1, " + ", ".join([LEAF_SPEC] * count) + "]"

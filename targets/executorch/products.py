@@ -1,8 +1,8 @@
-"""Every n-bit product of a program, cut out of the file and run by the runtime on its own.
+"""Parity of every n-bit product of a program, extracted from the file and run on its own.
 
-Its nodes, numbers and constants are the file's; only the values on both sides of it become those
-of a small program. Inputs are such that rounding them to int8 is exact, whatever order it is
-computed in, so that nothing but the product itself can differ.
+The nodes, numbers and constants are the file's. Only the input and the output of a product become
+those of a small program. int8 represents the inputs exactly, whatever the order of the rounding
+arithmetic, so that only the product itself can differ.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from executorch.exir._serialize._flatbuffer import _flatc_decompile
 from torch import Tensor
 
 from lfmc.graph.program import Program
-from lfmc.parity.compare import CaseResult, Rung, difference, operators_rung
+from lfmc.parity.compare import CaseResult, Rung, compare_logits, operators_rung
 from lfmc.targets.executorch.activations import round_rows
 from lfmc.targets.executorch.assemble import assemble
 from lfmc.targets.executorch.delegate import Delegate
 from lfmc.targets.executorch.library import load_operators, mute
-from lfmc.targets.executorch.steps import Given, Inside, Value, as_bytes
-from lfmc.targets.executorch.stored import MODEL, Constants, constants, hash_of
+from lfmc.targets.executorch.steps import Input, Value, XnnpackStep, as_bytes
+from lfmc.targets.executorch.stored import MODEL, ProgramConstants, hash_bytes, read_constants
 
-TITLE = "every n-bit product of the artifact, alone, on rows that int8 has exactly"
-# Sums of float32 in another order.
+TITLE = "every n-bit product of the artifact, alone, on rows exact in int8"
+# The order of float32 sums may differ.
 TOLERANCE = 1e-5
 
-Key = tuple[str, str]  # of a matrix: hashes of its codes and scales in the form of a file
+Key = tuple[str, str]  # of a matrix: hashes of its codes and scales as stored in the file
 UNKNOWN = "a product that the plan does not have"
 
 
 @dataclass(frozen=True)
 class Product:
-    """A product as a delegate of the file has it: its node, its two sides, and where the bytes of
-    every constant of the delegate are found."""
+    """A product of one of the file's delegates: its node, its two operands, and the keys of all
+    constants of the delegate."""
 
     node: xnn.XNNFullyConnected
     rounded: xnn.XNNQuantizedTensorValue
@@ -58,62 +58,66 @@ class Product:
         rows, columns = self.weight.tensor_value.dims
         return rows, columns
 
-    def constants(self, held: Constants) -> tuple[bytes, bytes]:
-        """Codes and scales."""
-        steps: Any = self.weight.quant_params
-        codes = self.keys[self.weight.tensor_value.constant_buffer_idx]
-        return held.named[codes], held.named[self.keys[steps.scale_buffer_idx]]
+    def constants(self, constants: ProgramConstants) -> tuple[bytes, bytes]:
+        """Return the bytes of the codes and of the scales."""
+        params: Any = self.weight.quant_params
+        codes_key = self.keys[self.weight.tensor_value.constant_buffer_idx]
+        scales_key = self.keys[params.scale_buffer_idx]
+        return constants.named[codes_key], constants.named[scales_key]
 
 
 def products_rung(program: Program, folder: Path) -> Rung:
-    """The worst of each kind; `program` is bound. A product of the program that the file does not
-    have, or the other way round, counts as infinitely far."""
-    return operators_rung(TITLE, TOLERANCE, _results(program, folder))
+    """Return the largest difference of each kind of product; `program` is bound.
+
+    The difference is infinite for a product that only the program or only the file contains.
+    """
+    return operators_rung(TITLE, TOLERANCE, _compare_products(program, folder))
 
 
-def _results(program: Program, folder: Path) -> Iterator[CaseResult]:
-    held = constants(folder / MODEL)
-    wanted, seen = dict(_wanted(program)), set[Key]()
-    for payload in held.delegates:
+def _compare_products(program: Program, folder: Path) -> Iterator[CaseResult]:
+    constants = read_constants(folder / MODEL)
+    planned, compared = dict(_planned_matrices(program)), set[Key]()
+    for payload in constants.delegates:
         products = list(_products(payload))
         if not products:
             continue
         inputs = [_rows(product.shape[1]) for product in products]
-        for product, x, found in zip(products, inputs, _run(products, held, inputs), strict=True):
-            key = _key(*product.constants(held))
-            if key not in wanted:
+        results = _run(products, constants, inputs)
+        for product, x, actual in zip(products, inputs, results, strict=True):
+            key = _key(*product.constants(constants))
+            if key not in planned:
                 yield CaseResult(UNKNOWN, torch.inf, 0.0)
                 continue
-            kind, weight = wanted[key]
-            seen.add(key)
-            yield difference(kind, found, round_rows(x) @ weight().T)
-    for key in wanted.keys() - seen:
-        yield CaseResult(wanted[key][0], torch.inf, 0.0)
+            kind, weight = planned[key]
+            compared.add(key)
+            yield compare_logits(kind, actual, round_rows(x) @ weight().T)
+    for key in planned.keys() - compared:
+        yield CaseResult(planned[key][0], torch.inf, 0.0)
 
 
 def _key(codes: bytes, scales: bytes) -> Key:
-    return hash_of(codes), hash_of(scales)
+    return hash_bytes(codes), hash_bytes(scales)
 
 
-def _wanted(program: Program) -> Iterator[tuple[Key, tuple[str, Callable[[], Tensor]]]]:
-    """The n-bit matrices of the bound program, by their bytes as a file has them: what they are,
-    and their float32 values `[N, K]`."""
+def _planned_matrices(program: Program) -> Iterator[tuple[Key, tuple[str, Callable[[], Tensor]]]]:
+    """Yield the key of every n-bit matrix of the bound program, its title, and a function that
+    returns its float32 values `[N, K]`."""
     attributes = dict(program.module.named_buffers())
     for kind, name in (("linear", "lfm.linear_nbits"), ("expert", "lfm.dequantize")):
         for node in program.nodes(name):
             args = node.args[1:] if kind == "linear" else node.args
             codes, scales = (attributes[str(arg.target)] for arg in args[:2])  # type: ignore[union-attr]
             bits, group, columns = args[-3:]
-            whole = (codes, scales, None, bits, group, columns)
-            form = codes ^ 0x80 if bits == 8 else codes
-            key = _key(as_bytes(form), as_bytes(scales))
-            span = "a scale a row" if bits == 8 else f"groups of {group}"
-            title = f"{kind}, {bits} bits, {span}"
-            yield key, (title, partial(torch.ops.lfm.dequantize.default, *whole))
+            dequantize_args = (codes, scales, None, bits, group, columns)
+            stored_codes = codes ^ 0x80 if bits == 8 else codes
+            key = _key(as_bytes(stored_codes), as_bytes(scales))
+            scales_title = "one scale per row" if bits == 8 else f"groups of {group}"
+            title = f"{kind}, {bits} bits, {scales_title}"
+            yield key, (title, partial(torch.ops.lfm.dequantize.default, *dequantize_args))
 
 
 def _products(payload: bytes) -> Iterator[Product]:
-    """The n-bit products of a delegate."""
+    """Yield the n-bit products of a delegate."""
     graph = _graph(payload)
     values = [value.xvalue_union for value in graph.xvalues]
     keys = [data.named_key for data in graph.constant_data]
@@ -137,48 +141,55 @@ def _graph(payload: bytes) -> xnn.XNNGraph:
 
 
 def _rows(columns: int) -> Tensor:
-    """Float32 `[1, T, K]`: whole numbers times a factor, from -128 to 127 or moved from there, so
-    that scales and zero points differ; each row has both ends of its range."""
+    """Return inputs float32 `[1, T, K]` that int8 represents exactly.
+
+    A row is a factor times integers in a range of 256, which is -128 to 127 plus an offset, so that
+    scales and zero points differ. Each row contains both ends of its range.
+    """
     generator = torch.Generator().manual_seed(columns)
     rows = []
-    for move, factor in ((0, 1.0), (100, 0.37), (-60, 3e-3), (128, 25.0)):
+    for offset, factor in ((0, 1.0), (100, 0.37), (-60, 3e-3), (128, 25.0)):
         row = torch.randint(-128, 128, (columns,), generator=generator)
         row[torch.randperm(columns, generator=generator)[:2]] = torch.tensor([-128, 127])
-        rows.append((row + move).float() * factor)
+        rows.append((row + offset).float() * factor)
     return torch.stack(rows).unsqueeze(0)
 
 
-def _run(products: Sequence[Product], held: Constants, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The results of products of one delegate, by the runtime."""
+def _run(
+    products: Sequence[Product], constants: ProgramConstants, inputs: Sequence[Tensor]
+) -> list[Tensor]:
+    """Run the products of one delegate in the runtime; return their results."""
     from executorch.runtime import Runtime
 
-    sides = [
-        (Given(tuple(x.shape)), Value((1, x.shape[1], p.shape[0])))
-        for p, x in zip(products, inputs, strict=True)
+    pairs = [
+        (Input(tuple(x.shape)), Value((1, x.shape[1], product.shape[0])))
+        for product, x in zip(products, inputs, strict=True)
     ]
     steps = [
-        Inside((x,), (y,), partial(_emit, product, held, x, y), 0)
-        for product, (x, y) in zip(products, sides, strict=True)
+        XnnpackStep((x,), (y,), partial(_emit, product, constants, x, y), 0)
+        for product, (x, y) in zip(products, pairs, strict=True)
     ]
-    given, results = zip(*sides, strict=True)
-    program = assemble(steps, given, results, {})
+    x_values, y_values = zip(*pairs, strict=True)
+    program = assemble(steps, x_values, y_values, {})
     load_operators()
     with mute():
         method = Runtime.get().load_program(program.data).load_method("forward")
         assert method is not None
-        return [found.clone() for found in method.execute(list(inputs))]
+        return [result.clone() for result in method.execute(list(inputs))]
 
 
-def _emit(product: Product, held: Constants, x: Value, y: Value, delegate: Delegate) -> None:
-    """The file's own node and values, between `x` and `y`."""
-    rounded = delegate.copy(product.rounded, [])
-    delegate.node(xnn.XNNConvert(delegate.id(x), rounded, 0))
-    weight = delegate.copy(product.weight, product.constants(held))
+def _emit(
+    product: Product, constants: ProgramConstants, x: Value, y: Value, delegate: Delegate
+) -> None:
+    """Add the file's node and values to a delegate, with input `x` and output `y`."""
+    rounded_id = delegate.copy_value(product.rounded, [])
+    delegate.add_node(xnn.XNNConvert(delegate.float_id(x), rounded_id, 0))
+    weight_id = delegate.copy_value(product.weight, product.constants(constants))
     node = replace(
         product.node,
-        input1_id=rounded,
-        filter_id=weight,
+        input1_id=rounded_id,
+        filter_id=weight_id,
         bias_id=XNN_INVALID_VALUE_ID,
-        output_id=delegate.id(y),
+        output_id=delegate.float_id(y),
     )
-    delegate.node(node)
+    delegate.add_node(node)

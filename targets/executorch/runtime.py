@@ -1,4 +1,4 @@
-"""Running a program by ExecuTorch's own runtime, the way an app does."""
+"""A stepper that runs a program in ExecuTorch's own runtime, as an app does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lfmc.targets.executorch.stored import MODEL
 
 
 class ExecutorchStepper:
-    """One conversation on a loaded method; `reset` goes on with the same one, as apps do."""
+    """One conversation on a loaded method; `reset` reuses the method, as apps do."""
 
     def __init__(self, folder: Path) -> None:
         load_operators()
@@ -37,33 +37,35 @@ class ExecutorchStepper:
                 got=first_line(error),
                 todo="it may be damaged, or of another version of ExecuTorch",
             ) from error
-        (self.context,) = self.told("get_max_context_len")
-        (self._chunk,) = self.told("get_max_seq_len")
-        (self._vocab,) = self.told("get_vocab_size")
+        (self.context,) = self.read_integers("get_max_context_len")
+        (self._chunk,) = self.read_integers("get_max_seq_len")
+        (self._vocab_size,) = self.read_integers("get_vocab_size")
         sizes = self._program.metadata("forward").output_tensor_meta(0).sizes()
         self.last_only = sizes[1] < self._chunk
         self.reset()
 
-    def told(self, name: str) -> list[int]:
-        """What a method without arguments gives: numbers that runners ask for."""
+    def read_integers(self, name: str) -> list[int]:
+        """Return the integers of a method without arguments, which ExecuTorch's runners call."""
         with mute():
             method: Any = self._program.load_method(name)
             return [int(value) for value in method.execute([])]
 
     def reset(self) -> None:
-        """Forget the conversation: the next token is at position 0."""
+        """Start a new conversation: the next token is at position 0."""
         self._length = 0
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` of the tokens that come next; `[1, V]` where the program gives
-        only those of the last."""
+        """Append tokens and return float32 logits `[T, V]`.
+
+        The logits are `[1, V]` if the program returns only those of the last token.
+        """
         ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(-1)
-        require_tokens(ids, self._length, self.context, self._vocab)
+        require_tokens(ids, self._length, self.context, self._vocab_size)
         logits = []
-        for piece in ids.split(self._chunk):
+        for chunk in ids.split(self._chunk):
             start = torch.tensor([self._length])
             with mute():
-                found = self._forward.execute([piece.unsqueeze(0), start])
-            logits.append(found[0][0].clone())
-            self._length += len(piece)
+                outputs = self._forward.execute([chunk.unsqueeze(0), start])
+            logits.append(outputs[0][0].clone())
+            self._length += len(chunk)
         return logits[-1] if self.last_only else torch.cat(logits)

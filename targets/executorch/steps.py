@@ -1,8 +1,8 @@
-"""What a program does at a call, before it is a file: values, and the steps that make them.
+"""The intermediate form of a program: values, and the steps that compute them.
 
-A step is an operator of XNNPACK (`Inside`, to become part of a delegate), an operator of the
-runtime (`Host`), or several of these: in a fixed order (`Block`), or only where a condition holds
-(`Only`).
+A step is an operator of XNNPACK (`XnnpackStep`, which becomes part of a delegate), an operator of
+ExecuTorch's runtime (`RuntimeStep`), a sequence of steps in a fixed order (`Block`), or a sequence
+that runs only if a condition holds (`Conditional`).
 """
 
 from __future__ import annotations
@@ -17,61 +17,61 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Length:
-    """A size that is known when a call comes."""
+    """A size that a call determines, at most `maximum`."""
 
-    most: int
+    maximum: int
 
 
 Size = int | Length
 Shape = tuple[Size, ...]
 
 
-def most(shape: Shape) -> list[int]:
-    """The largest a shape can be."""
-    return [size.most if isinstance(size, Length) else size for size in shape]
+def max_sizes(shape: Shape) -> list[int]:
+    """Return the largest sizes of a shape."""
+    return [size.maximum if isinstance(size, Length) else size for size in shape]
 
 
 @dataclass(eq=False)
 class Value:
-    """A tensor that a step makes."""
+    """A tensor that a step computes."""
 
     shape: Shape
     dtype: torch.dtype = torch.float32
 
 
 @dataclass(eq=False)
-class Given(Value):
-    """A tensor that a call brings."""
+class Input(Value):
+    """A tensor that the caller passes."""
 
 
 @dataclass(eq=False)
 class State(Value):
-    """A tensor that is kept from call to call: `zeros` at first, or written before it is read."""
+    """A tensor that persists between calls: `zeros` at first, or written before it is read."""
 
     zeros: bool = False
 
 
 @dataclass(eq=False)
 class Constant(Value):
-    """A tensor of the file."""
+    """A tensor stored in the file."""
 
     data: Tensor = field(kw_only=True)
 
 
 @dataclass(eq=False)
 class Element(Value):
-    """One number of a tensor, in that tensor's memory."""
+    """One element of the tensor `base`, in that tensor's memory."""
 
-    of: Value = field(kw_only=True)
+    base: Value = field(kw_only=True)
     index: int = field(kw_only=True)
 
 
 @dataclass(eq=False)
 class Matrix:
-    """An n-bit weight `[N, K]` as XNNPACK reads it.
+    """An n-bit weight `[N, K]` in XNNPACK's storage.
 
-    Codes are a bit stream of 4 bits a row, uint8 `[N, K / 2]`, with bfloat16 scales for every
-    `group` columns; or int8 `[N, K]` with a float32 scale a row.
+    4-bit codes are a bit stream per row, uint8 `[N, K / 2]`, with one bfloat16 scale per `group`
+    columns. 8-bit codes are int8 `[N, K]` with one float32 scale per row.
     """
 
     shape: tuple[int, int]
@@ -82,8 +82,8 @@ class Matrix:
 
 
 @dataclass(eq=False)
-class Number:
-    """An integer that a step makes."""
+class Integer:
+    """An integer that a step computes."""
 
 
 def as_bytes(data: Tensor) -> bytes:
@@ -95,10 +95,10 @@ def constant(data: Tensor) -> Constant:
 
 
 @dataclass(eq=False)
-class Inside:
-    """Operators of XNNPACK that make one value; `emit` adds them to the delegate they end up in.
+class XnnpackStep:
+    """One or more XNNPACK operators that compute one value; `emit` adds them to a delegate.
 
-    `work` counts multiplications and the like for one token.
+    `work` counts multiplications and similar operations for one token.
     """
 
     inputs: tuple[Value, ...]
@@ -108,33 +108,34 @@ class Inside:
 
 
 @dataclass(eq=False)
-class Host:
-    """An operator of the runtime: `name` is `namespace::operator.overload`.
+class RuntimeStep:
+    """An operator of the runtime; `name` is `namespace::operator.overload`.
 
-    `arguments` are in the order of its schema, outputs among them. `returned` is what the schema
-    returns; `outputs` what the step makes, states that it changes too; it comes after `needs`.
+    `arguments` follow the operator's schema, outputs included. `returns` is what the schema
+    returns. `outputs` are the values that the step computes and the states that it changes. The
+    step runs after the steps that compute `dependencies`.
     """
 
     name: str
     arguments: tuple[Any, ...]
-    returned: tuple[Any, ...]
-    outputs: tuple[Value | Number, ...]
-    needs: tuple[Value | Number, ...] = ()
+    returns: tuple[Any, ...]
+    outputs: tuple[Value | Integer, ...]
+    dependencies: tuple[Value | Integer, ...] = ()
     work: int = 0
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        made = {id(x) for x in self.outputs}
+        output_ids = {id(x) for x in self.outputs}
         flat = [
             x for arg in self.arguments for x in (arg if isinstance(arg, (list, tuple)) else [arg])
         ]
-        used = (x for x in (*flat, *self.needs) if isinstance(x, (Value, Number)))
-        return tuple(x for x in used if id(x) not in made)
+        used = (x for x in (*flat, *self.dependencies) if isinstance(x, (Value, Integer)))
+        return tuple(x for x in used if id(x) not in output_ids)
 
 
 @dataclass(eq=False)
 class Block:
-    """Steps in this order; `outputs` are there when all are done."""
+    """Steps in this order; `outputs` are available after the last step."""
 
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
@@ -142,8 +143,8 @@ class Block:
 
 
 @dataclass(eq=False)
-class Only:
-    """Steps in this order, where the bool `condition` holds."""
+class Conditional:
+    """Steps in this order, which run only if the bool `condition` is true."""
 
     condition: Value
     steps: Sequence[Step]
@@ -154,38 +155,41 @@ class Only:
         return (self.condition,)
 
 
-Step = Inside | Host | Block | Only
+Step = XnnpackStep | RuntimeStep | Block | Conditional
 
 
-def flat(steps: Sequence[Step]) -> Iterator[Inside | Host]:
-    """Every operator, those of steps within steps too."""
+def flatten_steps(steps: Sequence[Step]) -> Iterator[XnnpackStep | RuntimeStep]:
+    """Yield every operator, including those of nested steps."""
     for step in steps:
-        if isinstance(step, (Block, Only)):
-            yield from flat(step.steps)
+        if isinstance(step, (Block, Conditional)):
+            yield from flatten_steps(step.steps)
         else:
             yield step
 
 
-def arrange(steps: Sequence[Step], given: Sequence[Value]) -> list[Step]:
-    """The steps in an order that needs few delegates: what is not XNNPACK's as early as it can be,
-    then all of XNNPACK's that can follow."""
-    done: set[int] = {id(value) for value in given}
+def order_steps(steps: Sequence[Step], inputs: Sequence[Value]) -> list[Step]:
+    """Order the steps so that few delegates are needed.
 
-    def ready(step: Step) -> bool:
-        return all(isinstance(x, (Constant, State)) or id(x) in done for x in step.inputs)
+    The order alternates between all steps outside of XNNPACK that are ready, and all XNNPACK steps
+    that are ready after them.
+    """
+    computed: set[int] = {id(value) for value in inputs}
 
-    def take(inside: bool) -> Iterator[Step]:
-        for step in list(waiting):
-            if isinstance(step, Inside) == inside and ready(step):
-                waiting.remove(step)
-                done.update(map(id, step.outputs))
+    def is_ready(step: Step) -> bool:
+        return all(isinstance(x, (Constant, State)) or id(x) in computed for x in step.inputs)
+
+    def take_ready(of_xnnpack: bool) -> Iterator[Step]:
+        for step in list(pending):
+            if isinstance(step, XnnpackStep) == of_xnnpack and is_ready(step):
+                pending.remove(step)
+                computed.update(map(id, step.outputs))
                 yield step
 
-    waiting, found = list(steps), list[Step]()
-    while waiting:
-        before = len(waiting)
-        for inside in (False, True):
-            found += take(inside)
-        if len(waiting) == before:
+    pending, ordered = list(steps), list[Step]()
+    while pending:
+        count = len(pending)
+        for of_xnnpack in (False, True):
+            ordered += take_ready(of_xnnpack)
+        if len(pending) == count:
             raise AssertionError("steps wait for each other")
-    return found
+    return ordered

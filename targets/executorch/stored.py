@@ -1,7 +1,7 @@
-"""Constants as they lie in a .pte: what their bytes mean, and finding them there.
+"""Names and readback of the constants in a .pte.
 
-A program keeps XNNPACK's constants by a hash of their bytes and others in a list, without names; so
-lfmc calls each by what it is, its shape and its SHA-256: `codes:64x32:e3b0c4...`.
+A program stores XNNPACK's constants by a hash of their bytes, and others in a list without names.
+lfmc therefore names each constant by its kind, its shape and its SHA-256: `codes:64x32:e3b0c4...`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
-class Constants:
-    """What a program holds: delegates, their constants by the names that they use, and all other
-    constants, each with what fills up the file behind it to the next."""
+class ProgramConstants:
+    """The delegates of a program, their constants by key, and all other constants.
+
+    Each of `others` includes the padding up to the next constant of the file.
+    """
 
     delegates: Sequence[bytes]
     named: Mapping[str, bytes]
@@ -38,66 +40,67 @@ class Constants:
 
     @cached_property
     def by_hash(self) -> Mapping[str, bytes]:
-        """Delegates' constants by the SHA-256 of their bytes as they are now."""
-        return {hash_of(data): data for data in self.named.values()}
+        """Delegates' constants by the SHA-256 of their current bytes."""
+        return {hash_bytes(data): data for data in self.named.values()}
 
 
-def stored(
+def stored_tensor(
     kind: str, value: Tensor, part: str, sources: tuple[str, ...], copy: int = 0
 ) -> StoredTensor:
-    """A constant of the program, of which `value` is what its bytes are."""
+    """Return the record of a constant whose bytes in the program are those of `value`."""
     data = as_bytes(value)
     shape = "x".join(str(size) for size in value.shape)
-    name = f"{kind}:{shape}:{hash_of(data)}"
+    name = f"{kind}:{shape}:{hash_bytes(data)}"
     order: Arrangement = "rows"
     return StoredTensor(name, part, sources, order, len(data), copy)
 
 
-def matrix_parts(packed: PackedTensor, sources: tuple[str, ...]) -> list[StoredTensor]:
-    """What XNNPACK keeps of a matrix: 4-bit codes as a bit stream a row, 8-bit codes signed."""
+def stored_matrix(packed: PackedTensor, sources: tuple[str, ...]) -> list[StoredTensor]:
+    """Return the records of an XNNPACK matrix: 4-bit codes are a bit stream per row, 8-bit codes
+    are signed."""
     if packed.format.bits == 4:
-        own = stored("codes", packed.packed_codes(), "codes", sources)
+        codes = stored_tensor("codes", packed.packed_codes(), "codes", sources)
     else:
-        own = stored("signed", packed.signed_codes(), "codes", sources)
-    return [own, stored(packed.format.scale_dtype, packed.scales, "scales", sources)]
+        codes = stored_tensor("signed", packed.signed_codes(), "codes", sources)
+    return [codes, stored_tensor(packed.format.scale_dtype, packed.scales, "scales", sources)]
 
 
-def read(folder: Path, wanted: StoredTensor) -> Tensor:
-    """A constant as it lies on disk, in the form of `PackedTensor`'s parts."""
-    kind, shape, key = wanted.name.split(":")
+def read(folder: Path, stored: StoredTensor) -> Tensor:
+    """Read a constant from disk, in the layout of the parts of `PackedTensor`."""
+    kind, shape, key = stored.name.split(":")
     sizes = [int(size) for size in shape.split("x")]
     dtype = STORED_AS[kind]
     nbytes = math.prod(sizes) * dtype.itemsize
-    held = constants(folder / MODEL)
-    data = held.by_hash.get(key)
-    for other in held.others if data is None else ():
-        if nbytes <= len(other) < nbytes + ALIGNMENT and hash_of(other[:nbytes]) == key:
-            data = other[:nbytes]
+    program = read_constants(folder / MODEL)
+    data = program.by_hash.get(key)
+    for buffer in program.others if data is None else ():
+        if nbytes <= len(buffer) < nbytes + ALIGNMENT and hash_bytes(buffer[:nbytes]) == key:
+            data = buffer[:nbytes]
     if data is None or len(data) != nbytes:
-        raise InputError(f"the program has no constant '{wanted.name}'", where=folder / MODEL)
+        raise InputError(f"the program has no constant '{stored.name}'", where=folder / MODEL)
     raw = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
     return DECODE[kind](raw.view(dtype).view(sizes))
 
 
-def hash_of(data: bytes) -> str:
+def hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _signed(value: Tensor) -> Tensor:
+def _decode_signed(value: Tensor) -> Tensor:
     return pack_bits((value.to(torch.int16) + 128).to(torch.uint8), 8)
 
 
-def _swapped(value: Tensor) -> Tensor:
-    """Nibbles whose first is the higher, as codes with the first one lowest."""
+def _decode_swapped(value: Tensor) -> Tensor:
+    """Swap nibbles, so that the first code of a byte is in the lower half."""
     return (value << 4) | (value >> 4)
 
 
-def _taps(value: Tensor) -> Tensor:
-    """`[taps, H]` as the checkpoint has it, `[H, 1, taps]`."""
+def _decode_taps(value: Tensor) -> Tensor:
+    """Transpose `[taps, H]` to the checkpoint's `[H, 1, taps]`."""
     return value.T.unsqueeze(1).contiguous()
 
 
-def _as_is(value: Tensor) -> Tensor:
+def _unchanged(value: Tensor) -> Tensor:
     return value
 
 
@@ -108,28 +111,28 @@ STORED_AS: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
-    "row_scales": torch.float32,  # without a dim for the one group
+    "row_scales": torch.float32,  # without a dim for groups
     "taps": torch.float32,
 }
 DECODE: Mapping[str, Callable[[Tensor], Tensor]] = {
-    **dict.fromkeys(STORED_AS, _as_is),
-    "signed": _signed,
-    "swapped": _swapped,
+    **dict.fromkeys(STORED_AS, _unchanged),
+    "signed": _decode_signed,
+    "swapped": _decode_swapped,
     "float16": lambda value: value.to(torch.bfloat16),
     "row_scales": lambda value: value.unsqueeze(1),
-    "taps": _taps,
+    "taps": _decode_taps,
 }
 
 
-def constants(path: Path) -> Constants:
-    """Every constant of a program, as it lies in the file."""
+def read_constants(path: Path) -> ProgramConstants:
+    """Read every constant of a program."""
     if not path.is_file():
         raise InputError("there is no ExecuTorch program", where=path)
-    return _constants(path, path.stat().st_mtime_ns)
+    return _read_constants(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=1)
-def _constants(path: Path, stamp: int) -> Constants:
+def _read_constants(path: Path, stamp: int) -> ProgramConstants:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     try:
@@ -143,4 +146,4 @@ def _constants(path: Path, stamp: int) -> Constants:
     blobs = {k: bytes(named.buffers[e.buffer_index]) for k, e in named.pte_data.items()}
     delegates = [bytes(delegate.data) for delegate in program.backend_delegate_data]
     others = [bytes(buffer.storage) for buffer in program.constant_buffer]
-    return Constants(delegates, blobs, others)
+    return ProgramConstants(delegates, blobs, others)

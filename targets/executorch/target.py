@@ -1,4 +1,4 @@
-"""The ExecuTorch target: capabilities and verbs."""
+"""The ExecuTorch target: its capabilities and its operations."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.grid.formats import ROW, Capabilities, Format, unpadded
+from lfmc.calib_free.grid.formats import ROW, Capabilities, Format, unpadded_formats
 from lfmc.errors import GateError, UnsupportedError
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
 from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
-from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped
+from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped_rung
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
-from lfmc.targets.shared.rounding_noise import n_bit, noise_rung
+from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 
-# What XNNPACK has kernels for. It drops zero points, rounds the scales of groups to bfloat16 and
-# takes weights without rounded activations for plain numbers, all without a word: so nothing else
-# is offered.
+# The formats of XNNPACK's kernels. Without an error, XNNPACK drops zero points, rounds scales of
+# groups to bfloat16, and reads n-bit weights as plain numbers if activations are not rounded.
+# Therefore the target offers no other format.
 FORMATS = (
     *(Format(4, group, True, "bfloat16") for group in (32, 64, 128, 256)),
     Format(8, ROW, True, "float32"),
 )
 
-# The least share of a token's arithmetic, the attention to earlier tokens aside, that delegates do.
-DELEGATED = 0.95
+# The minimum share of a token's arithmetic in delegates, without the attention to earlier tokens.
+MIN_DELEGATED_SHARE = 0.95
 
 
 @dataclass(frozen=True)
 class ExecutorchTarget:
-    """ExecuTorch with XNNPACK on CPUs, Arm and x86: one .pte with its states inside."""
+    """ExecuTorch with XNNPACK on Arm and x86 CPUs: one .pte file that contains its states."""
 
     name: ClassVar[str] = "executorch"
     extra: ClassVar[str] = "executorch"
     packages: ClassVar[tuple[str, ...]] = ("executorch",)
     options: ClassVar[tuple[TargetOption, ...]] = (
-        TargetOption("chunk", ("128", "32", "64", "256", "512"), "most tokens of a call"),
-        TargetOption("logits", ("all", "last"), "of which tokens of a call"),
+        TargetOption("chunk", ("128", "32", "64", "256", "512"), "maximum tokens per call"),
+        TargetOption("logits", ("all", "last"), "for all tokens of a call, or only for the last"),
     )
     lowering_bytes: ClassVar[float] = 5.0
     exact: ClassVar[bool] = False
@@ -51,9 +51,9 @@ class ExecutorchTarget:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
         return Capabilities(
-            linear=unpadded(FORMATS, hidden, config.ffn_size, inner),
-            embedding=unpadded(FORMATS, hidden),
-            expert=unpadded(FORMATS, hidden, moe.ffn_size) if moe else (),
+            linear=unpadded_formats(FORMATS, hidden, config.ffn_size, inner),
+            embedding=unpadded_formats(FORMATS, hidden),
+            expert=unpadded_formats(FORMATS, hidden, moe.ffn_size) if moe else (),
             floats=("float32",),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
@@ -86,15 +86,17 @@ class ExecutorchTarget:
         last_only = request.options["logits"] == "last"
         lowering = Lowering(program, weights, request.context, chunk, HANDLERS, last_only=last_only)
         stop_ids = weights.checkpoint.stop_ids
-        made = lowering.assemble(_methods(program.config, stop_ids, request.context, chunk))
-        if made.inside_work < DELEGATED:
+        methods = _runner_methods(program.config, stop_ids, request.context, chunk)
+        assembled = lowering.assemble(methods)
+        if assembled.delegated_share < MIN_DELEGATED_SHARE:
             raise GateError(
                 "too little of the program runs in XNNPACK",
-                expected=f"{DELEGATED:.0%} of a token's arithmetic",
-                got=f"{made.inside_work:.1%}; outside are {', '.join(made.outside)}",
+                expected=f"{MIN_DELEGATED_SHARE:.0%} of a token's arithmetic",
+                got=f"{assembled.delegated_share:.1%}; "
+                f"outside are {', '.join(assembled.runtime_operators)}",
                 todo="this is a fault of lfmc; please report the model",
             )
-        (folder / MODEL).write_bytes(made.data)
+        (folder / MODEL).write_bytes(assembled.data)
         states = [
             {
                 "name": spec.identifier,
@@ -108,12 +110,12 @@ class ExecutorchTarget:
         facts = {
             "backend": "xnnpack",
             "chunk": chunk,
-            "delegates": made.delegates,
-            "delegated_work": round(made.inside_work, 4),
-            "operators_outside": dict(made.outside),
+            "delegates": assembled.delegates,
+            "delegated_work": round(assembled.delegated_share, 4),
+            "operators_outside": dict(assembled.runtime_operators),
             "states": states,
         }
-        return Artifact((MODEL,), tuple(lowering.stored), (), facts)
+        return Artifact((MODEL,), tuple(lowering.stored_tensors), (), facts)
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
         from lfmc.targets.executorch.stored import read
@@ -121,13 +123,13 @@ class ExecutorchTarget:
         return read(folder, stored)
 
     def stored_tokens(self, folder: Path) -> Mapping[str, Mapping[str, Any]]:
-        """Of the program's methods, which ExecuTorch's own runners ask."""
+        """Return the token ids that the program's methods return to ExecuTorch's own runners."""
         from lfmc.targets.executorch.runtime import ExecutorchStepper
         from lfmc.targets.executorch.stored import MODEL
 
-        told = ExecutorchStepper(folder).told
-        bos = told("get_bos_id")[0]
-        return {MODEL: {"bos": None if bos < 0 else bos, "stop": told("get_eos_ids")}}
+        read_integers = ExecutorchStepper(folder).read_integers
+        bos = read_integers("get_bos_id")[0]
+        return {MODEL: {"bos": None if bos < 0 else bos, "stop": read_integers("get_eos_ids")}}
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.executorch.runtime import ExecutorchStepper
@@ -139,31 +141,34 @@ class ExecutorchTarget:
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
     ) -> torch.nn.Module:
-        from lfmc.targets.executorch.activations import rounded
+        from lfmc.targets.executorch.activations import round_activations
 
-        return rounded(program)
+        return round_activations(program)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
-        return None if n_bit(program) else ARTIFACT_TOLERANCE
+        return None if has_nbit_products(program) else ARTIFACT_TOLERANCE
 
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
-        """Every n-bit product alone; then all together, as the runtime shows nothing inside."""
-        from lfmc.targets.executorch.activations import rounded
+        """Compare every n-bit product alone, then all together.
+
+        The runtime exposes no values between the operators of a delegate.
+        """
+        from lfmc.targets.executorch.activations import round_activations
         from lfmc.targets.executorch.products import products_rung
 
-        if not n_bit(program):
-            return (skipped(3, "every n-bit product of the artifact", "it has none"),)
+        if not has_nbit_products(program):
+            return (skipped_rung(3, "every n-bit product of the artifact", "the program has none"),)
         return products_rung(program, folder), noise_rung(
-            program, rounded(program), self.run(folder)
+            program, round_activations(program), self.run(folder)
         )
 
 
-def _methods(
+def _runner_methods(
     config: DecoderConfig, stop_ids: tuple[int, ...], context: int, chunk: int
 ) -> dict[str, Any]:
-    """Methods without arguments that ExecuTorch's own runners of language models ask for."""
+    """Return the methods without arguments that ExecuTorch's runners of language models call."""
     return {
         "get_bos_id": -1 if config.bos_id is None else config.bos_id,
         "get_eos_ids": list(stop_ids),
@@ -177,14 +182,14 @@ def _methods(
     }
 
 
-# Bytes of a program that are no weights: measured, with a margin.
+# Bytes of a program without its weights: measured, with a margin.
 GRAPH = 20_000
 GRAPH_PER_LAYER = 8_000
-GRAPH_PER_SANDWICH = 5_500  # more, with a norm behind each block, and a gate of the heads
+GRAPH_PER_SANDWICH = 5_500  # added for norms after each block and a gate of the heads
 GRAPH_PER_EXPERT = 4_100
 
 
 def _graph_nbytes(config: DecoderConfig) -> int:
     per_layer = GRAPH_PER_LAYER + (GRAPH_PER_SANDWICH if config.sandwich_norm else 0)
-    experts = GRAPH_PER_EXPERT * config.num_experts_in_all
+    experts = GRAPH_PER_EXPERT * config.total_num_experts
     return GRAPH + per_layer * config.num_layers + experts

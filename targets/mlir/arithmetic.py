@@ -1,7 +1,7 @@
-"""What is written in one way for a dialect or a device and in another for the next.
+"""Arithmetic that depends on the dialect and the device.
 
-Numbers out of narrow parameters, as float32, by shifts, floats, or out of whole words, and writing
-into a cache.
+It unpacks narrow parameters to float32, by shifts, by floats or from 32-bit words, and writes into
+caches.
 """
 
 from __future__ import annotations
@@ -19,47 +19,55 @@ from lfmc.targets.mlir.layout import EIGHTHS, fields
 from lfmc.targets.shared.parameters_file import Parameter
 from lfmc.targets.shared.row_blocks import PLANES, ROWS
 
-Table = Callable[[str, Callable[[], Tensor]], Tensor]  # a parameter of a name, once made
+# Returns the parameter of a name; the function computes its value.
+LoadTable = Callable[[str, Callable[[], Tensor]], Tensor]
 
 
-class Dialect(Protocol):
-    dtype: str  # of zero points, one an element
-    sums: bool  # products of one token are sums over codes; else of an unpacked matrix
+class Arithmetic(Protocol):
+    """The operations that have several implementations."""
 
-    def as_given(self, own: Parameter) -> Parameter:
-        """What functions take for a parameter of the file."""
+    dtype: str  # of prepared zero points, one per element
+    sums: bool  # products of one token are sums over codes; else they are matmuls
 
-    def halves(self, value: Tensor, dtype: str, table: Table) -> Tensor:
-        """Float32 of a parameter of floats of 16 bits."""
+    def as_argument(self, parameter: Parameter) -> Parameter:
+        """Return the dtype and shape in which functions take a parameter of the file."""
 
-    def zeros(self, packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-        """Zero points, one an element `[..., G, 16]`, of packed ones whose shape in the file is
-        `[..., G, bits, 1, 2]`."""
+    def widen_halves(self, value: Tensor, dtype: str, table: LoadTable) -> Tensor:
+        """Convert a parameter of 16-bit floats to float32."""
 
-    def eighth(self, units: Tensor, bits: int, eighth: int) -> Tensor:
-        """Codes of an eighth, float32 `[..., S, L]`, of units bytes `[..., bits, S, L]`."""
+    def prepare_zeros(self, packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+        """Unpack zero points to one per element, `[..., G, 16]`.
 
-    def spread(self, units: Tensor, bits: int) -> Tensor:
-        """All of them, `[..., 8, S, L]`."""
+        Their shape in the file is `[..., G, bits, 1, 2]`.
+        """
 
-    def number(self, value: Tensor) -> Tensor:
-        """Zero points as float32, 0 to 255."""
+    def unpack_eighth(self, units: Tensor, bits: int, eighth: int) -> Tensor:
+        """Unpack the codes of an eighth, float32 `[..., S, L]`, from bytes `[..., bits, S, L]`."""
+
+    def unpack(self, units: Tensor, bits: int) -> Tensor:
+        """Unpack the codes of all eighths, `[..., 8, S, L]`."""
+
+    def widen_zeros(self, value: Tensor) -> Tensor:
+        """Convert prepared zero points to float32, 0 to 255."""
 
     def block_and_lane(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Where rows int32 lie: a block of 16, and a row of it."""
+        """Return the block of 16 rows and the lane in it, of row indices int32."""
 
-    def pick(self, rows: Tensor, lane: Tensor) -> Tensor:
-        """A lane int32 `[T]` of each of some blocks `[T, K, 16]`: `[T, K]`."""
+    def select_lane(self, rows: Tensor, lane: Tensor) -> Tensor:
+        """Select one lane int32 `[T]` of each block `[T, K, 16]`: `[T, K]`."""
 
     def put(self, cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
-        """`cache` with `new` at `start` int32 `[1]` of a dim."""
+        """Return `cache` with `new` written at `start` int32 `[1]` along a dim."""
 
 
 @torch.library.custom_op("lfm_mlir::put", mutates_args=())
 def put(cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
-    """`cache` with `new` at `start` of a dim: one operator until `with_slices`."""
-    at = torch.arange(new.shape[dim]) + start
-    return cache.index_copy(dim, at, new)
+    """Return `cache` with `new` at `start` along a dim.
+
+    A traced graph contains this operator until `replace_puts_by_slices`.
+    """
+    slots = torch.arange(new.shape[dim]) + start
+    return cache.index_copy(dim, slots, new)
 
 
 @put.register_fake
@@ -67,8 +75,8 @@ def _(cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
     return torch.empty_like(cache)
 
 
-def chosen(cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
-    """The same, every element of the cache written anew."""
+def put_by_select(cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
+    """Return the result of `put`, with every element of the cache written again."""
     count, shape = new.shape[dim], [1] * cache.ndim
     shape[dim] = cache.shape[dim]
     slots = torch.arange(cache.shape[dim], dtype=torch.int32) - start
@@ -78,15 +86,17 @@ def chosen(cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
     return torch.where(inside, new.index_select(dim, slots.clamp(0, count - 1)), cache)
 
 
-def masked(rows: Tensor, lane: Tensor) -> Tensor:
-    """A lane of each block, all others times zero."""
-    own = torch.arange(ROWS, dtype=torch.int32) == lane[:, None]
-    return (rows * own.float()[:, None]).sum(-1)
+def select_lane_by_mask(rows: Tensor, lane: Tensor) -> Tensor:
+    """Select one lane of each block by a sum in which the other lanes are multiplied by 0."""
+    mask = torch.arange(ROWS, dtype=torch.int32) == lane[:, None]
+    return (rows * mask.float()[:, None]).sum(-1)
 
 
-def with_slices(graph: fx.Graph) -> None:
-    """Write a graph's `put` with ATen operators whose start is known when it runs, as no tracing
-    says it: torch-mlir makes a slice of them that can be written in place."""
+def replace_puts_by_slices(graph: fx.Graph) -> None:
+    """Replace every `put` of a graph by ATen operators whose start is a run-time value.
+
+    Tracing can't produce them. torch-mlir lowers them to a slice that can be written in place.
+    """
     aten = torch.ops.aten
     for node in list(graph.nodes):
         if node.target != torch.ops.lfm_mlir.put.default:
@@ -102,161 +112,167 @@ def with_slices(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-class ByShifts:
-    """Integers, where a compiler takes shifts; with `slices` a cache is written in place."""
+class ShiftArithmetic:
+    """Integer shifts, for dialects that support them; with `slices` caches are written in place."""
 
     dtype = "uint8"
 
     def __init__(self, *, slices: bool = True, sums: bool = True) -> None:
         self._slices, self.sums = slices, sums
 
-    def as_given(self, own: Parameter) -> Parameter:
-        return own
+    def as_argument(self, parameter: Parameter) -> Parameter:
+        return parameter
 
-    def halves(self, value: Tensor, dtype: str, table: Table) -> Tensor:
+    def widen_halves(self, value: Tensor, dtype: str, table: LoadTable) -> Tensor:
         return value.float()
 
-    def zeros(self, packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-        return self.spread(packed, bits).flatten(-3).to(torch.uint8)
+    def prepare_zeros(self, packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+        return self.unpack(packed, bits).flatten(-3).to(torch.uint8)
 
-    def integers(self, units: Tensor) -> Tensor:
-        """Bytes as int32."""
+    def to_integers(self, units: Tensor) -> Tensor:
+        """Convert bytes to int32."""
         return units.to(torch.int32)
 
-    def eighth(self, units: Tensor, bits: int, eighth: int) -> Tensor:
+    def unpack_eighth(self, units: Tensor, bits: int, eighth: int) -> Tensor:
         parts = []
-        for own in fields(bits, eighth):
-            value = self.integers(units.select(-3, own.unit))
-            value = value >> own.shift if own.shift else value
-            value = value & ((1 << own.width) - 1) if own.shift + own.width < 8 else value
-            parts.append(value * (1 << own.power) if own.power else value)
+        for field in fields(bits, eighth):
+            value = self.to_integers(units.select(-3, field.unit))
+            value = value >> field.shift if field.shift else value
+            value = value & ((1 << field.width) - 1) if field.shift + field.width < 8 else value
+            parts.append(value * (1 << field.power) if field.power else value)
         return reduce(torch.add, parts).float()
 
-    def spread(self, units: Tensor, bits: int) -> Tensor:
-        done, parts = 0, []
+    def unpack(self, units: Tensor, bits: int) -> Tensor:
+        power, parts = 0, []
         for width in PLANES[bits]:
-            many = EIGHTHS // width
-            own = self.integers(units.narrow(-3, done, width)).unsqueeze(-4)
-            shifts = torch.arange(many, dtype=torch.int32).view(many, 1, 1, 1) * width
-            value = torch.bitwise_right_shift(own, shifts) & ((1 << width) - 1)
-            parts.append(value.flatten(-4, -3) * (1 << done))
-            done += width
+            count = EIGHTHS // width
+            plane = self.to_integers(units.narrow(-3, power, width)).unsqueeze(-4)
+            shifts = torch.arange(count, dtype=torch.int32).view(count, 1, 1, 1) * width
+            value = torch.bitwise_right_shift(plane, shifts) & ((1 << width) - 1)
+            parts.append(value.flatten(-4, -3) * (1 << power))
+            power += width
         return reduce(torch.add, parts).float()
 
-    def number(self, value: Tensor) -> Tensor:
+    def widen_zeros(self, value: Tensor) -> Tensor:
         return value.float()
 
     def block_and_lane(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows >> 4, rows & (ROWS - 1)
 
-    def pick(self, rows: Tensor, lane: Tensor) -> Tensor:
-        return masked(rows, lane)
+    def select_lane(self, rows: Tensor, lane: Tensor) -> Tensor:
+        return select_lane_by_mask(rows, lane)
 
     def put(self, cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
-        made: Tensor = (
-            put(cache, new, start, dim) if self._slices else chosen(cache, new, start, dim)
+        result: Tensor = (
+            put(cache, new, start, dim) if self._slices else put_by_select(cache, new, start, dim)
         )
-        return made
+        return result
 
 
-class ByWords(ByShifts):
-    """Bytes and halves are cut out of 32-bit words: for a device whose compiler reads what is
-    narrower wrong. Numbers in the file are little-endian, so words of it are in order."""
+class WordArithmetic(ShiftArithmetic):
+    """Bytes and 16-bit floats extracted from 32-bit words.
+
+    For devices whose compiler reads narrower values wrongly. The file is little-endian, so its
+    words keep the order of the values.
+    """
 
     dtype = "float32"
 
     def __init__(self) -> None:
         super().__init__(slices=False)
 
-    def as_given(self, own: Parameter) -> Parameter:
-        if own.dtype not in WORD_HOLDS:
-            return own
-        many, (*before, last) = WORD_HOLDS[own.dtype], own.shape
-        shape = (*before, last // many) if last % many == 0 else (math.prod(own.shape) // many,)
-        return replace(own, dtype="int32", shape=shape)
+    def as_argument(self, parameter: Parameter) -> Parameter:
+        if parameter.dtype not in ELEMENTS_PER_WORD:
+            return parameter
+        count, (*outer, last) = ELEMENTS_PER_WORD[parameter.dtype], parameter.shape
+        shape = (
+            (*outer, last // count) if last % count == 0 else (math.prod(parameter.shape) // count,)
+        )
+        return replace(parameter, dtype="int32", shape=shape)
 
-    def halves(self, value: Tensor, dtype: str, table: Table) -> Tensor:
-        """Widened by integers; powers of two come from a table."""
+    def widen_halves(self, value: Tensor, dtype: str, table: LoadTable) -> Tensor:
+        """Convert by integer operations; a table contains the powers of two."""
         fraction, bias = (10, 15) if dtype == "float16" else (7, 127)
         count = 1 << (15 - fraction)
         power = table(
             f"powers.{dtype}",
             lambda: torch.exp2(torch.arange(count).clamp(min=1).double() - bias - fraction).float(),
         )
-        bits = _cut(value, 16)
+        bits = _split_words(value, 16)
         exponent = (bits >> fraction) & (count - 1)
-        whole = (bits & ((1 << fraction) - 1)) + (exponent > 0).to(torch.int32) * (1 << fraction)
-        found = whole.float() * power.index_select(0, exponent.flatten()).view_as(exponent)
-        return torch.where(bits >= 1 << 15, -found, found)
+        mantissa = bits & ((1 << fraction) - 1)
+        mantissa = mantissa + (exponent > 0).to(torch.int32) * (1 << fraction)
+        value = mantissa.float() * power.index_select(0, exponent.flatten()).view_as(exponent)
+        return torch.where(bits >= 1 << 15, -value, value)
 
-    def zeros(self, packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-        units = _cut(packed, 8).view(shape)
-        return ByShifts().spread(units, bits).flatten(-3)
+    def prepare_zeros(self, packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+        units = _split_words(packed, 8).view(shape)
+        return ShiftArithmetic().unpack(units, bits).flatten(-3)
 
-    def integers(self, units: Tensor) -> Tensor:
-        return _cut(units, 8)
+    def to_integers(self, units: Tensor) -> Tensor:
+        return _split_words(units, 8)
 
-    def pick(self, rows: Tensor, lane: Tensor) -> Tensor:
-        """By a gather: IREE can't compile a masked sum for Mali."""
-        places = lane.long().view(-1, 1, 1).expand(-1, rows.shape[1], 1)
-        return rows.gather(2, places).squeeze(2)
-
-
-WORD_HOLDS = {"uint8": 4, "float16": 2, "bfloat16": 2}
+    def select_lane(self, rows: Tensor, lane: Tensor) -> Tensor:
+        """Select by a gather: IREE can't compile a masked sum for Mali."""
+        indices = lane.long().view(-1, 1, 1).expand(-1, rows.shape[1], 1)
+        return rows.gather(2, indices).squeeze(2)
 
 
-def _cut(words: Tensor, bits: int) -> Tensor:
-    """Numbers of some bits, lowest first, int32 `[..., n * 32 / bits]` of int32 `[..., n]`."""
+ELEMENTS_PER_WORD = {"uint8": 4, "float16": 2, "bfloat16": 2}
+
+
+def _split_words(words: Tensor, bits: int) -> Tensor:
+    """Split words int32 `[..., n]` into int32 `[..., n * 32 / bits]`, the lowest bits first."""
     shifts = torch.arange(32 // bits, dtype=torch.int32) * bits
     parts = torch.bitwise_right_shift(words.unsqueeze(-1), shifts) & ((1 << bits) - 1)
     return parts.flatten(-2)
 
 
-class ByFloats:
-    """Floats: torch-mlir takes no shifts to TOSA and StableHLO. Exact, as all numbers are small.
+class FloatArithmetic:
+    """Float arithmetic, because torch-mlir lowers no shifts to TOSA and StableHLO.
 
-    TOSA's bytes are signed.
+    It is exact, as all numbers are small. TOSA's bytes are signed.
     """
 
     def __init__(self, dtype: str, *, sums: bool = True) -> None:
         self.dtype, self.sums = dtype, sums
 
-    def as_given(self, own: Parameter) -> Parameter:
-        return replace(own, dtype=self.dtype) if own.dtype == "uint8" else own
+    def as_argument(self, parameter: Parameter) -> Parameter:
+        return replace(parameter, dtype=self.dtype) if parameter.dtype == "uint8" else parameter
 
-    def halves(self, value: Tensor, dtype: str, table: Table) -> Tensor:
+    def widen_halves(self, value: Tensor, dtype: str, table: LoadTable) -> Tensor:
         return value.float()
 
-    def zeros(self, packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-        value = self.spread(packed, bits).flatten(-3)
+    def prepare_zeros(self, packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+        value = self.unpack(packed, bits).flatten(-3)
         if self.dtype == "int8":
             return torch.where(value > 127, value - 256, value).to(torch.int8)
         return value.to(torch.uint8)
 
-    def eighth(self, units: Tensor, bits: int, eighth: int) -> Tensor:
+    def unpack_eighth(self, units: Tensor, bits: int, eighth: int) -> Tensor:
         parts = []
-        for own in fields(bits, eighth):
-            value = self.number(units.select(-3, own.unit))
-            low = torch.floor(value * 2.0**-own.shift) if own.shift else value
-            end = own.shift + own.width
+        for field in fields(bits, eighth):
+            value = self.widen_zeros(units.select(-3, field.unit))
+            code = torch.floor(value * 2.0**-field.shift) if field.shift else value
+            end = field.shift + field.width
             if end < 8:
-                low = low - torch.floor(value * 2.0**-end) * 2.0**own.width
-            parts.append(low * 2.0**own.power if own.power else low)
+                code = code - torch.floor(value * 2.0**-end) * 2.0**field.width
+            parts.append(code * 2.0**field.power if field.power else code)
         return reduce(torch.add, parts)
 
-    def spread(self, units: Tensor, bits: int) -> Tensor:
-        return torch.stack([self.eighth(units, bits, e) for e in range(EIGHTHS)], -3)
+    def unpack(self, units: Tensor, bits: int) -> Tensor:
+        return torch.stack([self.unpack_eighth(units, bits, index) for index in range(EIGHTHS)], -3)
 
-    def number(self, value: Tensor) -> Tensor:
-        plain = value.float()
-        return torch.where(plain < 0, plain + 256, plain) if self.dtype == "int8" else plain
+    def widen_zeros(self, value: Tensor) -> Tensor:
+        number = value.float()
+        return torch.where(number < 0, number + 256, number) if self.dtype == "int8" else number
 
     def block_and_lane(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         block = torch.floor(rows.float() / ROWS).to(torch.int32)
         return block, rows - block * ROWS
 
-    def pick(self, rows: Tensor, lane: Tensor) -> Tensor:
-        return masked(rows, lane)
+    def select_lane(self, rows: Tensor, lane: Tensor) -> Tensor:
+        return select_lane_by_mask(rows, lane)
 
     def put(self, cache: Tensor, new: Tensor, start: Tensor, dim: int) -> Tensor:
-        return chosen(cache, new, start, dim)
+        return put_by_select(cache, new, start, dim)

@@ -1,4 +1,4 @@
-"""The program's n-bit matrices as parameters, and how they are read back from a bundle."""
+"""The program's n-bit matrices as parameters, and their readback from a bundle."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lfmc.targets.mlir.layout import (
     unpack_groups,
     unpack_zeros,
 )
-from lfmc.targets.shared.constants import Constants, Sources, plain_values, stack_name
+from lfmc.targets.shared.constants import Constants, Sources, restore_layout, stack_name
 from lfmc.targets.shared.parameters_file import Parameter, open_parameters
 from lfmc.targets.shared.row_blocks import ROWS
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """An n-bit matrix, or `count` of them behind each other on the parameters' first dim."""
+    """An n-bit matrix, or `count` matrices stacked along the first dim of the parameters."""
 
     format: Format
     rows: int
@@ -42,74 +42,76 @@ class MlirConstants(Constants):
     """Matrices in blocks of rows (`lfmc.targets.mlir.layout`)."""
 
     def matrix(self, sources: Sources) -> Matrix:
-        """A matrix, its sources' rows one below the other."""
+        """Add a matrix whose rows are those of its sources, concatenated."""
         shapes = [self.shape(name) for name in sources]
         rows = sum(shape[0] for shape in shapes)
-        packed = lambda: [self.weights.packed(sources)]  # noqa: E731
-        return self._parts("+".join(sources), sources, "rows", rows, shapes[0][1], packed)
+        load_packed = lambda: [self.weights.packed(sources)]  # noqa: E731
+        return self._add_matrix("+".join(sources), sources, "rows", rows, shapes[0][1], load_packed)
 
     def stack(self, names: Sources) -> Matrix:
-        """Experts' matrices of one shape and format."""
-        packed = lambda: [self.weights.packed((name,)) for name in names]  # noqa: E731
-        return self._parts(stack_name(names), names, "experts", *self.shape(names[0]), packed)
+        """Add a stack of experts' matrices of one shape and format."""
+        load_packed = lambda: [self.weights.packed((name,)) for name in names]  # noqa: E731
+        return self._add_matrix(
+            stack_name(names), names, "experts", *self.shape(names[0]), load_packed
+        )
 
-    def _parts(
+    def _add_matrix(
         self,
         name: str,
         sources: Sources,
         order: Arrangement,
         rows: int,
         columns: int,
-        packed: Callable[[], list[PackedTensor]],
+        load_packed: Callable[[], list[PackedTensor]],
     ) -> Matrix:
         format = self.format(sources[0])
         bits, groups, blocks = format.bits, columns // format.group, rows // ROWS
         count = None if order == "rows" else len(sources)
 
-        def part(
+        def add_part(
             kind: str, dtype: str, shape: tuple[int, ...], pack: Callable[[PackedTensor], Tensor]
         ) -> Parameter:
             def make() -> Tensor:
-                pieces = [pack(one) for one in packed()]
+                pieces = [pack(packed) for packed in load_packed()]
                 return pieces[0] if count is None else torch.stack(pieces)
 
-            whole = shape if count is None else (count, *shape)
-            end = f"{kind}:{bits}:{format.group}"
-            return self.add(f"{name}#{end}", dtype, whole, kind, sources, order, make)
+            full_shape = shape if count is None else (count, *shape)
+            suffix = f"{kind}:{bits}:{format.group}"
+            return self.add(f"{name}#{suffix}", dtype, full_shape, kind, sources, order, make)
 
-        def zero_points(one: PackedTensor) -> Tensor:
-            assert one.zeros is not None
-            return pack_zeros(one.zeros, bits)
+        def pack_zero_points(packed: PackedTensor) -> Tensor:
+            assert packed.zeros is not None
+            return pack_zeros(packed.zeros, bits)
 
-        codes = part(
+        codes = add_part(
             "codes",
             "uint8",
             (blocks, groups, bits, format.group // 8, ROWS),
-            lambda one: pack_codes(one.codes, bits, format.group),
+            lambda packed: pack_codes(packed.codes, bits, format.group),
         )
-        scales = part(
-            "scales", "float16", (blocks, groups, ROWS), lambda one: pack_groups(one.scales)
+        scales = add_part(
+            "scales", "float16", (blocks, groups, ROWS), lambda packed: pack_groups(packed.scales)
         )
         zeros = None
         if not format.symmetric:
-            zeros = part("zeros", "uint8", (blocks, groups, bits, 1, 2), zero_points)
+            zeros = add_part("zeros", "uint8", (blocks, groups, bits, 1, 2), pack_zero_points)
         return Matrix(format, rows, columns, count, codes, scales, zeros)
 
 
 def read(folder: Path, stored: StoredTensor) -> Tensor:
-    """A constant as `PackedTensor` has it: its name ends in what it is, `#codes:BITS:GROUP`."""
+    """Read a constant in the layout of `PackedTensor`; its name ends in `#codes:BITS:GROUP`."""
     value = open_parameters(folder).tensor(stored.name)
-    _, _, form = stored.name.partition("#")
-    kind, _, rest = form.partition(":")
-    if not rest:
-        return plain_values(stored.name, value)
-    bits = int(rest.split(":")[0])
+    _, _, suffix = stored.name.partition("#")
+    kind, _, numbers = suffix.partition(":")
+    if not numbers:
+        return restore_layout(stored.name, value)
+    bits = int(numbers.split(":")[0])
     if stored.arrangement == "rows":
-        return _unpacked(kind, value, bits)
-    return torch.stack([_unpacked(kind, one, bits) for one in value])
+        return _unpack_part(kind, value, bits)
+    return torch.stack([_unpack_part(kind, matrix, bits) for matrix in value])
 
 
-def _unpacked(kind: str, value: Tensor, bits: int) -> Tensor:
+def _unpack_part(kind: str, value: Tensor, bits: int) -> Tensor:
     if kind == "scales":
         return unpack_groups(value).clone()
     return pack_bits((unpack_codes if kind == "codes" else unpack_zeros)(value, bits), bits)

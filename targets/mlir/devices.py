@@ -1,4 +1,4 @@
-"""What a module can be compiled for, and what IREE is told about it."""
+"""The devices that a module can be compiled for, and IREE's flags for them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ HOST = "cpu"  # this machine's
 
 @dataclass(frozen=True)
 class Device:
-    """`driver` of IREE's runtime executes what is compiled with `flags`. `arch` and `wave`, how
-    many threads go together, are of AMD's GPUs."""
+    """A device: IREE compiles with `flags`, and `driver` of its runtime executes the module.
+
+    `arch` and `wave`, the wave size in threads, are only set for AMD's GPUs.
+    """
 
     name: str
     driver: str
@@ -25,8 +27,11 @@ class Device:
 
     @property
     def words(self) -> bool:
-        """Whether parameters are read as 32-bit words: IREE's code for Vulkan reads narrower ones
-        at wrong places (of the baseline's storage), or does not compile (Adreno's)."""
+        """Whether the module reads parameters as 32-bit words.
+
+        IREE's code for Vulkan reads narrower values at wrong places (with the baseline's storage),
+        or does not compile (Adreno).
+        """
         return self.driver == "vulkan"
 
 
@@ -62,20 +67,20 @@ _ALL = (
         "--iree-llvmcpu-target-triple=aarch64-linux-android34",
         "--iree-llvmcpu-target-cpu-features=+neon,+dotprod",
     ),
-    _vulkan("vulkan", "vp_android_baseline_2022"),  # what every device has
+    _vulkan("vulkan", "vp_android_baseline_2022"),  # the features of every device
     _vulkan("vulkan:rdna3", "rdna3"),
     _vulkan("vulkan:adreno", "adreno"),
     _vulkan("vulkan:valhall", "valhall"),
     _hip("gfx942", 64),
     _hip("gfx1100", 32),
     _hip("gfx1151", 32),
-    _cuda("sm_80"),  # as PTX, which drivers compile for every later chip
+    _cuda("sm_80"),  # compiled to PTX, which drivers compile for every later chip
 )
 DEVICES: Mapping[str, Device] = {device.name: device for device in _ALL}
 
 
 def why_not_here(device: Device) -> str | None:
-    """Why this machine can't execute what is compiled for a device, where that is so."""
+    """Return why this machine can't execute a module for a device, or None if it can."""
     if device.name == HOST:
         return None
     if device.is_cpu:
@@ -83,9 +88,9 @@ def why_not_here(device: Device) -> str | None:
     import iree.runtime
 
     if device.name != "vulkan" and device.driver == "vulkan":
-        return f"whether a Vulkan device is a {device.name.partition(':')[2]} can't be told"
+        return f"it is unknown whether a Vulkan device here is a {device.name.partition(':')[2]}"
     try:
-        found = iree.runtime.get_driver(device.driver).query_available_devices()
+        devices = iree.runtime.get_driver(device.driver).query_available_devices()
     except (RuntimeError, ValueError) as error:
         return f"IREE finds no {device.driver} device: {str(error).splitlines()[0]}"
-    return None if found else f"IREE finds no {device.driver} device on this machine"
+    return None if devices else f"IREE finds no {device.driver} device on this machine"

@@ -1,4 +1,4 @@
-"""From graphs of ATen operators to MLIR's dialects, by torch-mlir."""
+"""Import of graphs of ATen operators to MLIR's dialects, by torch-mlir."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch_mlir.passmanager import PassManager
 
 from lfmc.errors import UnsupportedError, first_line
 
-IMPORTED = "torchdynamo-export-to-torch-backend-pipeline{extra-library=}"
+IMPORT_PIPELINE = "torchdynamo-export-to-torch-backend-pipeline{extra-library=}"
 FROM_TORCH: Mapping[str, tuple[str, ...]] = {
     "linalg": ("torch-backend-to-linalg-on-tensors-backend-pipeline",),
     "torch": (),
@@ -29,37 +29,37 @@ TO_LINALG: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def pipelines(dialect: str) -> tuple[str, ...]:
-    """From what torch-mlir imports to a dialect."""
-    return IMPORTED, *FROM_TORCH[dialect]
+def import_pipelines(dialect: str) -> tuple[str, ...]:
+    """Return the pipelines from torch-mlir's import to a dialect."""
+    return IMPORT_PIPELINE, *FROM_TORCH[dialect]
 
 
-def module_of(graphs: Mapping[str, fx.GraphModule], passes: Sequence[str]) -> Any:
-    """A module with a function for each graph, behind some passes."""
+def import_graphs(graphs: Mapping[str, fx.GraphModule], passes: Sequence[str]) -> Any:
+    """Return a module with one function per graph, lowered by the passes."""
     context = ir.Context()
     torch_dialect.register_dialect(context)
     with ir.Location.unknown(context):
-        whole = ir.Module.create()
+        module = ir.Module.create()
     for name, graph in graphs.items():
-        # One at a time: on the way to StableHLO a module has to have a single function.
+        # One at a time: the passes to StableHLO require a module with a single function.
         importer = FxImporter(context=context)
         importer.import_graph_module(graph, func_name=name)
         for pipeline in passes:
             run_passes(importer.module, pipeline)
         for operation in list(importer.module.body.operations):
             operation.detach_from_parent()
-            whole.body.append(operation)
-    return whole
+            module.body.append(operation)
+    return module
 
 
 def to_linalg(module: Any, dialect: str) -> None:
-    """Lower a module, as it is shipped, to what IREE takes."""
+    """Lower an exported module to linalg, which IREE accepts."""
     for pipeline in TO_LINALG[dialect]:
         run_passes(module, pipeline)
 
 
 def run_passes(module: Any, pipeline: str) -> None:
-    """Run passes on a module; raises `UnsupportedError` with what MLIR says."""
+    """Run passes on a module; raises `UnsupportedError` with MLIR's message."""
     with module.context as context:
         context.emit_error_diagnostics = True
         try:

@@ -1,7 +1,7 @@
-"""What the forms of a program's operators, in plain torch, share.
+"""The context of the handlers that write a program's operators in plain torch.
 
-Values are float32 `[1, T, width]` as in the program; states are `[taps - 1, H]` of a filter, keys
-`[K, D, C]`, values `[K, C, D]`.
+Values are float32 `[1, T, width]`, as in the program. States are filters `[taps - 1, H]`, keys
+`[K, D, C]` and values `[K, C, D]`.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lfmc.graph.program import Program
-from lfmc.targets.mlir.arithmetic import Dialect
+from lfmc.targets.mlir.arithmetic import Arithmetic
 from lfmc.targets.mlir.constants import Matrix, MlirConstants
-from lfmc.targets.mlir.named import Given
-from lfmc.targets.shared.plain_torch import Held
+from lfmc.targets.mlir.named import LoadParameter
+from lfmc.targets.shared.plain_torch import ConstantRef
 
 
 @dataclass(frozen=True)
 class Forms:
-    """What the forms of operators share: the program, and parameters that `given` supplies."""
+    """The program and its constants; `load` returns the tensor of a parameter."""
 
     program: Program
     constants: MlirConstants
-    given: Given
-    dialect: Dialect
+    load: LoadParameter
+    arithmetic: Arithmetic
 
-    def floats(self, held: Held, *, taps: bool = False) -> Tensor:
-        """A constant that stays float, in float32."""
-        own = self.constants.floats(held.sources, taps=taps)
-        return self.wide(self.given(own), own.dtype)
+    def floats(self, constant: ConstantRef, *, taps: bool = False) -> Tensor:
+        """Return a float constant in float32."""
+        parameter = self.constants.floats(constant.sources, taps=taps)
+        return self.widen(self.load(parameter), parameter.dtype)
 
-    def wide(self, value: Tensor, dtype: str) -> Tensor:
-        """Float32 of a parameter of floats."""
+    def widen(self, value: Tensor, dtype: str) -> Tensor:
+        """Convert a float parameter to float32."""
         if dtype not in ("float16", "bfloat16"):
             return value
 
         def table(name: str, make: Callable[[], Tensor]) -> Tensor:
-            return self.given(self.constants.of_config(name, make))
+            return self.load(self.constants.config_constant(name, make))
 
-        return self.dialect.halves(value, dtype, table)
+        return self.arithmetic.widen_halves(value, dtype, table)
 
-    def biased(self, value: Tensor, bias: Held | None) -> Tensor:
-        """`value` and a bias, where there is one."""
+    def add_bias(self, value: Tensor, bias: ConstantRef | None) -> Tensor:
+        """Return `value` plus a bias, if there is one."""
         return value if bias is None else value + self.floats(bias)
 
-    def zeros(self, matrix: Matrix) -> Tensor | None:
-        """Zero points as `prepare` left them, `[..., G, 16]`."""
-        return None if matrix.zeros is None else self.given(matrix.zeros)
+    def zero_points(self, matrix: Matrix) -> Tensor | None:
+        """Return the zero points that `prepare` unpacked, `[..., G, 16]`."""
+        return None if matrix.zeros is None else self.load(matrix.zeros)

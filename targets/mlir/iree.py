@@ -1,4 +1,4 @@
-"""A module for IREE: parameters become its own, mapped from a file, and it is compiled."""
+"""Compilation for IREE, with parameters mapped from a file and states as variables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import iree.compiler.tools as compiler
 
 from lfmc.errors import UnsupportedError
 from lfmc.targets.mlir.devices import Device
-from lfmc.targets.mlir.graphs import PREPARE, Graphs, Kind, state_shape
+from lfmc.targets.mlir.graphs import PREPARE, FunctionSpec, Graphs, state_shape
 from lfmc.targets.mlir.runtime import RESET, SCOPE
 from lfmc.targets.shared.parameters_file import Parameter
 
@@ -23,32 +23,38 @@ TYPES = {
     "int32": "i32",
 }
 FLAGS = (
-    # Matrices stay as they lie: unpacked at load, they would take four bytes a weight.
+    # Matrices stay packed: unpacked at load time they would take four bytes per weight.
     "--iree-opt-const-expr-hoisting=false",
     "--iree-vm-bytecode-module-strip-source-map",
     "--iree-vm-bytecode-module-strip-debug-ops",
 )
 
 
-def with_parameters(module: Any, graphs: Graphs) -> str:
-    """The module's text, with functions of tokens only around the graphs': parameters are mapped,
-    states are variables, which are written in place."""
-    text = str(module).replace("xui8>", "xi8>")  # linalg's operators say what is unsigned
-    for name in [*(kind.name for kind in graphs.kinds), PREPARE]:
+def add_host_functions(module: Any, graphs: Graphs) -> str:
+    """Return the module's text with functions that only take tokens and a start position.
+
+    They call the graphs' functions. Parameters are mapped; states are variables, which are written
+    in place.
+    """
+    text = str(module).replace("xui8>", "xi8>")  # linalg's operators encode the signedness
+    for name in [*(function.name for function in graphs.functions), PREPARE]:
         text = text.replace(f"func.func @{name}(", f"func.func private @{name}_graph(")
-    parts = [_parameter(index, own, graphs) for index, own in enumerate(graphs.parameters)]
-    states = [_tensor(state_shape(spec), "float32") for spec in graphs.program.states]
-    parts += [f"util.global private mutable @s{i} : {kind}" for i, kind in enumerate(states)]
+    parts = [
+        _declare_parameter(index, parameter, graphs)
+        for index, parameter in enumerate(graphs.parameters)
+    ]
+    states = [_tensor_type(state_shape(spec), "float32") for spec in graphs.program.states]
+    parts += [f"util.global private mutable @s{i} : {state}" for i, state in enumerate(states)]
     if graphs.packed:
-        parts.append(_initializer(graphs))
-    parts += [_function(kind, graphs, states) for kind in graphs.kinds]
-    parts.append(_reset(states))
+        parts.append(_prepare_initializer(graphs))
+    parts += [_function(function, graphs, states) for function in graphs.functions]
+    parts.append(_reset_function(states))
     body, _, _ = text.rpartition("}")
     return "\n".join([body, *parts, "}", ""])
 
 
 def compile_module(text: str, device: Device, path: Path) -> None:
-    """Compile for a device; raises `UnsupportedError` with what IREE says."""
+    """Compile for a device; raises `UnsupportedError` with IREE's message."""
     try:
         compiler.compile_str(
             text, target_backends=[], extra_args=[*device.flags, *FLAGS], output_file=str(path)
@@ -60,76 +66,84 @@ def compile_module(text: str, device: Device, path: Path) -> None:
         ) from error
 
 
-def _tensor(shape: Sequence[int], dtype: str) -> str:
+def _tensor_type(shape: Sequence[int], dtype: str) -> str:
     return f"tensor<{'x'.join([*map(str, shape), TYPES[dtype]])}>"
 
 
-def _type(own: Parameter) -> str:
-    return _tensor(own.shape, own.dtype)
+def _parameter_type(parameter: Parameter) -> str:
+    return _tensor_type(parameter.shape, parameter.dtype)
 
 
-def _parameter(index: int, own: Parameter, graphs: Graphs) -> str:
-    held = f'util.global private @p{index} = #flow.parameter.named<"{SCOPE}"::"{own.name}">'
-    given = graphs.given[index]
-    stored = graphs.dialect.as_given(own)
-    lines = [f"{held} : {_type(stored)}"]
-    if own in graphs.packed:
-        lines.append(f"util.global private mutable @z{index} : {_type(given)}")
+def _declare_parameter(index: int, parameter: Parameter, graphs: Graphs) -> str:
+    source = f'#flow.parameter.named<"{SCOPE}"::"{parameter.name}">'
+    argument = graphs.arguments[index]
+    stored = graphs.arithmetic.as_argument(parameter)
+    lines = [f"util.global private @p{index} = {source} : {_parameter_type(stored)}"]
+    if parameter in graphs.packed:
+        lines.append(f"util.global private mutable @z{index} : {_parameter_type(argument)}")
     return "\n".join(lines)
 
 
-def _initializer(graphs: Graphs) -> str:
-    places = [graphs.parameters.index(own) for own in graphs.packed]
-    types = [_type(graphs.dialect.as_given(own)) for own in graphs.packed]
-    results = [_type(graphs.given[index]) for index in places]
+def _prepare_initializer(graphs: Graphs) -> str:
+    indices = [graphs.parameters.index(parameter) for parameter in graphs.packed]
+    stored = [graphs.arithmetic.as_argument(parameter) for parameter in graphs.packed]
+    types = [_parameter_type(parameter) for parameter in stored]
+    results = [_parameter_type(graphs.arguments[index]) for index in indices]
     lines = ["util.initializer {"]
     lines += [
-        f"  %p{i} = util.global.load @p{i} : {kind}" for i, kind in zip(places, types, strict=True)
+        f"  %p{index} = util.global.load @p{index} : {tensor_type}"
+        for index, tensor_type in zip(indices, types, strict=True)
     ]
-    values = ", ".join(f"%p{i}" for i in places)
+    values = ", ".join(f"%p{i}" for i in indices)
     signature = f"({', '.join(types)}) -> ({', '.join(results)})"
-    lines.append(f"  %r:{len(places)} = func.call @{PREPARE}_graph({values}) : {signature}")
-    for at, (index, kind) in enumerate(zip(places, results, strict=True)):
-        lines.append(f"  util.global.store %r#{at}, @z{index} : {kind}")
+    lines.append(f"  %r:{len(indices)} = func.call @{PREPARE}_graph({values}) : {signature}")
+    for position, (index, tensor_type) in enumerate(zip(indices, results, strict=True)):
+        lines.append(f"  util.global.store %r#{position}, @z{index} : {tensor_type}")
     return "\n".join([*lines, "  util.return", "}"])
 
 
-def _function(kind: Kind, graphs: Graphs, states: Sequence[str]) -> str:
-    inputs = [_tensor((n,), "int32") for n in (kind.tokens, 1)]
-    rows = 1 if kind.last_only else kind.tokens
-    logits = _tensor((rows, graphs.program.config.vocab_size), "float32")
-    lines = [f"func.func @{kind.name}(%tokens: {inputs[0]}, %start: {inputs[1]}) -> {logits} {{"]
-    given, types = ["%tokens", "%start"], [*inputs]
+def _function(function: FunctionSpec, graphs: Graphs, states: Sequence[str]) -> str:
+    inputs = [_tensor_type((n,), "int32") for n in (function.tokens, 1)]
+    rows = 1 if function.last_only else function.tokens
+    logits = _tensor_type((rows, graphs.program.config.vocab_size), "float32")
+    lines = [
+        f"func.func @{function.name}(%tokens: {inputs[0]}, %start: {inputs[1]}) -> {logits} {{"
+    ]
+    operands, operand_types = ["%tokens", "%start"], [*inputs]
 
-    def load(name: str, held: str) -> None:
-        lines.append(f"  %{name} = util.global.load @{name} : {held}")
-        given.append(f"%{name}")
-        types.append(held)
+    def load(name: str, tensor_type: str) -> None:
+        lines.append(f"  %{name} = util.global.load @{name} : {tensor_type}")
+        operands.append(f"%{name}")
+        operand_types.append(tensor_type)
 
-    for index, held in enumerate(states):
-        load(f"s{index}", held)
-    for index, own in enumerate(graphs.parameters):
-        load(f"{'z' if own in graphs.packed else 'p'}{index}", _type(graphs.given[index]))
+    for index, tensor_type in enumerate(states):
+        load(f"s{index}", tensor_type)
+    for index, parameter in enumerate(graphs.parameters):
+        prefix = "z" if parameter in graphs.packed else "p"
+        load(f"{prefix}{index}", _parameter_type(graphs.arguments[index]))
     results = f"({', '.join([logits, *states])})"
-    call = f"func.call @{kind.name}_graph({', '.join(given)}) : ({', '.join(types)}) -> {results}"
+    signature = f"({', '.join(operand_types)}) -> {results}"
+    call = f"func.call @{function.name}_graph({', '.join(operands)}) : {signature}"
     lines.append(f"  %r:{1 + len(states)} = {call}")
-    for index, held in enumerate(states):
-        lines.append(f"  util.global.store %r#{index + 1}, @s{index} : {held}")
+    for index, tensor_type in enumerate(states):
+        lines.append(f"  util.global.store %r#{index + 1}, @s{index} : {tensor_type}")
     return "\n".join([*lines, f"  return %r#0 : {logits}", "}"])
 
 
-def _reset(states: Sequence[str]) -> str:
-    """Zeros for every state, when a module is loaded and when it is asked for. IREE gives equal
-    constants one buffer, and a state that is written in place would write others with it: behind
-    barriers these are not known to be equal."""
+def _reset_function(states: Sequence[str]) -> str:
+    """Return the code that fills every state with zeros, at load time and in `reset`.
+
+    IREE merges equal constants into one buffer, so that a write to one state in place would change
+    the others. Barriers hide from IREE that the zeros are equal.
+    """
     lines = []
-    for index, held in enumerate(states):
+    for index, tensor_type in enumerate(states):
         lines += [
             f"  %c{index} = arith.constant 0.0 : f32",
             f"  %z{index} = util.optimization_barrier %c{index} : f32",
-            f"  %s{index} = flow.tensor.splat %z{index} : {held}",
-            f"  util.global.store %s{index}, @s{index} : {held}",
+            f"  %s{index} = flow.tensor.splat %z{index} : {tensor_type}",
+            f"  util.global.store %s{index}, @s{index} : {tensor_type}",
         ]
     body = "\n".join(lines)
-    loaded = f"util.initializer {{\n{body}\n  util.return\n}}"
-    return f"{loaded}\nfunc.func @{RESET}() {{\n{body}\n  return\n}}"
+    initializer = f"util.initializer {{\n{body}\n  util.return\n}}"
+    return f"{initializer}\nfunc.func @{RESET}() {{\n{body}\n  return\n}}"

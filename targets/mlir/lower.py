@@ -8,29 +8,34 @@ from torch_mlir.extras.fx_decomp_util import get_decomposition_table
 
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
-from lfmc.targets.mlir.arithmetic import ByFloats, ByShifts, ByWords, Dialect
+from lfmc.targets.mlir.arithmetic import (
+    Arithmetic,
+    FloatArithmetic,
+    ShiftArithmetic,
+    WordArithmetic,
+)
 from lfmc.targets.mlir.constants import MlirConstants
 from lfmc.targets.mlir.devices import Device
-from lfmc.targets.mlir.dialects import module_of, pipelines, to_linalg
+from lfmc.targets.mlir.dialects import import_graphs, import_pipelines, to_linalg
 from lfmc.targets.mlir.graphs import PREPARE, Graphs
-from lfmc.targets.mlir.named import Named, inline, show
+from lfmc.targets.mlir.named import NamedOperators, inline, publish_operators
 
 
-def arithmetic(dialect: str, device: Device) -> Dialect:
-    """The forms that a dialect and a device take.
+def choose_arithmetic(dialect: str, device: Device) -> Arithmetic:
+    """Return the arithmetic that a dialect and a device support.
 
-    Outside of CPUs IREE loses what is written into slices (Vulkan) and gets some sums over codes
-    wrong (CUDA, whose code generator is HIP's, and Vulkan).
+    On devices other than CPUs, IREE writes slices to wrong places (Vulkan), and computes some sums
+    over codes wrongly (Vulkan, and CUDA, which shares its code generator with HIP).
     """
     if device.words:
-        return ByWords()
+        return WordArithmetic()
     if dialect in ("linalg", "torch"):
-        return ByShifts(slices=device.is_cpu, sums=device.is_cpu)
-    return ByFloats("int8" if dialect == "tosa" else "uint8", sums=device.is_cpu)
+        return ShiftArithmetic(slices=device.is_cpu, sums=device.is_cpu)
+    return FloatArithmetic("int8" if dialect == "tosa" else "uint8", sums=device.is_cpu)
 
 
 class Lowering:
-    """Functions for calls of one token, a few, and `chunk`, and the parameters that they take."""
+    """Functions for calls of one token, of a few tokens and of `chunk`, and their parameters."""
 
     def __init__(
         self,
@@ -43,24 +48,26 @@ class Lowering:
         named: bool = False,
     ) -> None:
         self.constants, self._dialect = MlirConstants(weights), dialect
-        self._named = Named() if named else None
-        table = get_decomposition_table()
-        forms = arithmetic(dialect, device)
-        self.graphs = Graphs(program, self.constants, chunk, forms, table, self._named)
+        self._named = NamedOperators() if named else None
+        decompositions = get_decomposition_table()
+        arithmetic = choose_arithmetic(dialect, device)
+        self.graphs = Graphs(
+            program, self.constants, chunk, arithmetic, decompositions, self._named
+        )
 
     def module(self) -> Any:
-        """The module to ship; parameters are arguments of its functions."""
-        graphs = {kind.name: self.graphs.graph(kind) for kind in self.graphs.kinds}
+        """Return the module to export; its functions take the parameters as arguments."""
+        graphs = {function.name: self.graphs.graph(function) for function in self.graphs.functions}
         if self.graphs.packed:
             graphs[PREPARE] = self.graphs.prepare()
         if self._named is None:
-            return module_of(graphs, pipelines(self._dialect))
-        module = module_of(graphs | self.graphs.definitions(), ())
-        show(module, self._named.definitions)
+            return import_graphs(graphs, import_pipelines(self._dialect))
+        module = import_graphs(graphs | self.graphs.definitions(), ())
+        publish_operators(module, self._named.definitions)
         return module
 
     def to_linalg(self, module: Any) -> None:
-        """Lower that module to what IREE takes."""
+        """Lower the module to linalg, which IREE accepts."""
         if self._named is not None:
             inline(module)
         to_linalg(module, self._dialect)

@@ -1,4 +1,4 @@
-"""Runs a program by the forms of its operators; traced, that is a graph of ATen operators."""
+"""Execution of a program by its handlers; tracing it yields a graph of ATen operators."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lfmc.graph.program import operator_name
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
 from lfmc.targets.mlir.forms import Forms
-from lfmc.targets.mlir.handlers import HANDLERS, up_to
-from lfmc.targets.mlir.named import Handler, Named
-from lfmc.targets.shared.plain_torch import PASSED, Held, call_plain
+from lfmc.targets.mlir.handlers import HANDLERS, arange_int32
+from lfmc.targets.mlir.named import Handler, NamedOperators
+from lfmc.targets.shared.plain_torch import PASS_THROUGH, ConstantRef, call_torch_operator
 
 
 def run_program(
@@ -24,11 +24,14 @@ def run_program(
     states: Sequence[Tensor],
     *,
     last_only: bool,
-    named: Named | None = None,
+    named: NamedOperators | None = None,
 ) -> tuple[Tensor, ...]:
-    """Logits `[T, V]`, or `[1, V]` of the last, of tokens int32 `[T]` that come at position
-    `start` int32 `[1]`, and the new states. With `named` operators stay operators of the graph."""
-    positions = start + up_to(len(tokens))
+    """Return the logits `[T, V]` of tokens int32 `[T]`, and the new states.
+
+    The first token is at position `start` int32 `[1]`. With `last_only` the logits are `[1, V]`, of
+    the last token. With `named` the program's operators stay operators of the graph.
+    """
+    positions = start + arange_int32(len(tokens))
     inputs = iter([tokens.unsqueeze(0), positions, *states])
     values: dict[fx.Node, Any] = {}
     results: Sequence[fx.Node] = arguments(forms.program.graph.output_node())[0]
@@ -47,27 +50,29 @@ def run_program(
 
 
 def _constant(forms: Forms, node: fx.Node) -> Any:
-    """A constant; rotary steps follow from the configuration."""
+    """Return a constant; rotary frequencies are computed from the configuration."""
     name = str(node.target)
     weight = forms.program.weights[name]
     if weight.part != "constant":
-        return Held(weight.sources)
+        return ConstantRef(weight.sources)
     config, kind = forms.program.config, name.removeprefix("rope.")
-    return forms.given(
-        forms.constants.of_config(name, lambda: inverse_frequencies(config, kind).float())
+    return forms.load(
+        forms.constants.config_constant(name, lambda: inverse_frequencies(config, kind).float())
     )
 
 
-def _call(forms: Forms, node: fx.Node, values: Mapping[fx.Node, Any], named: Named | None) -> Any:
+def _call(
+    forms: Forms, node: fx.Node, values: Mapping[fx.Node, Any], named: NamedOperators | None
+) -> Any:
     name = operator_name(node)
     if name not in HANDLERS:
-        return call_plain(node, values, forms.floats, "MLIR")
+        return call_torch_operator(node, values, forms.floats, "MLIR")
     args: Any = fx.map_arg(arguments(node), values.__getitem__)
-    if named is None or name in PASSED:
+    if named is None or name in PASS_THROUGH:
         return HANDLERS[name](forms, *args)
-    return named.call(name.removeprefix("lfm."), _handler(forms, name), forms.given, args)
+    return named.call(name.removeprefix("lfm."), _bind_handler(forms, name), forms.load, args)
 
 
-def _handler(forms: Forms, name: str) -> Handler:
-    """The form of an operator, of what gives it parameters."""
-    return lambda given, *args: HANDLERS[name](replace(forms, given=given), *args)
+def _bind_handler(forms: Forms, name: str) -> Handler:
+    """Return an operator's handler as a function whose first argument loads parameters."""
+    return lambda load, *args: HANDLERS[name](replace(forms, load=load), *args)

@@ -1,4 +1,4 @@
-"""Running a module by IREE's runtime, the way an app does."""
+"""A stepper that runs a module in IREE's runtime, as an app does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class IreeStepper:
     def __init__(self, folder: Path) -> None:
         require("iree.runtime", "mlir")
         facts = open_parameters(folder).facts
-        self.context, self._vocab = int(facts["context"]), int(facts["vocab_size"])
+        self.context, self._vocab_size = int(facts["context"]), int(facts["vocab_size"])
         self._lengths: list[int] = facts["lengths"]
         path = folder / MODULE
         if not path.is_file():
@@ -44,43 +44,46 @@ class IreeStepper:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the conversation."""
+        """Start a new conversation."""
         self._length = 0
         self._functions[RESET]()
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` of the tokens that come next."""
-        pieces = self._pieces(tokens)
+        """Append tokens and return their float32 logits `[T, V]`."""
+        pieces = self._split_calls(tokens)
         return torch.cat([self._call("score", piece) for piece in pieces])
 
     def prefill(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[1, V]` of the last of the tokens that come next."""
-        for piece in self._pieces(tokens):
+        """Append tokens and return the float32 logits `[1, V]` of the last token."""
+        for piece in self._split_calls(tokens):
             logits = self._call("prefill", piece)
         return logits
 
-    def _pieces(self, tokens: Sequence[int] | Tensor) -> list[Tensor]:
-        """Tokens in calls of the lengths that there are functions for."""
+    def _split_calls(self, tokens: Sequence[int] | Tensor) -> list[Tensor]:
+        """Split tokens into calls of the lengths that the module has functions for."""
         ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(-1)
-        require_tokens(ids, self._length, self.context, self._vocab)
-        pieces, at = [], 0
-        while at < len(ids):
-            size = next(n for n in self._lengths if n <= len(ids) - at)
-            pieces.append(ids[at : at + size])
-            at += size
-        return pieces
+        require_tokens(ids, self._length, self.context, self._vocab_size)
+        calls, start = [], 0
+        while start < len(ids):
+            size = next(n for n in self._lengths if n <= len(ids) - start)
+            calls.append(ids[start : start + size])
+            start += size
+        return calls
 
     def _call(self, name: str, ids: Tensor) -> Tensor:
         function = self._functions["decode" if len(ids) == 1 else f"{name}_{len(ids)}"]
         start = np.array([self._length], np.int32)
         logits = function(ids.int().numpy(), start)
         self._length += len(ids)
-        return torch.from_numpy(_to_host(logits))
+        return torch.from_numpy(_copy_to_host(logits))
 
 
-def _to_host(array: Any) -> Any:
-    """A copy of IREE's result. Its own way imports numpy's memory, which Vulkan drivers refuse
-    where it does not begin at a page."""
+def _copy_to_host(array: Any) -> Any:
+    """Copy an IREE array to numpy.
+
+    IREE's own conversion imports numpy's memory, which Vulkan drivers reject unless it is aligned
+    to a page.
+    """
     import iree.runtime as runtime
 
     device, view = array._device, array._buffer_view
@@ -97,7 +100,7 @@ def _to_host(array: Any) -> Any:
 
 
 def _load(folder: Path, driver: str) -> Any:
-    """The module's functions by name, on mapped parameters."""
+    """Load the module with mapped parameters; return its functions by name."""
     import iree.runtime as runtime
 
     config = runtime.Config(driver)

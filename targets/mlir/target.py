@@ -1,4 +1,4 @@
-"""The MLIR target: capabilities and verbs."""
+"""The MLIR target: its capabilities and its operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.grid.formats import Capabilities, unpadded
+from lfmc.calib_free.grid.formats import Capabilities, unpadded_formats
 from lfmc.errors import UnsupportedError
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
@@ -28,16 +28,20 @@ DIALECTS = ("linalg", "torch", "stablehlo", "tosa")
 
 @dataclass(frozen=True)
 class MlirTarget:
-    """MLIR by torch-mlir, compiled by IREE; parameters in a file of their own."""
+    """MLIR by torch-mlir, compiled by IREE, with parameters in a separate file."""
 
     name: ClassVar[str] = "mlir"
     extra: ClassVar[str] = "mlir"
     packages: ClassVar[tuple[str, ...]] = ("torch_mlir", "iree.compiler", "iree.runtime")
     options: ClassVar[tuple[TargetOption, ...]] = (
-        TargetOption("dialect", DIALECTS, "of the module that is shipped beside the compiled one"),
-        TargetOption("operators", ("lowered", "named"), "of the model, in dialect torch"),
-        TargetOption("device", tuple(DEVICES), "what IREE compiles for; cpu is this machine's"),
-        TargetOption("chunk", ("64", "16", "32", "128"), "tokens of a long call"),
+        TargetOption("dialect", DIALECTS, "of the module written next to the compiled one"),
+        TargetOption(
+            "operators", ("lowered", "named"), "lowered, or kept by name (dialect torch only)"
+        ),
+        TargetOption(
+            "device", tuple(DEVICES), "device that IREE compiles for; cpu: this machine's"
+        ),
+        TargetOption("chunk", ("64", "16", "32", "128"), "tokens per long call"),
     )
     lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = False
@@ -46,12 +50,12 @@ class MlirTarget:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
         return Capabilities(
-            linear=unpadded(FORMATS, hidden, config.ffn_size, inner),
-            embedding=unpadded(FORMATS, hidden),
-            expert=unpadded(FORMATS, hidden, moe.ffn_size) if moe else (),
+            linear=unpadded_formats(FORMATS, hidden, config.ffn_size, inner),
+            embedding=unpadded_formats(FORMATS, hidden),
+            expert=unpadded_formats(FORMATS, hidden, moe.ffn_size) if moe else (),
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
-            expert_unit="expert",  # every combination of formats in a layer is gathered apart
+            expert_unit="expert",  # each combination of formats in a layer is gathered separately
             expert_layer_shares_group=True,
             negative_scales=True,
             graph_nbytes=_graph_nbytes(config),
@@ -63,11 +67,11 @@ class MlirTarget:
         device, dialect = (request.options[name] for name in ("device", "dialect"))
         if request.options["operators"] == "named" and dialect != "torch":
             raise UnsupportedError(
-                f"{dialect} has no named operators of others", todo="-O dialect=torch"
+                f"dialect {dialect} does not support named operators", todo="-O dialect=torch"
             )
         if DEVICES[device].words and dialect in ("stablehlo", "tosa"):
             raise UnsupportedError(
-                f"{device} is given 32-bit words, and {dialect} has no shifts to take them apart",
+                f"{device} reads 32-bit words, and {dialect} has no shifts to unpack them",
                 todo="-O dialect=linalg",
             )
         sizes = {
@@ -77,7 +81,7 @@ class MlirTarget:
             "size of the feed-forward": config.ffn_size,
             "size of an expert": config.moe.ffn_size if config.moe else config.ffn_size,
         }
-        # Zero points of 3 bits fill words where blocks come in pairs.
+        # 3-bit zero points fill whole words only if the number of blocks is even.
         require_whole_blocks(sizes, 2 * ROWS if DEVICES[device].words else ROWS)
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
@@ -94,9 +98,9 @@ class MlirTarget:
     ) -> Artifact:
         from lfmc.targets.mlir.dialects import write_bytecode
         from lfmc.targets.mlir.graphs import state_shape
-        from lfmc.targets.mlir.iree import compile_module, with_parameters
+        from lfmc.targets.mlir.iree import add_host_functions, compile_module
         from lfmc.targets.mlir.lower import Lowering
-        from lfmc.targets.mlir.rewrites import make_ready
+        from lfmc.targets.mlir.rewrites import prepare_for_iree
         from lfmc.targets.mlir.runtime import MODULE
         from lfmc.targets.shared.code_object import check_code_objects
         from lfmc.targets.shared.parameters_file import PARAMETERS, write
@@ -108,8 +112,8 @@ class MlirTarget:
         module = lowering.module()
         write_bytecode(module, folder / BYTECODE)
         lowering.to_linalg(module)
-        make_ready(module, device)
-        compile_module(with_parameters(module, lowering.graphs), device, folder / MODULE)
+        prepare_for_iree(module, device)
+        compile_module(add_host_functions(module, lowering.graphs), device, folder / MODULE)
         graphs = lowering.graphs
         states = [
             {
@@ -132,18 +136,18 @@ class MlirTarget:
             "dialect": dialect,
             "operators": request.options["operators"],
             "chunk": chunk,
-            "lengths": sorted({kind.tokens for kind in graphs.kinds}, reverse=True),
-            "functions": [kind.name for kind in graphs.kinds],
+            "lengths": sorted({function.tokens for function in graphs.functions}, reverse=True),
+            "functions": [function.name for function in graphs.functions],
             "states": states,
         }
-        held = {
+        parameters_facts = {
             **facts,
             "context": request.context,
             "vocab_size": program.config.vocab_size,
-            "parameters": [own.name for own in graphs.parameters],
-            "prepare": [own.name for own in graphs.packed],
+            "parameters": [parameter.name for parameter in graphs.parameters],
+            "prepare": [parameter.name for parameter in graphs.packed],
         }
-        write(folder / PARAMETERS, graphs.parameters, held)
+        write(folder / PARAMETERS, graphs.parameters, parameters_facts)
         stored = tuple(lowering.constants.stored)
         return Artifact((MODULE, PARAMETERS), stored, facts=facts, beside=(BYTECODE,))
 
@@ -168,21 +172,21 @@ class MlirTarget:
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
-        """None: nothing is rounded, so the whole matrix is exact."""
+        """Return no rung: nothing is rounded, so the parity matrix compares exact arithmetic."""
         return ()
 
 
-# Bytes of the compiled module, of which plans of many formats have more. Measured, with a margin.
+# Bytes of the compiled module, which grow with the number of formats. Measured, with a margin.
 GRAPH = 250_000
 GRAPH_PER_LAYER = 25_000
 GRAPH_OF_EXPERTS = 150_000
-GRAPH_PER_EXPERT = 14_000  # of a layer, up to as many as there are widths by far
-MOST_EXPERTS = 16
+GRAPH_PER_EXPERT = 14_000  # per layer, for at most MAX_EXPERTS experts: there are fewer formats
+MAX_EXPERTS = 16
 
 
 def _graph_nbytes(config: DecoderConfig) -> int:
     moe = config.moe
-    layers = config.num_experts_in_all // moe.num_experts if moe else 0
-    each = GRAPH_PER_EXPERT * min(moe.num_experts, MOST_EXPERTS) if moe else 0
-    experts = GRAPH_OF_EXPERTS + each * layers if layers else 0
+    layers = config.total_num_experts // moe.num_experts if moe else 0
+    per_layer = GRAPH_PER_EXPERT * min(moe.num_experts, MAX_EXPERTS) if moe else 0
+    experts = GRAPH_OF_EXPERTS + per_layer * layers if layers else 0
     return GRAPH + GRAPH_PER_LAYER * config.num_layers + experts

@@ -1,1 +1,1 @@
-"""What targets share whose graphs have fixed shapes and keep no states: neural accelerators."""
+"""Shared code of the targets for neural accelerators: graphs of fixed shapes without states."""

@@ -1,8 +1,9 @@
-"""A program as plain torch of fixed shapes, in forms that accelerators take.
+"""Operators of a program as torch operators of fixed shapes that accelerators support.
 
-A graph is that of `lfmc.targets.npu.interface`. Constants come from `given`, by the tensors of the
-checkpoint that they are made of, matrices as `[K, N]`. `keep` is told every value that an operator
-computes, by a name that is the same for every number of tokens: a place where a target rounds it.
+`lfmc.targets.npu.interface` describes the inputs and outputs of a graph. `read_constant` returns a
+constant by the names of its checkpoint tensors; matrices are `[K, N]`. `round_value` is called for
+every value that an operator computes, because the target rounds each of them. The name of a value
+is the same for every number of tokens.
 """
 
 from __future__ import annotations
@@ -15,29 +16,34 @@ from torch import Tensor, fx
 from lfmc.graph.program import Program
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.names import MATRIX
-from lfmc.targets.shared.plain_torch import Held
+from lfmc.targets.shared.plain_torch import ConstantRef
 
-Given = Callable[[tuple[str, ...]], Tensor]
-Keep = Callable[[Tensor, str], Tensor]
+ReadConstant = Callable[[tuple[str, ...]], Tensor]
+RoundValue = Callable[[Tensor, str], Tensor]
 
 
 @dataclass(frozen=True)
 class Style:
-    """`by_taps` writes filters as products and sums, for where convolutions have no 16 bits;
-    `by_parts` writes norms, softmax and top-k as what they are made of, for where they have no
-    operators of their own."""
+    """How operators are written that a target does not support as a whole.
+
+    `by_taps` writes filters as products and sums, for targets without 16-bit convolutions.
+    `by_parts` writes norms, softmax and top-k in elementary operators.
+    """
 
     by_taps: bool = False
     by_parts: bool = False
 
 
-PLAIN, BY_TAPS = Style(), Style(by_taps=True)
+DEFAULT_STYLE, BY_TAPS = Style(), Style(by_taps=True)
 
 
 @dataclass(frozen=True)
 class State:
-    """A state as it was before the call. What is added to it is kept under the same name: both
-    lie in one memory."""
+    """A state before the call.
+
+    The values that a call adds to a state are rounded under the state's name, because both are in
+    one buffer.
+    """
 
     name: str
     value: Tensor
@@ -45,68 +51,69 @@ class State:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary steps of a kind of attention layer: the host brings their angles."""
+    """Rotary embedding of a kind of attention layer; the host provides its angles."""
 
     kind: str
 
 
 class Forms:
-    """What the forms of operators share: a call's inputs, constants, and rounding of values."""
+    """Access of handlers to the inputs of a call, to constants, and to the rounding of values."""
 
     def __init__(
         self,
         program: Program,
         interface: Interface,
-        given: Given,
-        keep: Keep,
-        style: Style = PLAIN,
+        read_constant: ReadConstant,
+        round_value: RoundValue,
+        style: Style = DEFAULT_STYLE,
     ) -> None:
         self.program, self.interface, self.style = program, interface, style
-        self.given, self._keep = given, keep
+        self.read_constant, self._round_value = read_constant, round_value
         self.inputs: Mapping[str, Tensor] = {}
-        self._name = ""
+        self._node_name = ""
 
-    def begin(self, inputs: Mapping[str, Tensor]) -> None:
-        """Take a call's inputs, by name."""
-        self.inputs = {name: self.taken(value, name) for name, value in inputs.items()}
+    def start_call(self, inputs: Mapping[str, Tensor]) -> None:
+        """Round and store the inputs of a call, by name."""
+        self.inputs = {name: self.round_input(value, name) for name, value in inputs.items()}
 
-    def at(self, node: fx.Node) -> None:
-        """From here on values are those of this operator."""
-        self._name = node.name
+    def enter(self, node: fx.Node) -> None:
+        """Name the values that follow after this operator."""
+        self._node_name = node.name
 
-    def taken(self, value: Tensor, name: str) -> Tensor:
-        """An input, rounded as the target does."""
-        return self._keep(value, name)
+    def round_input(self, value: Tensor, name: str) -> Tensor:
+        return self._round_value(value, name)
 
-    def keep(self, value: Tensor, part: str = "") -> Tensor:
-        """A value that the operator at hand computes, rounded as the target does."""
-        return self._keep(value, f"{self._name}.{part}" if part else self._name)
+    def round(self, value: Tensor, part: str = "") -> Tensor:
+        """Round a value that the current operator computes."""
+        return self._round_value(value, f"{self._node_name}.{part}" if part else self._node_name)
 
-    def added(self, value: Tensor, state: State) -> Tensor:
-        """What a call adds to a state, rounded as that is."""
-        return self._keep(value, state.name)
+    def round_state(self, value: Tensor, state: State) -> Tensor:
+        """Round the values that a call adds to a state, with the step of the state."""
+        return self._round_value(value, state.name)
 
-    def product(self, x: Tensor, weight: Held, part: str = "") -> Tensor:
-        """`x` `[..., K]` times a matrix, which is given as `[K, N]`; one of floats is rounded like
-        a value."""
-        return self.keep(self.multiplied(x, self.matrix(weight)), part)
+    def linear(self, x: Tensor, weight: ConstantRef, part: str = "") -> Tensor:
+        """Return the rounded product of `x` `[..., K]` and a matrix `[K, N]`.
 
-    def multiplied(self, x: Tensor, matrix: Tensor) -> Tensor:
+        A float matrix is rounded like a value.
+        """
+        return self.round(self.matmul(x, self.load_matrix(weight)), part)
+
+    def matmul(self, x: Tensor, matrix: Tensor) -> Tensor:
         return x @ matrix
 
-    def matrix(self, weight: Held) -> Tensor:
+    def load_matrix(self, weight: ConstantRef) -> Tensor:
         (name,) = weight.sources
-        value = self.given(weight.sources)
-        return self._keep(value, name + MATRIX) if weight.part == "values" else value
+        value = self.read_constant(weight.sources)
+        return self._round_value(value, name + MATRIX) if weight.part == "values" else value
 
-    def small(self, held: Held) -> Tensor:
-        """A constant that takes part in arithmetic of values, and is rounded like one."""
-        return self._keep(self.given(held.sources), "+".join(held.sources))
+    def load_constant(self, constant: ConstantRef) -> Tensor:
+        """Return a constant of elementwise operators, rounded like a value."""
+        return self._round_value(self.read_constant(constant.sources), "+".join(constant.sources))
 
-    def number(self, value: float) -> float | Tensor:
-        """A number that takes part in arithmetic of values."""
+    def scalar(self, value: float) -> float | Tensor:
+        """Return a number that is an operand of a value."""
         return value
 
     def zero(self, part: str) -> float | Tensor:
-        """A zero with the step of a part of the operator at hand."""
+        """Return a zero with the step of a part of the current operator."""
         return 0.0

@@ -1,4 +1,4 @@
-"""The program as one graph of ATen operators, whose inputs are an interface's and constants."""
+"""Export the program as one graph of ATen operators over an interface's inputs and constants."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram, export
 
 from lfmc.graph.program import Program
-from lfmc.targets.npu.forms import Forms, Keep, Style
+from lfmc.targets.npu.forms import Forms, RoundValue, Style
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.run_program import run_program
 
 Sources = tuple[str, ...]
-Shape = Callable[[Sources], tuple[int, ...]]
+ShapeOf = Callable[[Sources], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """`exported` takes the interface's inputs, then `constants`, and gives its outputs. `kept` are
-    the names of values that it keeps, in order."""
+    """An exported graph.
+
+    The inputs of `exported` are those of the interface, then `constants`. Its outputs are those of
+    the interface. `value_names` are the names of the rounded values, in order.
+    """
 
     interface: Interface
     exported: ExportedProgram
     constants: tuple[Sources, ...]
-    kept: tuple[str, ...]
+    value_names: tuple[str, ...]
 
 
-class _Plain(nn.Module):
+class _ProgramModule(nn.Module):
     def __init__(self, run: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
         self._run = run
@@ -39,38 +42,45 @@ class _Plain(nn.Module):
         return self._run(*values)
 
 
-def constants_of(
-    program: Program, interface: Interface, shape: Shape, style: Style
+def collect_constants(
+    program: Program, interface: Interface, shape_of: ShapeOf, style: Style
 ) -> dict[Sources, Tensor]:
-    """What a graph asks for: `shape` is of the constants of some tensors, matrices as `[K, N]`.
-    Without values, under a mode of fake tensors."""
-    asked: dict[Sources, Tensor] = {}
+    """Return a fake tensor for each constant of the graph, in the order of first use.
 
-    def note(sources: Sources) -> Tensor:
-        return asked.setdefault(sources, torch.zeros(shape(sources)))
+    `shape_of` returns the shape of a constant by its checkpoint tensors; matrices are `[K, N]`.
+    Call this function under a fake tensor mode.
+    """
+    constants: dict[Sources, Tensor] = {}
 
-    given = {name: torch.zeros(own) for name, own in interface.inputs.items()}
-    run_program(Forms(program, interface, note, lambda value, name: value, style), given)
-    return asked
+    def read_constant(sources: Sources) -> Tensor:
+        return constants.setdefault(sources, torch.zeros(shape_of(sources)))
+
+    inputs = {name: torch.zeros(shape) for name, shape in interface.inputs.items()}
+    run_program(Forms(program, interface, read_constant, lambda value, name: value, style), inputs)
+    return constants
 
 
-def traced(program: Program, interface: Interface, shape: Shape, keep: Keep, style: Style) -> Graph:
-    """Trace without values."""
+def trace_graph(
+    program: Program, interface: Interface, shape_of: ShapeOf, round_value: RoundValue, style: Style
+) -> Graph:
+    """Trace the program with fake tensors."""
     with FakeTensorMode(), torch.no_grad():
-        given = {name: torch.zeros(own) for name, own in interface.inputs.items()}
-        constants = constants_of(program, interface, shape, style)
-        kept: list[str] = []
+        example = {name: torch.zeros(shape) for name, shape in interface.inputs.items()}
+        constants = collect_constants(program, interface, shape_of, style)
+        value_names: list[str] = []
 
-        def noted(value: Tensor, name: str) -> Tensor:
-            kept.append(name)
-            return keep(value, name)
+        def round_and_record(value: Tensor, name: str) -> Tensor:
+            value_names.append(name)
+            return round_value(value, name)
 
         def run(*values: Tensor) -> tuple[Tensor, ...]:
-            kept.clear()
-            inputs = dict(zip(given, values, strict=False))
-            held = dict(zip(constants, values[len(given) :], strict=True))
-            forms = Forms(program, interface, held.__getitem__, noted, style)
+            value_names.clear()
+            inputs = dict(zip(example, values, strict=False))
+            constant_values = dict(zip(constants, values[len(example) :], strict=True))
+            read_constant = constant_values.__getitem__
+            forms = Forms(program, interface, read_constant, round_and_record, style)
             return tuple(run_program(forms, inputs).values())
 
-        exported = export(_Plain(run), (*given.values(), *constants.values()), strict=False)
-    return Graph(interface, exported, tuple(constants), tuple(kept))
+        arguments = (*example.values(), *constants.values())
+        exported = export(_ProgramModule(run), arguments, strict=False)
+    return Graph(interface, exported, tuple(constants), tuple(value_names))

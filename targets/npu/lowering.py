@@ -1,4 +1,4 @@
-"""What lowering for an accelerator begins with: steps of values, and files of constants."""
+"""The first part of lowering for an accelerator: steps of values, and files of constants."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from typing import Any
 
 import torch
 
-from lfmc.calib_free.auto.sampled_text import write_texts
+from lfmc.calib_free.auto.sampled_text import sample_texts
 from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
 from lfmc.calib_free.grid.formats import Format
 from lfmc.errors import UnsupportedError
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
 from lfmc.targets.base import StoredTensor
-from lfmc.targets.npu.bound_constants import Bound
+from lfmc.targets.npu.bound_constants import BoundConstants
 from lfmc.targets.npu.bundle import HOST_FILE, TABLE_FILE
 from lfmc.targets.npu.constants import NpuConstants
 from lfmc.targets.npu.forms import Style
 from lfmc.targets.npu.graph import Sources
 from lfmc.targets.npu.interface import Interface
-from lfmc.targets.npu.static_ranges import Step, observe
+from lfmc.targets.npu.static_ranges import Step, observe_ranges
 from lfmc.targets.shared.parameters_file import PARAMETERS, Parameter, write
 
-# Texts that the model writes, on which ranges of values are seen, and their tokens. With 16 bits
-# there is room for what no text would hold, too: as many of tokens at random.
+# The ranges of values are observed on texts that the model writes: their count, their length in
+# tokens, and their seed. 16 bits have room for values that no text produces, so as many texts of
+# random tokens are added.
 TEXTS, LENGTH, SEED = 24, 96, 0
-ROOM = 16
+WIDE_BITS = 16
 
 
 @dataclass(frozen=True)
-class Made:
-    """Names of files, what is stored in the first of them, and facts for the manifest."""
+class LoweredFiles:
+    """File names, the tensors stored in the first of the files, and facts for the manifest."""
 
     sources: tuple[str, ...]
     compiled: tuple[str, ...]
@@ -42,8 +43,11 @@ class Made:
 
 
 class NpuLowering:
-    """Of a bound program, for values of `bits` (0 for floats). `steps` are of every value, by name;
-    `balanced` tells which of them have signed codes."""
+    """Lowering of a bound program, for values of `bits` bits (0 for float values).
+
+    `steps` holds the quantization step of each value, by name. `is_symmetric` selects the values
+    with signed codes.
+    """
 
     def __init__(
         self,
@@ -53,40 +57,43 @@ class NpuLowering:
         chunk: int,
         bits: int,
         style: Style,
-        balanced: Callable[[str], bool],
+        is_symmetric: Callable[[str], bool],
     ) -> None:
         self.program, self.weights, self.bits, self.style = program, weights, bits, style
         self.constants = NpuConstants(weights)
-        self.interface = Interface.of(program.config, context, chunk)
+        self.interface = Interface.from_config(program.config, context, chunk)
         self.lengths = sorted({1, chunk})
-        self.embedding = _embedding(program)
-        self.steps: dict[str, Step] = self._observed(balanced) if bits else {}
+        self.embedding = _embedding_name(program)
+        self.steps: dict[str, Step] = self._observe_steps(is_symmetric) if bits else {}
         self._table: list[Parameter] = []
 
     def write_constants(
-        self, folder: Path, sources: tuple[Sources, ...], *, alone: bool
+        self, folder: Path, sources: tuple[Sources, ...], *, compiled_only: bool
     ) -> list[str]:
-        """Write the constants of graphs, and the embedding where a host has compiled graphs `alone`
-        and these hold it; names of files that no budget counts."""
+        """Write the constants of the graphs; return names of files that no budget counts.
+
+        Such a file is the embedding table. It is written if a host gets only compiled graphs, and
+        these graphs contain the table.
+        """
         constants, tied = self.constants, (self.embedding,) in sources
-        for own in sources:
-            constants.constant(own)
+        for names in sources:
+            constants.constant(names)
         write(folder / PARAMETERS, list(constants.parameters.values()), {})
         if not tied:
-            self._table = constants.keep_table(self.embedding)
-        if not (tied and alone):
+            self._table = constants.store_table(self.embedding)
+        if not (tied and compiled_only):
             return []
         write(folder / TABLE_FILE, constants.table(self.embedding), {})
         return [TABLE_FILE]
 
     def write_host(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write what a host needs besides: facts, and the embedding where no graph holds it."""
-        steps = {name: astuple(own) for name, own in self.steps.items()}
-        held = {**self.facts(), **facts, "steps": steps, "style": asdict(self.style)}
-        write(folder / HOST_FILE, self._table, held)
+        """Write the facts for a host, and the embedding table if no graph contains it."""
+        steps = {name: astuple(step) for name, step in self.steps.items()}
+        host_facts = {**self.facts(), **facts, "steps": steps, "style": asdict(self.style)}
+        write(folder / HOST_FILE, self._table, host_facts)
 
     def facts(self) -> dict[str, Any]:
-        """What both a host and a manifest are told."""
+        """Return the facts that are in the host file and in the manifest."""
         format = self.weights.format(self.embedding)
         return {
             "lengths": self.lengths,
@@ -95,27 +102,29 @@ class NpuLowering:
             "embedding_bits": format.bits if isinstance(format, Format) else 0,
         }
 
-    def _observed(self, balanced: Callable[[str], bool]) -> dict[str, Step]:
-        """Steps that hold what text of the model's own makes of the planned weights."""
+    def _observe_steps(self, is_symmetric: Callable[[str], bool]) -> dict[str, Step]:
+        """Return steps for the ranges that the planned weights produce on sampled text."""
         length = min(LENGTH, self.interface.context)
         decoder = StreamedDecoder(self.weights.checkpoint)
-        texts = write_texts(decoder, TEXTS, length, SEED, lambda part: None)
-        if self.bits >= ROOM:
+        texts = sample_texts(decoder, TEXTS, length, SEED, lambda part: None)
+        if self.bits >= WIDE_BITS:
             generator = torch.Generator().manual_seed(SEED)
             vocab_size = self.program.config.vocab_size
             texts = torch.cat([texts, torch.randint(vocab_size, texts.shape, generator=generator)])
-        texts %= self.program.config.vocab_size  # one that is cut for a trace takes fewer
-        bound, seen = Bound(self.program), self.interface.of_tokens(length)
-        embed = bound.embed(self.embedding)
-        ranges = observe(self.program, seen, bound, embed, texts, self.style)
-        return ranges.steps(self.bits, balanced)
+        texts %= (
+            self.program.config.vocab_size
+        )  # a program cut for a trace has a smaller vocabulary
+        constants, interface = BoundConstants(self.program), self.interface.with_tokens(length)
+        embed = constants.embedding(self.embedding)
+        ranges = observe_ranges(self.program, interface, constants, embed, texts, self.style)
+        return ranges.steps(self.bits, is_symmetric)
 
 
-def _embedding(program: Program) -> str:
-    """The table that tokens are looked up in."""
+def _embedding_name(program: Program) -> str:
+    """Return the name of the table that tokens are looked up in."""
     for name in ("lfm.embedding_nbits", "aten.embedding"):
         for node in program.nodes(name):
-            place = 1 if name.startswith("lfm") else 0
-            held: Any = node.args[place]
-            return program.tensor_behind(held)
+            position = 1 if name.startswith("lfm") else 0
+            table: Any = node.args[position]
+            return program.tensor_behind(table)
     raise UnsupportedError("the model looks up no embedding")

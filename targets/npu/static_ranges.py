@@ -1,4 +1,4 @@
-"""Static rounding of activations: a range for every value of a graph, seen on text of the model."""
+"""Static quantization of activations, with value ranges observed on text that the model writes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from torch import Tensor
 
 from lfmc.errors import GateError
 from lfmc.graph.program import Program
-from lfmc.targets.npu.forms import Forms, Given, Keep, Style
+from lfmc.targets.npu.forms import Forms, ReadConstant, RoundValue, Style
 from lfmc.targets.npu.host import Embed, HostStepper
 from lfmc.targets.npu.interface import Interface
 from lfmc.targets.npu.names import BELOW, MASKED, SCALED, SIGMOID
 from lfmc.targets.npu.run_program import run_program
 
-OUT_OF_SIGHT = 12.0  # below the largest score: e^-12 is less than half a step of 16 bits
+# Scores are clipped this far below the largest: e^-12 is less than half a step of 16 bits.
+SCORE_RANGE = 12.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """A value is `(code - zero) * scale`, codes from 0 to `2^bits - 1`; `signed` tells that they
-    are held with a sign and no zero point: less `zero`, which is in their middle."""
+    """A value is `(code - zero) * scale`, with codes from 0 to `2^bits - 1`.
+
+    `signed` codes are stored with a sign and without a zero point: `zero`, the middle code, is
+    subtracted from them.
+    """
 
     scale: float
     zero: int
@@ -30,17 +34,20 @@ class Step:
     signed: bool = False
 
     def codes(self, value: Tensor) -> Tensor:
-        """Float32 codes, half to even, cut off at both ends."""
+        """Return float32 codes, rounded half to even and clipped at both ends."""
         scale = torch.tensor(self.scale, dtype=torch.float32)
         return (torch.round(value / scale) + self.zero).clamp(0, (1 << self.bits) - 1)
 
-    def rounded(self, value: Tensor) -> Tensor:
+    def round(self, value: Tensor) -> Tensor:
         scale = torch.tensor(self.scale, dtype=torch.float32)
         return (self.codes(value) - self.zero) * scale
 
 
-def step_of(low: float, high: float, bits: int) -> Step:
-    """The step of a range, widened so that 0 is a code; never finer than a normal float32."""
+def step_of_range(low: float, high: float, bits: int) -> Step:
+    """Return the step of a range, which is widened to include 0.
+
+    The scale is at least the smallest normal float32.
+    """
     low, high, last = min(low, 0.0), max(high, 0.0), (1 << bits) - 1
     if low == high:
         return Step(1.0, 0, bits)
@@ -49,65 +56,67 @@ def step_of(low: float, high: float, bits: int) -> Step:
     return Step(scale, min(last, max(0, round(-low / scale))), bits)
 
 
-def balanced_step(low: float, high: float, bits: int) -> Step:
-    """The same with signed codes."""
+def symmetric_step(low: float, high: float, bits: int) -> Step:
+    """Return the step of a range with signed codes, symmetric around 0."""
     middle = 1 << (bits - 1)
-    ends = step_of(0.0, max(-low, high) * ((1 << bits) - 1) / (middle - 1), bits)
-    return Step(ends.scale, middle, bits, signed=True)
+    full = step_of_range(0.0, max(-low, high) * ((1 << bits) - 1) / (middle - 1), bits)
+    return Step(full.scale, middle, bits, signed=True)
 
 
-def none(name: str) -> bool:
+def no_values(name: str) -> bool:
     return False
 
 
-def every(name: str) -> bool:
+def all_values(name: str) -> bool:
     return True
 
 
 class Ranges:
-    """Sees values go by, and remembers how far they reach."""
+    """Record the smallest and the largest number of each value."""
 
     def __init__(self) -> None:
-        self.found: dict[str, tuple[float, float]] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
 
-    def keep(self, value: Tensor, name: str) -> Tensor:
+    def observe(self, value: Tensor, name: str) -> Tensor:
         low, high = (float(end) for end in value.aminmax())
-        seen = self.found.get(name, (low, high))
-        self.found[name] = (min(low, seen[0]), max(high, seen[1]))
+        earlier = self.ranges.get(name, (low, high))
+        self.ranges[name] = (min(low, earlier[0]), max(high, earlier[1]))
         return value
 
-    def steps(self, bits: int, balanced: Callable[[str], bool] = none) -> dict[str, Step]:
-        """Steps of values by name; `balanced` tells which of them have signed codes."""
+    def steps(self, bits: int, is_symmetric: Callable[[str], bool] = no_values) -> dict[str, Step]:
+        """Return steps by value name; `is_symmetric` selects the values with signed codes."""
 
         def step(name: str, low: float, high: float) -> Step:
-            if balanced(name):
-                return balanced_step(low, high, bits)
+            if is_symmetric(name):
+                return symmetric_step(low, high, bits)
             if name.endswith(SIGMOID):
                 return Step(1 / (1 << bits), 0, bits)
-            return step_of(low, high, bits)
+            return step_of_range(low, high, bits)
 
-        return {name: step(name, *self._ends(name)) for name in self.found}
+        return {name: step(name, *self._clipped_range(name)) for name in self.ranges}
 
-    def _ends(self, name: str) -> tuple[float, float]:
-        """How far a step has to reach: not to what is masked, whose share is zero anyway."""
+    def _clipped_range(self, name: str) -> tuple[float, float]:
+        """Return the range of a value, without masked scores: their softmax is 0 in any case."""
         if name.endswith(MASKED):
-            low, high = self.found[name.removesuffix(MASKED) + SCALED]
-            return low - OUT_OF_SIGHT, high
-        return (-OUT_OF_SIGHT, 0.0) if name.endswith(BELOW) else self.found[name]
+            low, high = self.ranges[name.removesuffix(MASKED) + SCALED]
+            return low - SCORE_RANGE, high
+        return (-SCORE_RANGE, 0.0) if name.endswith(BELOW) else self.ranges[name]
 
 
-def observe(
+def observe_ranges(
     program: Program,
     interface: Interface,
-    given: Given,
+    read_constant: ReadConstant,
     embed: Embed,
     texts: Iterable[Tensor],
     style: Style,
 ) -> Ranges:
-    """Ranges of all values while texts, int64 `[T]` each, go through in calls of `interface`."""
+    """Return the ranges of all values on texts, int64 `[T]` each, in calls of `interface`."""
     ranges = Ranges()
     lengths = [interface.tokens]
-    stepper = torch_stepper(program, interface, lengths, given, embed, ranges.keep, style)
+    stepper = torch_stepper(
+        program, interface, lengths, read_constant, embed, ranges.observe, style
+    )
     for text in texts:
         stepper.reset()
         stepper.step(text)
@@ -118,27 +127,31 @@ def torch_stepper(
     program: Program,
     interface: Interface,
     lengths: Sequence[int],
-    given: Given,
+    read_constant: ReadConstant,
     embed: Embed,
-    keep: Keep,
+    round_value: RoundValue,
     style: Style,
 ) -> HostStepper:
-    """The host's calls, with the graphs in torch."""
+    """Return a stepper that makes the host's calls, with the graphs in torch."""
 
     def execute(count: int, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         with torch.no_grad():
-            own = interface.of_tokens(count)
-            return run_program(Forms(program, own, given, keep, style), inputs)
+            call_interface = interface.with_tokens(count)
+            forms = Forms(program, call_interface, read_constant, round_value, style)
+            return run_program(forms, inputs)
 
     return HostStepper(interface, lengths, execute, embed)
 
 
-def rounding(steps: Mapping[str, Step]) -> Keep:
-    """Rounds every value by its step; `GateError` for one that has none."""
+def round_to_steps(steps: Mapping[str, Step]) -> RoundValue:
+    """Return a function that rounds every value to its step.
 
-    def keep(value: Tensor, name: str) -> Tensor:
+    The function raises `GateError` for a value without a step.
+    """
+
+    def round_value(value: Tensor, name: str) -> Tensor:
         if name not in steps:
             raise GateError("the artifact has no step for a value of the model", where=name)
-        return steps[name].rounded(value)
+        return steps[name].round(value)
 
-    return keep
+    return round_value

@@ -1,4 +1,4 @@
-"""What accelerators' targets have in common."""
+"""The base class of the accelerator targets."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from lfmc.targets.npu.constants import HOST
 
 @dataclass(frozen=True)
 class GraphSize:
-    """Bytes of graphs and of what the host is told, measured, with a margin: at all, a layer, more
-    with a norm behind each block and a gate of the heads, and an expert."""
+    """Measured bytes of the graphs and the host's facts, with a margin.
+
+    `base` is constant, `layer` is added for each layer and `expert` for each expert. `sandwich` is
+    added for each layer with norms behind its blocks and gated heads.
+    """
 
     base: int
     layer: int
     sandwich: int
     expert: int
 
-    def of(self, config: DecoderConfig) -> int:
+    def estimate_nbytes(self, config: DecoderConfig) -> int:
         layer = self.layer + (self.sandwich if config.sandwich_norm else 0)
-        return self.base + layer * config.num_layers + self.expert * config.num_experts_in_all
+        return self.base + layer * config.num_layers + self.expert * config.total_num_experts
 
 
 class NpuTarget:
-    """The verbs that are the same for every accelerator."""
+    """Target methods that all accelerators share."""
 
     exact: ClassVar[bool] = False
 
@@ -41,18 +44,18 @@ class NpuTarget:
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
         from lfmc.targets.npu.bundle import HOST_FILE
-        from lfmc.targets.npu.constants import read
+        from lfmc.targets.npu.constants import read_tensor
         from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
 
         file = HOST_FILE if stored.name.startswith(HOST) else PARAMETERS
-        return read(open_parameters(folder, file), stored)
+        return read_tensor(open_parameters(folder, file), stored)
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
     ) -> torch.nn.Module:
-        from lfmc.targets.npu.parity import reference
+        from lfmc.targets.npu.parity import make_reference
 
-        return reference(program, folder)
+        return make_reference(program, folder)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
         return None

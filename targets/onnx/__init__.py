@@ -1,1 +1,1 @@
-"""ONNX Runtime: one model for the CPU with fused and n-bit contrib operators."""
+"""ONNX Runtime on CPU: one model with fused and n-bit contrib operators."""

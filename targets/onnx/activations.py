@@ -1,16 +1,16 @@
-"""What ONNX Runtime's n-bit kernels do to activations, in torch.
+"""The rounding of activations in ONNX Runtime's n-bit kernels, reproduced in torch.
 
-Found by reproducing their results to 5e-7 (ONNX Runtime 1.31, x86-64):
+Determined by reproducing the kernels' results to 5e-7 (ONNX Runtime 1.31, x86-64):
 
 | operator | accuracy level 0 | accuracy level 4 |
 |---|---|---|
 | MatMulNBits, all widths | float32 | int8 per row and block |
 | QMoE 4 bit | float32 | int8 per row and block |
-| QMoE 8 bit | int8 per row and block | the same |
-| QMoE 2 bit | lookup tables of rounded sums | the same |
+| QMoE 8 bit | int8 per row and block | int8 per row and block |
+| QMoE 2 bit | lookup tables of rounded sums | lookup tables of rounded sums |
 
-So a width is never *less* exact than its activations' 8 bits, and parity can compare the artifact
-with the same rounding instead of with a loose tolerance.
+So no kernel is *less* exact than 8-bit activations, and parity can compare the artifact with the
+same rounding in torch instead of using a loose tolerance.
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ from lfmc.model.experts import choose_experts
 from lfmc.passes.pattern import arguments
 from lfmc.targets.shared.rounded_program import group_codes, round_groups
 
-# How near to the middle of two codes a value may fall either way, in codes: one float32 operation
-# in another order moves a value of up to 127 codes by about 1e-5, a matmul before it by 4e-5; and
-# where its sums cancel, by a rounding of what they are made of (`_slack`): 1.4e-4 was seen.
+# A value this close to the middle of two codes, in codes, may round to either code. One float32
+# operation in another order moves a value of up to 127 codes by about 1e-5, and a preceding matmul
+# moves it by 4e-5. If the terms of its sums cancel, it moves by the rounding error of these terms
+# (`_slack`): 1.4e-4 was seen.
 TIE = 2e-5
 TIE_BEHIND_MATMUL = 1e-4
-ROUNDING = 2.0**-24  # of float32, over the value
+ROUNDING = 2.0**-24  # relative rounding error of float32
 
 
 def table_matmul(
     x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, group: int
 ) -> Tensor:
-    """The 2-bit kernel: sums of 4 activations with every sign pattern, rounded to int8.
+    """Compute the product of the 2-bit kernel, which rounds sums of 4 activations to int8.
 
-    `x` `[N, K]`, `codes` `[rows, K]` of 0..3, `scales` and `zeros` `[rows, G]`. A code's two bits
-    are signs: `code - 1.5 = sign_0 / 2 + sign_1`; the rest of the zero point is exact.
+    The kernel has a table of these sums for every sign pattern. `x` is `[N, K]`, `codes`
+    `[rows, K]` of 0..3, `scales` and `zeros` `[rows, G]`. The two bits of a code are signs:
+    `code - 1.5 = sign_0 / 2 + sign_1`. The rest of the zero point is computed exactly.
     """
     count, size = x.shape
     rows, fours = codes.shape[0], size // 4
@@ -60,19 +62,21 @@ def table_matmul(
 
 
 def tied(x: Tensor, group: int, *, tables: bool, slack: Tensor | None = None) -> Tensor:
-    """Bool `[N]`: rows of `x` `[N, K]` with a value that may round either way; behind a matmul,
-    `slack` `[N, K]` is what another order of its sums may move each value by."""
+    """Return, as bool `[N]`, the rows of `x` `[N, K]` with a value that may round either way.
+
+    If `x` comes from a matmul, `slack` `[N, K]` is how far another order of its sums may move each
+    value.
+    """
     codes, step = _table_codes(x, group) if tables else group_codes(x, group)
     near = torch.tensor(TIE)
     if slack is not None:
-        own = slack.view(len(x), -1, 4).sum(-1, keepdim=True) if tables else slack
-        spread = own if tables else own.view_as(codes)
+        spread = slack.view(len(x), -1, 4).sum(-1, keepdim=True) if tables else slack.view_as(codes)
         near = (TIE + spread / step.clamp_min(1e-30)).clamp_min(TIE_BEHIND_MATMUL)
     return ((codes - codes.floor() - 0.5).abs() < near).flatten(1).any(1)
 
 
 def _table_codes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Entries of the 2-bit kernel's tables before rounding, `[N, K / 4, 16]`, and their steps."""
+    """Return the unrounded table entries of the 2-bit kernel, `[N, K / 4, 16]`, and their steps."""
     count, size = x.shape
     block = 64 if group % 64 == 0 else 32  # activations that share a table scale
     signs = (torch.arange(16).unsqueeze(1) & (1 << torch.arange(4))) > 0
@@ -83,9 +87,9 @@ def _table_codes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 class KernelReference(nn.Module):
-    """A bound program whose n-bit operators treat activations as ONNX Runtime's kernels do.
+    """A bound program whose n-bit operators round activations as ONNX Runtime's kernels do.
 
-    With `exact`, as at accuracy level 0; else as the artifact ships, at level 4.
+    `exact` selects accuracy level 0; otherwise the level is 4, as in the artifact.
     """
 
     def __init__(self, program: fx.GraphModule, *, exact: bool) -> None:
@@ -98,7 +102,7 @@ class KernelReference(nn.Module):
 
 
 def rounds_always(program: Program) -> bool:
-    """Some operator rounds activations at every accuracy level: experts of 2 or 8 bits."""
+    """Return whether an operator (experts of 2 or 8 bits) rounds at every accuracy level."""
     return any(
         isinstance(weight, fx.Node) and weight.op == "call_function" and weight.args[3] in (2, 8)
         for node in program.nodes("lfm.moe")
@@ -108,11 +112,12 @@ def rounds_always(program: Program) -> bool:
 
 
 def run_alone(program: Program, node: fx.Node, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """One n-bit operator as shipped, on the tensors (not the weights) that it is given.
+    """Run one n-bit operator of the program, with the rounding of the artifact, on `inputs`.
 
-    Returns its result `[..., N]` and which of its rows, bool, hang on a rounding tie.
+    `inputs` are its tensors other than the weights. Returns the result `[..., N]` and a bool for
+    each of its rows that depends on a rounding tie.
     """
-    given = iter(inputs)
+    remaining_inputs = iter(inputs)
     interpreter = _Interpreter(program.module, exact=False)
 
     def value(argument: fx.Node) -> Any:
@@ -120,11 +125,11 @@ def run_alone(program: Program, node: fx.Node, inputs: Sequence[Tensor]) -> tupl
             return interpreter.fetch_attr(str(argument.target))
         if argument.target is torch.ops.lfm.dequantize.default:
             return _Quantized(*fx.map_arg(arguments(argument), value))
-        return next(given)
+        return next(remaining_inputs)
 
     call = list(fx.map_arg(arguments(node), value))
     if node.target is torch.ops.lfm.linear_nbits.default:
-        call[4] = None  # the bias is added by a node of its own
+        call[4] = None  # a separate node adds the bias
     result: Tensor = interpreter.call_function(node.target, tuple(call), {})
     rows = result.flatten(0, -2).shape[0]
     ties = interpreter.ties
@@ -135,7 +140,7 @@ class _Interpreter(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, exact: bool) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.exact = exact
-        self.ties: Tensor | None = None  # rows of the last n-bit operator that hang on a tie
+        self.ties: Tensor | None = None  # rows of the last n-bit operator that depend on a tie
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ops = torch.ops.lfm
@@ -160,23 +165,24 @@ class _Interpreter(fx.Interpreter):
         normalize: bool,
         scale: float,
     ) -> Tensor:
-        chosen, weights = choose_experts(scores, choice, top_k, normalize, scale)
+        experts, weights = choose_experts(scores, choice, top_k, normalize, scale)
         y, self.ties = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.bool)
-        for index, (one, three, two) in enumerate(zip(w1, w3, w2, strict=True)):
-            token, slot = torch.where(chosen == index)
+        for index, (gate_weight, up_weight, down_weight) in enumerate(zip(w1, w3, w2, strict=True)):
+            token, slot = torch.where(experts == index)
             if len(token) == 0:
                 continue
-            own = x[token]
-            (gate, ties), (up, _) = (_matmul(own, w, self.exact) for w in (one, three))
-            inner, slack = F.silu(gate) * up, _slack(own, gate, up, one, three)
-            out, more = _matmul(inner, two, self.exact, slack)
+            rows = x[token]
+            gate, gate_ties = _matmul(rows, gate_weight, self.exact)
+            up, _ = _matmul(rows, up_weight, self.exact)
+            inner, slack = F.silu(gate) * up, _slack(rows, gate, up, gate_weight, up_weight)
+            out, down_ties = _matmul(inner, down_weight, self.exact, slack)
             y.index_add_(0, token, out * weights[token, slot].unsqueeze(-1))
-            self.ties[token] |= ties | more
+            self.ties[token] |= gate_ties | down_ties
         return y
 
 
 class _Quantized:
-    """An expert's weight, kept as codes until it is known which kernel multiplies by it."""
+    """An expert's weight as codes, because the kernel that uses it is chosen later."""
 
     def __init__(
         self,
@@ -192,38 +198,40 @@ class _Quantized:
         self.codes = unpack_bits(codes, bits, scales.shape[1] * group)
 
     def floats(self) -> Tensor:
-        """The weight itself, as every other part of lfmc dequantizes it."""
+        """Return the weight as float32, dequantized by lfmc's own operator."""
         parts = (self._packed, self.scales, self.zeros, self.bits, self.group, self.columns)
         return torch.ops.lfm.dequantize(*parts)  # type: ignore[no-any-return]
 
 
 def _slack(x: Tensor, gate: Tensor, up: Tensor, w1: Any, w3: Any) -> Tensor:
-    """What a rounding of every term of both sums may move `silu(gate) * up` by, `[N, K]`."""
+    """Return how far rounding the terms of both sums may move `silu(gate) * up`, `[N, K]`."""
     terms = [
         F.linear(x.abs(), (w if isinstance(w, Tensor) else w.floats()).abs()) for w in (w1, w3)
     ]
-    steepest = 1.1  # of silu
-    return ROUNDING * (steepest * terms[0] * up.abs() + F.silu(gate).abs() * terms[1])
+    max_slope = 1.1  # of silu
+    return ROUNDING * (max_slope * terms[0] * up.abs() + F.silu(gate).abs() * terms[1])
 
 
 def _matmul(
     x: Tensor, weight: Any, exact: bool, slack: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`x` times an expert's matrix, and the rows that hang on a rounding tie; `slack` is that of an
-    `x` behind a matmul, so w2's. The others (w1 with w3) are one of twice the rows in the kernel.
+    """Return the product of `x` with an expert's matrix, and the rows that depend on a tie.
+
+    `slack` is given for w2, whose `x` comes from a matmul. The kernel joins the other two matrices,
+    w1 and w3, to one with twice the rows.
     """
-    paired = slack is None
-    nothing = torch.zeros(len(x), dtype=torch.bool)
+    is_gate_or_up = slack is None
+    no_ties = torch.zeros(len(x), dtype=torch.bool)
     if isinstance(weight, Tensor):
-        return F.linear(x, weight), nothing
-    rows = weight.codes.shape[0] * (2 if paired else 1)
+        return F.linear(x, weight), no_ties
+    rows = weight.codes.shape[0] * (2 if is_gate_or_up else 1)
     group = weight.group
     if weight.bits == 2:
-        if rows % 128 or weight.columns % group:  # the table kernel does not take these shapes
-            return F.linear(x, weight.floats()), nothing
+        if rows % 128 or weight.columns % group:  # the table kernel does not support these shapes
+            return F.linear(x, weight.floats()), no_ties
         y = table_matmul(x, weight.codes, weight.scales, weight.zeros, group)
         return y, tied(x, group, tables=True, slack=slack)
     if weight.bits == 8 or not exact:
         ties = tied(x, group, tables=False, slack=slack)
         return F.linear(round_groups(x, group), weight.floats()), ties
-    return F.linear(x, weight.floats()), nothing
+    return F.linear(x, weight.floats()), no_ties

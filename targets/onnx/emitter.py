@@ -1,4 +1,4 @@
-"""Building the ONNX graph: nodes on a tape, large constants streamed straight to the data file."""
+"""Build the ONNX graph on a tape, and write large constants directly to the data file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA_FILE = "model.onnx.data"
 CONTRIB = "com.microsoft"
 OPSETS = {"": 23, CONTRIB: 1}
 ALIGNMENT = 64
-CONTEXT_KEY = "lfmc.context"  # in the model's metadata, as JSON
+CONTEXT_KEY = "lfmc.context"  # a key of the model's metadata; the value is JSON
 
 _DTYPES = {
     torch.float32: ir.DataType.FLOAT,
@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 class Emitter:
-    """Collects one graph. `stored` lists the checkpoint's tensors as they were written."""
+    """Collect the nodes of one graph. `stored` lists the checkpoint tensors that were written."""
 
     def __init__(self, folder: Path) -> None:
         self.tape = ir.tape.Tape()
@@ -44,13 +44,13 @@ class Emitter:
     def op(
         self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
     ) -> ir.Value:
-        """A node with one result."""
+        """Add a node with one output."""
         return self.tape.op(kind, inputs, attributes=attributes, domain=domain)
 
     def ops(
         self, count: int, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
     ) -> Sequence[ir.Value]:
-        """A node with `count` results."""
+        """Add a node with `count` outputs."""
         return self.tape.op_multi_out(
             kind, inputs, attributes=attributes, num_outputs=count, domain=domain
         )
@@ -61,14 +61,14 @@ class Emitter:
         return value
 
     def output(self, value: ir.Value, name: str, shape: Sequence[int | str]) -> None:
-        """Declare a float32 result of the model."""
+        """Declare a float32 output of the model."""
         value.name = name
         value.type = ir.TensorType(ir.DataType.FLOAT)
         value.shape = ir.Shape(shape)
         self.outputs.append(value)
 
     def constant(self, value: np.ndarray[Any, Any]) -> ir.Value:
-        """A small constant inside of the graph; equal ones are one."""
+        """Add a small constant to the graph; equal constants are stored once."""
         name = f"c{value.dtype}_{list(value.shape)}_{value.tobytes().hex()}"
         if name not in self._constants:
             tensor = ir.tensor(value, name=f"constant.{len(self._constants)}")
@@ -76,7 +76,7 @@ class Emitter:
         return self._constants[name]
 
     def number(self, value: float) -> ir.Value:
-        """A float32 constant `[1]`."""
+        """Add a float32 constant `[1]`."""
         return self.constant(np.array([value], np.float32))
 
     def ints(self, *values: int) -> ir.Value:
@@ -85,36 +85,36 @@ class Emitter:
     def weight(
         self, name: str, part: str, sources: tuple[str, ...], value: Tensor, order: Arrangement
     ) -> ir.Value:
-        """A constant of the checkpoint, in the data file; half precision is widened at load.
+        """Write a constant of the checkpoint to the data file, and widen 16-bit floats by a Cast.
 
-        ONNX Runtime folds the Cast when a session starts, so the file holds 16 bits and the
-        kernels see float32.
+        ONNX Runtime folds the Cast when a session starts, so the file stores 16 bits and the
+        kernels read float32.
         """
-        full = f"{name}.{part}" if part != "values" else name
-        if full in self._constants:
-            return self._constants[full]
-        plain = value.contiguous()
-        raw = plain.flatten().view(torch.uint8).numpy().tobytes()
+        full_name = f"{name}.{part}" if part != "values" else name
+        if full_name in self._constants:
+            return self._constants[full_name]
+        value = value.contiguous()
+        raw = value.flatten().view(torch.uint8).numpy().tobytes()
         self._data.write(b"\0" * (-self._data.tell() % ALIGNMENT))
         tensor = ir.ExternalTensor(
             DATA_FILE,
             self._data.tell(),
             len(raw),
-            _DTYPES[plain.dtype],
-            shape=ir.Shape(plain.shape),
-            name=full,
+            _DTYPES[value.dtype],
+            shape=ir.Shape(value.shape),
+            name=full_name,
             base_dir=self._folder,
         )
         self._data.write(raw)
         result = self.tape.initializer(tensor)
-        if plain.dtype in (torch.float16, torch.bfloat16):
+        if value.dtype in (torch.float16, torch.bfloat16):
             result = self.op("Cast", result, to=int(ir.DataType.FLOAT))
-        self._constants[full] = result
-        self.stored.append(StoredTensor(full, part, sources, order, len(raw)))
+        self._constants[full_name] = result
+        self.stored.append(StoredTensor(full_name, part, sources, order, len(raw)))
         return result
 
     def save(self, name: str, metadata: dict[str, str]) -> None:
-        """Write the model file; the data file is complete already."""
+        """Close the data file, which is complete already, and write the model file."""
         self._data.close()
         graph = ir.Graph(
             self.inputs,

@@ -1,4 +1,4 @@
-"""The configuration that makes a folder loadable by onnxruntime-genai (0.18)."""
+"""The configuration file that onnxruntime-genai (0.18) needs to load a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIG_FILE = "genai_config.json"
 
 
 def genai_config(checkpoint: Checkpoint, context: int) -> str:
-    """`genai_config.json` as text, for a model in the `genai` layout."""
+    """Return the text of `genai_config.json` for a model in the `genai` layout."""
     config = checkpoint.config
     model: dict[str, Any] = {
         "bos_token_id": config.bos_id,
@@ -51,8 +51,8 @@ def genai_config(checkpoint: Checkpoint, context: int) -> str:
     return json.dumps({"model": model, "search": search}, indent=2) + "\n"
 
 
-def told_tokens(text: str) -> dict[str, Any]:
-    """The tokens that `genai_config` wrote."""
+def read_token_ids(text: str) -> dict[str, Any]:
+    """Return the token ids in the text that `genai_config` wrote."""
     model = json.loads(text)["model"]
     names = {"bos": "bos_token_id", "pad": "pad_token_id", "stop": "eos_token_id"}
-    return {own: model[name] for own, name in names.items()}
+    return {role: model[name] for role, name in names.items()}

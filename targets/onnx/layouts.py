@@ -1,10 +1,10 @@
-"""Names of inputs and outputs, and the shape of the convolution state, for who loads the model.
+"""State names and shapes for each runtime that loads the model.
 
 | layout | convolution state | read by |
 |---|---|---|
-| `plain` | `past_conv.N` `[B, taps - 1, H]`, as the kernel has it | your own code, lfmc |
+| `plain` | `past_conv.N` `[B, taps - 1, H]`, as in the kernel | your own code, lfmc |
 | `genai` | `past.N.conv` `[B, H, taps - 1]` | onnxruntime-genai |
-| `transformers.js` | `past_conv.N` `[B, H, taps]`, one column more than is read | transformers.js |
+| `transformers.js` | `past_conv.N` `[B, H, taps]`, one column unused | transformers.js |
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lfmc.targets.onnx.emitter import CONTRIB, Emitter
 
 @dataclass(frozen=True)
 class Layout:
-    """How one reader of the model calls its states."""
+    """The state names and shapes that one runtime expects."""
 
     name: str
 
@@ -36,7 +36,7 @@ class Layout:
         return f"present_conv.{state.layer}"
 
     def shape(self, state: StateSpec, time: str) -> list[int | str]:
-        """Dims of a state's tensor; `time` names the dim that grows."""
+        """Return the dims of a state; `time` names the dim that grows."""
         if state.kind != "conv":
             _, heads, _, head_dim = state.shape
             return ["batch", heads, time, head_dim]
@@ -47,38 +47,40 @@ class Layout:
 
     def conv(
         self,
-        emit: Emitter,
+        emitter: Emitter,
         x: ir.Value,
         weight: ir.Value,
         bias: ir.Value | None,
         past: ir.Value,
         taps: int,
     ) -> tuple[ir.Value, ir.Value]:
-        """The causal convolution of `x` `[B, T, H]`, and the new state in this layout.
+        """Return the causal convolution of `x` `[B, T, H]`, and the new state in this layout.
 
-        `taps` is how many earlier inputs the filter reads.
+        The filter reads `taps` earlier inputs.
         """
-        inner = past
+        kernel_state = past
         if self.name == "transformers.js":
-            inner = emit.op("Slice", past, emit.ints(1), emit.ints(taps + 1), emit.ints(2))
+            kernel_state = emitter.op(
+                "Slice", past, emitter.ints(1), emitter.ints(taps + 1), emitter.ints(2)
+            )
         if self.name != "plain":
-            inner = emit.op("Transpose", inner, perm=[0, 2, 1])
-        y, present = emit.ops(
+            kernel_state = emitter.op("Transpose", kernel_state, perm=[0, 2, 1])
+        y, present = emitter.ops(
             2,
             "CausalConvWithState",
             x,
             weight,
             bias,
-            inner,
+            kernel_state,
             domain=CONTRIB,
             activation="none",
             channels_last=1,
             ndim=1,
         )
         if self.name == "genai":
-            present = emit.op("Transpose", present, perm=[0, 2, 1])
+            present = emitter.op("Transpose", present, perm=[0, 2, 1])
         if self.name == "transformers.js":
-            seen = emit.op("Concat", past, emit.op("Transpose", x, perm=[0, 2, 1]), axis=2)
-            last = (emit.ints(-taps - 1), emit.ints(2**62), emit.ints(2))
-            present = emit.op("Slice", seen, *last)
+            inputs = emitter.op("Concat", past, emitter.op("Transpose", x, perm=[0, 2, 1]), axis=2)
+            last = (emitter.ints(-taps - 1), emitter.ints(2**62), emitter.ints(2))
+            present = emitter.op("Slice", inputs, *last)
         return y, present

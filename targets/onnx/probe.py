@@ -1,9 +1,9 @@
-"""Every n-bit operator of an artifact on its own: same input, same weights, one kernel.
+"""Compare every n-bit operator of an artifact in isolation: same input, same weights, one kernel.
 
-Compared end to end, a difference of 1e-7 before an int8 rounding grows into one of 1e-3 behind it,
-so the logits of a model with rounded activations prove little. Here each operator is given exactly
-the input that it had inside of the artifact, and must agree to float32 precision; but for rows in
-which an activation lies so close to the middle of two codes that it may be rounded either way.
+End to end, a difference of 1e-7 before an int8 rounding grows to 1e-3 after it, so the logits of a
+model with rounded activations prove little. Here each reference operator gets exactly the input
+that the operator had inside the artifact, and must agree to float32 precision. The exception is
+rows with an activation so close to the middle of two codes that it may be rounded either way.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE
 
 TITLE = "every n-bit operator of the artifact, alone, as shipped"
 TOKENS = 100
-# How far one rounding step can move a result: the bound for rows that hang on a tie.
+# How far one rounding step can move a result: the tolerance of rows that depend on a tie.
 TIED_TOLERANCE = 2e-2
 
 
 def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
-    """The worst operator of each kind; `program` is bound to its weights."""
+    """Return the worst operator of each kind; `program` is bound to its weights."""
     return operators_rung(TITLE, FLOAT_TOLERANCE, _results(program, folder, artifact))
 
 
@@ -39,35 +39,35 @@ def _results(program: Program, folder: Path, artifact: Artifact) -> Iterator[Cas
     for probe in artifact.probes:
         inputs = [torch.from_numpy(values[name]) for name in probe.inputs]
         expected, ties = run_alone(program, nodes[probe.node], inputs)
-        found = torch.from_numpy(values[probe.output])
-        yield _by_rows(probe.kind, found.reshape(expected.shape), expected, ties)
+        actual = torch.from_numpy(values[probe.output])
+        yield _compare_rows(probe.kind, actual.reshape(expected.shape), expected, ties)
 
 
-def _by_rows(kind: str, found: Tensor, expected: Tensor, ties: Tensor) -> CaseResult:
-    """The largest difference of a row, over the largest result.
+def _compare_rows(kind: str, actual: Tensor, expected: Tensor, ties: Tensor) -> CaseResult:
+    """Return the largest difference of a row, relative to the largest result.
 
-    Rows that hang on a tie count only where they are off by more than a rounding step; where all
-    do, the better half must agree, because a tie seldom falls otherwise.
+    Rows that depend on a tie count only if they differ by more than a rounding step. If all rows
+    depend on a tie, the better half must agree, because most ties are rounded to the same side.
     """
     scale = expected.abs().max().clamp_min(1e-30)
-    rows = (found - expected).abs().flatten(0, -2).amax(-1) / scale
+    rows = (actual - expected).abs().flatten(0, -2).amax(-1) / scale
     rows = rows.nan_to_num(nan=torch.inf)
-    sure = rows[~ties] if not bool(ties.all()) else rows.sort().values[: -(-len(rows) // 2)]
-    worst = max(float(sure.max()), float(rows.max()) if rows.max() > TIED_TOLERANCE else 0.0)
-    same = (found.argmax(-1) == expected.argmax(-1)).float().mean()
-    return CaseResult(kind, worst, float(same))
+    untied = rows[~ties] if not bool(ties.all()) else rows.sort().values[: -(-len(rows) // 2)]
+    worst = max(float(untied.max()), float(rows.max()) if rows.max() > TIED_TOLERANCE else 0.0)
+    agreement = (actual.argmax(-1) == expected.argmax(-1)).float().mean()
+    return CaseResult(kind, worst, float(agreement))
 
 
 def _run_with_values(
     program: Program, folder: Path, artifact: Artifact
 ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
-    """Run a prompt and keep what goes into and comes out of every probed operator."""
+    """Run a prompt, and return the inputs and outputs of every probed operator by name."""
     onnx, ort = require("onnx", "onnx"), require("onnxruntime", "onnx")
     model = onnx.load(folder / MODEL_FILE, load_external_data=False)
-    given = {value.name for value in model.graph.input}
-    declared = {value.name for value in model.graph.output}
-    wanted = {name for probe in artifact.probes for name in (*probe.inputs, probe.output)}
-    for name in sorted(wanted - given - declared):
+    graph_inputs = {value.name for value in model.graph.input}
+    graph_outputs = {value.name for value in model.graph.output}
+    probe_names = {name for probe in artifact.probes for name in (*probe.inputs, probe.output)}
+    for name in sorted(probe_names - graph_inputs - graph_outputs):
         model.graph.output.append(onnx.ValueInfoProto(name=name))
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -85,6 +85,6 @@ def _run_with_values(
         if value.name not in feeds:
             dims = [{"batch": 1, "past": 0}.get(d, d) for d in value.shape]
             feeds[value.name] = np.zeros(dims, np.float32)
-    names = sorted(wanted - given)
+    names = sorted(probe_names - graph_inputs)
     results = dict(zip(names, session.run(names, feeds), strict=True))
     return {**feeds, **results}

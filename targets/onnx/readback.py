@@ -1,4 +1,4 @@
-"""Reading constants back from a saved model: what is on disk, not what was meant to be."""
+"""Read constants back from a saved model, to compare the bytes on disk with the plan."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lfmc.targets.onnx.emitter import MODEL_FILE
 
 
 def read_initializer(folder: Path, name: str) -> Tensor:
-    """An initializer in its stored dtype (uint8, float16, bfloat16 or float32)."""
+    """Read an initializer in its stored dtype (uint8, float16, bfloat16 or float32)."""
     onnx = require("onnx", "onnx")
-    table = _initializers(folder, (folder / MODEL_FILE).stat().st_mtime_ns)
-    if name not in table:
+    initializers = _initializers(folder, (folder / MODEL_FILE).stat().st_mtime_ns)
+    if name not in initializers:
         raise InputError(f"the model has no constant '{name}'", where=folder / MODEL_FILE)
     proto = onnx.TensorProto()
-    proto.CopyFrom(table[name])
+    proto.CopyFrom(initializers[name])
     onnx.external_data_helper.load_external_data_for_tensor(proto, str(folder))
     dtypes = {
         onnx.TensorProto.UINT8: torch.uint8,
@@ -35,7 +35,7 @@ def read_initializer(folder: Path, name: str) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _initializers(folder: Path, stamp: int) -> dict[str, Any]:
-    """Constants of a model file by name, without their data; `stamp` marks the file's version."""
+    """Return the constants of a model file by name, without data. `stamp` is its mtime."""
     onnx = require("onnx", "onnx")
     model = onnx.load(folder / MODEL_FILE, load_external_data=False)
     return {tensor.name: tensor for tensor in model.graph.initializer}

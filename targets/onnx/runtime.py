@@ -1,4 +1,4 @@
-"""Running the artifact here, with the calls that an app makes."""
+"""Run the artifact on this machine, with the same calls as an app."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE
 
 
 class OnnxStepper:
-    """One conversation (or `batch` of equal length) on the CPU.
+    """One conversation, or a batch of `batch` conversations of equal length, on the CPU.
 
-    Keys and values live in buffers as long as the context; the model reads and writes them in
-    place (past and present are bound to the same memory).
+    The buffers of keys and values have the length of the context. The model reads and writes them
+    in place: past and present are bound to the same memory.
     """
 
     def __init__(self, folder: Path, *, exact: bool = False, batch: int = 1) -> None:
@@ -40,7 +40,7 @@ class OnnxStepper:
                 "ONNX Runtime can't load the model",
                 where=folder / MODEL_FILE,
                 got=first_line(error),
-                todo="export it again; a bundle is a whole, its files can't be exchanged",
+                todo="export it again; files of different bundles can't be mixed",
             ) from error
         meta = self._session.get_modelmeta().custom_metadata_map
         self.context = int(json.loads(meta[CONTEXT_KEY]))
@@ -48,26 +48,26 @@ class OnnxStepper:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the conversation: states are zeros again."""
+        """Start a new conversation: set all states to zeros."""
         self._length = 0
         self._state: dict[str, Any] = {}
-        for given in self._session.get_inputs():
-            if given.name.startswith("past"):
+        for model_input in self._session.get_inputs():
+            if model_input.name.startswith("past"):
                 sizes = {"batch": self._batch, "past": self.context}
-                shape = [sizes.get(d, d) for d in given.shape]
-                self._state[given.name] = self._ort.OrtValue.ortvalue_from_numpy(
+                shape = [sizes.get(d, d) for d in model_input.shape]
+                self._state[model_input.name] = self._ort.OrtValue.ortvalue_from_numpy(
                     np.zeros(shape, np.float32)
                 )
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` (`[B, T, V]` for a batch) of the tokens that come next."""
+        """Append tokens, and return their float32 logits `[T, V]` (`[B, T, V]` for a batch)."""
         ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(self._batch, -1)
         self._check(ids)
         total = self._length + ids.shape[1]
         binding = self._session.io_binding()
         binding.bind_cpu_input("input_ids", ids.numpy())
         binding.bind_cpu_input("attention_mask", np.ones((self._batch, total), np.int64))
-        fresh = {}
+        new_states = {}
         binding.bind_output("logits", "cpu")
         for past, value in self._state.items():
             present = _present(past)
@@ -75,10 +75,11 @@ class OnnxStepper:
             if past.endswith(("key", "value")):
                 binding.bind_ortvalue_output(present, value)
             else:
-                fresh[past] = self._ort.OrtValue.ortvalue_from_numpy(np.empty_like(value.numpy()))
-                binding.bind_ortvalue_output(present, fresh[past])
+                new_state = self._ort.OrtValue.ortvalue_from_numpy(np.empty_like(value.numpy()))
+                binding.bind_ortvalue_output(present, new_state)
+                new_states[past] = new_state
         self._session.run_with_iobinding(binding)
-        self._state.update(fresh)
+        self._state.update(new_states)
         self._length = total
         logits = torch.from_numpy(binding.get_outputs()[0].numpy())
         return logits[0] if self._batch == 1 else logits
@@ -89,20 +90,20 @@ class OnnxStepper:
         if self._batch > 1 and self._length and ids.shape[1] > 1:
             raise InputError(
                 "ONNX Runtime continues a batch one token at a time",
-                expected="one token a row, or a batch of one",
+                expected="one token per row, or a batch of one",
                 got=f"{ids.shape[1]} tokens",
             )
 
 
 def _present(past: str) -> str:
-    """The output that continues an input, in any layout."""
+    """Return the name of the output that continues the state input `past`, in any layout."""
     if past.startswith("past_key_values."):
         return past.replace("past_key_values", "present", 1)
     return past.replace("past", "present", 1)
 
 
 def _with_float_activations(folder: Path) -> bytes:
-    """The model with accuracy level 0 in every node, for a comparison without int8 activations."""
+    """Return the model with accuracy level 0 in every node, for parity without int8 activations."""
     onnx = require("onnx", "onnx")
     model = onnx.load(folder / MODEL_FILE, load_external_data=False)
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""The ONNX target: capabilities and verbs."""
+"""The ONNX target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.grid.formats import Capabilities, Format, unpadded
+from lfmc.calib_free.grid.formats import Capabilities, Format, unpadded_formats
 from lfmc.errors import UnsupportedError
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
@@ -20,9 +20,9 @@ from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
-from lfmc.targets.shared.rounding_noise import n_bit, noise_rung
+from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 
-# QMoE's and MatMulNBits' widths on CPU; others fail when a session starts (onnxruntime 1.31).
+# Bit widths of QMoE and MatMulNBits on CPU. Others fail when a session starts (onnxruntime 1.31).
 BITS = (2, 4, 8)
 GROUPS = (32, 64, 128)
 FORMATS = tuple(
@@ -33,21 +33,21 @@ FORMATS = tuple(
 )
 
 
-# 4 rounds activations to int8 in n-bit matmuls, which their fast kernels want; 0 keeps them float,
-# at 3 times the time of a step at 4 bits and 100 times at 2 and 8.
+# Level 4 rounds the activations of n-bit matmuls to int8, which the fast kernels need. Level 0
+# keeps them float; a step then takes 3 times as long at 4 bits and 100 times at 2 and 8 bits.
 ACCURACY_LEVEL = 4
 
 
 @dataclass(frozen=True)
 class OnnxTarget:
-    """ONNX Runtime on CPU, through its contrib operators."""
+    """ONNX Runtime on CPU, with its contrib operators."""
 
     name: ClassVar[str] = "onnx"
     extra: ClassVar[str] = "onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnx_ir", "onnxruntime")
     options: ClassVar[tuple[TargetOption, ...]] = (
         TargetOption(
-            "layout", ("plain", "genai", "transformers.js"), "names of inputs and states, by reader"
+            "layout", ("plain", "genai", "transformers.js"), "which runtime's naming to use"
         ),
     )
 
@@ -58,13 +58,13 @@ class OnnxTarget:
         moe = config.moe
         return Capabilities(
             linear=FORMATS,
-            # These two kernels take whole groups only; MatMulNBits pads the last one.
-            embedding=unpadded(FORMATS, config.hidden_size),
-            expert=unpadded(FORMATS, config.hidden_size, moe.ffn_size) if moe else (),
+            # These two kernels support whole groups only. MatMulNBits pads the last group.
+            embedding=unpadded_formats(FORMATS, config.hidden_size),
+            expert=unpadded_formats(FORMATS, config.hidden_size, moe.ffn_size) if moe else (),
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
-            expert_unit="expert",  # one QMoE node has one width for all three matrices
-            expert_layer_shares_group=True,  # so a layer needs a node a width, not a format
+            expert_unit="expert",  # a QMoE node has one bit width for all three matrices
+            expert_layer_shares_group=True,  # so a layer needs one node per width, not per format
             negative_scales=True,
             graph_nbytes=_graph_nbytes(config),
         )
@@ -75,10 +75,10 @@ class OnnxTarget:
         layout = request.options["layout"]
         if layout != "plain" and config.model_type == "lfm3":
             raise UnsupportedError(
-                f"layout '{layout}' can't carry this model",
+                f"layout '{layout}' does not support this model",
                 expected="lfm2 or lfm2_moe",
                 got=config.model_type,
-                todo="neither onnxruntime-genai 0.18 nor transformers.js knows lfm3; "
+                todo="neither onnxruntime-genai 0.18 nor transformers.js supports lfm3; "
                 "use -O layout=plain",
             )
 
@@ -89,8 +89,8 @@ class OnnxTarget:
         return None
 
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
-        # Batch and length stay open. Attention's own cache has no slots; the context only sizes
-        # the rotary tables.
+        # Batch and length are dynamic. The cache of attention has no slots: the context only
+        # determines the size of the rotary tables.
         return TraceSpec(context=request.context, batch=None, length=None)
 
     def lower(
@@ -103,12 +103,12 @@ class OnnxTarget:
         from lfmc.targets.onnx.lower import Lowering
 
         layout = Layout(request.options["layout"])
-        emit = Emitter(folder)
+        emitter = Emitter(folder)
         lowering = Lowering(
-            program, weights, layout, request.context, ACCURACY_LEVEL, emit, HANDLERS
+            program, weights, layout, request.context, ACCURACY_LEVEL, emitter, HANDLERS
         )
         lowering.run()
-        emit.save(program.config.model_type, {CONTEXT_KEY: json.dumps(request.context)})
+        emitter.save(program.config.model_type, {CONTEXT_KEY: json.dumps(request.context)})
         files = [MODEL_FILE, DATA_FILE]
         if request.options["layout"] == "genai":
             text = genai_config(weights.checkpoint, request.context)
@@ -128,10 +128,10 @@ class OnnxTarget:
         facts = {
             "opsets": OPSETS,
             "accuracy_level": ACCURACY_LEVEL,
-            "runs_on": {"CPUExecutionProvider": 1.0},  # the only provider that the runtime is given
+            "runs_on": {"CPUExecutionProvider": 1.0},  # the only provider that the session enables
             "states": states,
         }
-        return Artifact(tuple(files), tuple(emit.stored), lowering.probes(), facts)
+        return Artifact(tuple(files), tuple(emitter.stored), lowering.probes(), facts)
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
         from lfmc.targets.onnx.readback import read_initializer
@@ -139,11 +139,11 @@ class OnnxTarget:
         return read_initializer(folder, stored.name)
 
     def stored_tokens(self, folder: Path) -> Mapping[str, Mapping[str, Any]]:
-        """Of genai's configuration, where the layout has one."""
-        from lfmc.targets.onnx.genai import CONFIG_FILE, told_tokens
+        """Return the token ids of genai's configuration file, if the layout has one."""
+        from lfmc.targets.onnx.genai import CONFIG_FILE, read_token_ids
 
         path = folder / CONFIG_FILE
-        return {CONFIG_FILE: told_tokens(path.read_text("utf-8"))} if path.is_file() else {}
+        return {CONFIG_FILE: read_token_ids(path.read_text("utf-8"))} if path.is_file() else {}
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.onnx.runtime import OnnxStepper
@@ -165,24 +165,24 @@ class OnnxTarget:
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
-        """Every n-bit operator on the inputs that it has in the artifact; then all together."""
+        """Compare every n-bit operator in isolation, and then the whole artifact."""
         from lfmc.targets.onnx.activations import KernelReference
         from lfmc.targets.onnx.probe import operator_parity
 
-        alone = operator_parity(program, folder, artifact)
-        if not n_bit(program):
-            return (alone,)
-        alike = KernelReference(program.module, exact=False)
-        return alone, noise_rung(program, alike, self.run(folder))
+        operators = operator_parity(program, folder, artifact)
+        if not has_nbit_products(program):
+            return (operators,)
+        rounded_module = KernelReference(program.module, exact=False)
+        return operators, noise_rung(program, rounded_module, self.run(folder))
 
 
-# Bytes of the model file that are not weights: measured, with a margin; an export that needs more
-# fails instead of breaking its budget (`tests/targets/onnx/test_files.py` watches the margin).
+# Bytes of the model file other than weights: measured, with a margin. An export that needs more
+# fails instead of exceeding its budget (`tests/targets/onnx/test_files.py` checks the margin).
 GRAPH = 8_000
 GRAPH_PER_LAYER = 8_500
 GRAPH_PER_EXPERT = 300
 
 
 def _graph_nbytes(config: DecoderConfig) -> int:
-    experts = GRAPH_PER_EXPERT * config.num_experts_in_all
+    experts = GRAPH_PER_EXPERT * config.total_num_experts
     return GRAPH + GRAPH_PER_LAYER * config.num_layers + experts

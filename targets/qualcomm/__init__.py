@@ -1,1 +1,1 @@
-"""Qualcomm's Hexagon NPUs, by QNN."""
+"""The Qualcomm target: Hexagon NPUs, through QNN."""

@@ -1,7 +1,8 @@
-"""A traced graph as an ONNX model for QNN: every value between operators has a Q and a DQ.
+"""Convert a traced graph to an ONNX model for QNN, with a Q and a DQ for every value.
 
-Torch's exporter makes the operators; here constants become initializers in the parameters file, and
-what only moves values (a transpose, a slice) gets the step of what it moves, as QNN wants it.
+Torch's exporter converts the operators. Here constants become initializers in the parameters file.
+An operator that only moves values (a transpose, a slice) gets a Q and a DQ with the step of its
+input, because QNN requires them.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ FLOATS = {
 }
 MOVING = ("Reshape", "Transpose", "Slice", "Split", "Concat", "Unsqueeze", "Squeeze", "Gather")
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
+PARAMETER_KEY = "lfmc.parameter"
+VALUE_PREFIX = "kept."  # of the names of rounded values in a model
 
-
-# Operators that QNN was seen to compile, all of a graph on the NPU (docs/qualcomm.md).
-TAKEN = frozenset(
+# Operators that QNN compiled in tests, in graphs that ran on the NPU as a whole (docs/qualcomm.md).
+SUPPORTED = frozenset(
     {
         "Add",
         "Cast",
@@ -66,15 +68,18 @@ TAKEN = frozenset(
 )
 
 
-def operators(models: Iterable[ir.Model]) -> dict[str, int]:
-    """How often models have each operator."""
+def count_operators(models: Iterable[ir.Model]) -> dict[str, int]:
+    """Count each operator in models."""
     return dict(Counter(node.op_type for model in models for node in model.graph).most_common())
 
 
-def model_of(
+def build_model(
     graph: Graph, constants: NpuConstants, outputs: list[str], *, rounded: bool
 ) -> ir.Model:
-    """The model, whose constants `save` places; `rounded` where the graph rounds what it keeps."""
+    """Return the ONNX model of a graph; `save` writes its constants.
+
+    `rounded` is true if the graph contains rounding operators.
+    """
     inputs = [*graph.interface.inputs, *map(_name, graph.constants)]
     with quiet("torch.onnx", "onnxscript"):
         program = torch.onnx.export(
@@ -83,26 +88,26 @@ def model_of(
             opset_version=OPSET,
             input_names=inputs,
             output_names=outputs,
-            custom_translation_table={torch.ops.lfm_npu.round.default: _round},
+            custom_translation_table={torch.ops.lfm_npu.round.default: _convert_rounding},
             verbose=False,
         )
     assert program is not None
     model: ir.Model = program.model
-    _name_kept(model.graph, len(graph.kept) if rounded else 0)
+    _name_values(model.graph, len(graph.value_names) if rounded else 0)
     for sources in graph.constants:
-        _place(model, _name(sources), constants.constant(sources))
-    _complete(model.graph)
+        _bind_constant(model, _name(sources), constants.constant(sources))
+    _propagate_steps(model.graph)
     _strip(model.graph)
     return model
 
 
-def save(model: ir.Model, held: Parameters, path: Path) -> None:
-    """Write a model whose constants lie in a parameters file beside it."""
+def save(model: ir.Model, file: Parameters, path: Path) -> None:
+    """Write a model whose constants are in a parameters file beside it."""
     for value in model.graph.initializers.values():
-        place = value.metadata_props.pop(PLACE, None)
-        if place is None:
+        parameter_name = value.metadata_props.pop(PARAMETER_KEY, None)
+        if parameter_name is None:
             continue
-        offset, size = held.place(place)
+        offset, size = file.byte_range(parameter_name)
         assert value.type is not None
         assert value.shape is not None
         value.const_value = ir.ExternalTensor(
@@ -117,52 +122,48 @@ def save(model: ir.Model, held: Parameters, path: Path) -> None:
     ir.save(model, path)
 
 
-PLACE = "lfmc.parameter"
-KEPT = "kept."
+def value_name(index: int) -> str:
+    """Return the name of a rounded value in a model."""
+    return f"{VALUE_PREFIX}{index}"
 
 
-def kept_name(index: int) -> str:
-    """Of a value that the graph keeps, in a model."""
-    return f"{KEPT}{index}"
-
-
-def _name_kept(graph: ir.Graph, count: int) -> None:
-    found = [node.outputs[0] for node in graph if node.op_type == DQ]
-    if len(found) != count:
+def _name_values(graph: ir.Graph, count: int) -> None:
+    values = [node.outputs[0] for node in graph if node.op_type == DQ]
+    if len(values) != count:
         raise GateError(
             "the ONNX graph does not round what the program rounds",
             expected=f"{count} values",
-            got=len(found),
-            todo="this is a fault of lfmc; please report it",
+            got=len(values),
+            todo="this is a bug in lfmc; please report it",
         )
-    for index, value in enumerate(found):
+    for index, value in enumerate(values):
         if not value.is_graph_output():
-            value.name = kept_name(index)
+            value.name = value_name(index)
 
 
 def _name(sources: tuple[str, ...]) -> str:
     return "+".join(sources)
 
 
-def _round(x: Any, scale: float, zero: int, bits: int, signed: bool) -> Any:
-    """What a rounding is in ONNX."""
-    op: Any = opset23  # its types are of ONNX's values
+def _convert_rounding(x: Any, scale: float, zero: int, bits: int, signed: bool) -> Any:
+    """Convert a rounding operator to ONNX."""
+    op: Any = opset23  # onnxscript types its operators for ONNX values
     step = op.Constant(value_float=scale)
     dtype = SIGNED[bits] if signed else CODES[bits]
-    middle = op.Cast(op.Constant(value_int=0 if signed else zero), to=int(dtype))
-    return op.DequantizeLinear(op.QuantizeLinear(x, step, middle), step, middle)
+    zero_point = op.Cast(op.Constant(value_int=0 if signed else zero), to=int(dtype))
+    return op.DequantizeLinear(op.QuantizeLinear(x, step, zero_point), step, zero_point)
 
 
-def _place(model: ir.Model, name: str, constant: Matrix | Parameter) -> None:
-    """Put a constant in place of an input."""
+def _bind_constant(model: ir.Model, name: str, constant: Matrix | Parameter) -> None:
+    """Replace an input of the model by a constant."""
     graph = model.graph
-    value = next(own for own in graph.inputs if own.name == name)
+    value = next(graph_input for graph_input in graph.inputs if graph_input.name == name)
     graph.inputs.remove(value)
     if isinstance(constant, Matrix):
         codes = _initializer(graph, constant.codes, WEIGHTS[constant.bits], constant.shape)
         scales = _initializer(graph, constant.scales, ir.DataType.FLOAT)
-        # ONNX does without zero points of 0; QNN then reads codes of 4 bits as unsigned.
-        zeros = _zeros(graph, constant)
+        # ONNX allows to omit zero points of 0, but QNN then reads 4-bit codes as unsigned.
+        zeros = _zero_points(graph, constant)
         inputs = [codes, scales, zeros]
         node = ir.Node("", DQ, inputs, [ir.AttrInt64("axis", 1)], num_outputs=1)
     else:
@@ -170,13 +171,13 @@ def _place(model: ir.Model, name: str, constant: Matrix | Parameter) -> None:
         to = ir.AttrInt64("to", int(ir.DataType.FLOAT))
         node = ir.Node("", "Cast", [floats], [to], num_outputs=1)
     graph.insert_before(graph[0], node)
-    made = node.outputs[0]
-    made.name, made.shape, made.type = f"{name}.value", value.shape, value.type
-    value.replace_all_uses_with(made)
+    result = node.outputs[0]
+    result.name, result.shape, result.type = f"{name}.value", value.shape, value.type
+    value.replace_all_uses_with(result)
 
 
-def _zeros(graph: ir.Graph, matrix: Matrix) -> ir.Value:
-    """Zero points of 0 for every column, one constant for all matrices alike."""
+def _zero_points(graph: ir.Graph, matrix: Matrix) -> ir.Value:
+    """Return zero points of 0 for every column, shared by matrices of equal bits and rows."""
     rows, dtype = matrix.shape[1], WEIGHTS[matrix.bits]
     name = f"zeros.{matrix.bits}.{rows}"
     if name not in graph.initializers:
@@ -188,33 +189,35 @@ def _zeros(graph: ir.Graph, matrix: Matrix) -> ir.Value:
 
 
 def _initializer(
-    graph: ir.Graph, own: Parameter, dtype: ir.DataType, shape: tuple[int, ...] | None = None
+    graph: ir.Graph, parameter: Parameter, dtype: ir.DataType, shape: tuple[int, ...] | None = None
 ) -> ir.Value:
-    value = ir.Value(name=own.name, shape=ir.Shape(shape or own.shape), type=ir.TensorType(dtype))
-    value.metadata_props[PLACE] = own.name
-    graph.initializers[own.name] = value
+    name, shape = parameter.name, shape or parameter.shape
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+    value.metadata_props[PARAMETER_KEY] = name
+    graph.initializers[name] = value
     return value
 
 
 def _strip(graph: ir.Graph) -> None:
-    """Drop what the exporter tells of Python, long names, and what follows from the rest: most of
-    a model's size."""
+    """Remove the exporter's metadata, long names, and inferred shapes: most of the model's size."""
     for index, node in enumerate(graph):
         node.metadata_props.clear()
         node.name = f"n{index}"
         for value in node.outputs:
             value.metadata_props.clear()
             if not value.is_graph_output():
-                value.shape = value.type = None  # ONNX Runtime works them out
-            if not value.is_graph_output() and not str(value.name).startswith(KEPT):
+                value.shape = value.type = None  # ONNX Runtime infers them
+            if not value.is_graph_output() and not str(value.name).startswith(VALUE_PREFIX):
                 value.name = f"v{index}.{value.index()}"
-    constants = [own for own in graph.initializers.values() if PLACE not in own.metadata_props]
+    constants = [
+        value for value in graph.initializers.values() if PARAMETER_KEY not in value.metadata_props
+    ]
     for index, value in enumerate(constants):
         value.name = f"c{index}"
 
 
-def _complete(graph: ir.Graph) -> None:
-    """Give what operators move the step of what they move."""
+def _propagate_steps(graph: ir.Graph) -> None:
+    """Insert a Q and a DQ behind each operator that moves values, with the step of its input."""
     steps: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for node in list(graph):
         first, *rest = node.inputs
@@ -232,36 +235,36 @@ def _complete(graph: ir.Graph) -> None:
             if users and all(user.op_type == Q for user in users):
                 continue
             step = steps[first]
-            last = _stepped(graph, last, value, *step)
+            last = _insert_pair(graph, last, value, *step)
             steps[last.outputs[0]] = step
 
 
-def probed(path: Path, count: int) -> ir.Model:
-    """A saved model that gives every value that it keeps, besides."""
+def expose_values(path: Path, count: int) -> ir.Model:
+    """Load a saved model and add its rounded values to its outputs."""
     model = ir.load(path)
     values = {
         value.name: value for node in model.graph if node.op_type == DQ for value in node.outputs
     }
     for index in range(count):
-        value = values.get(kept_name(index))
+        value = values.get(value_name(index))
         if value is not None:
             value.type = ir.TensorType(ir.DataType.FLOAT)
             model.graph.outputs.append(value)
     return model
 
 
-def _stepped(
+def _insert_pair(
     graph: ir.Graph, after: ir.Node, value: ir.Value, scale: ir.Value, zero: ir.Value
 ) -> ir.Node:
-    """A Q and a DQ behind a value."""
+    """Insert a Q and a DQ behind a value, and return the DQ."""
     is_output, name = value.is_graph_output(), value.name
     codes = ir.Node("", Q, [value, scale, zero], num_outputs=1)
-    back = ir.Node("", DQ, [codes.outputs[0], scale, zero], num_outputs=1)
-    made = back.outputs[0]
-    made.shape, made.type = value.shape, value.type
-    value.replace_all_uses_with(made, replace_graph_outputs=True)
+    dequantized = ir.Node("", DQ, [codes.outputs[0], scale, zero], num_outputs=1)
+    result = dequantized.outputs[0]
+    result.shape, result.type = value.shape, value.type
+    value.replace_all_uses_with(result, replace_graph_outputs=True)
     codes.replace_input_with(0, value)
     if is_output:
-        value.name, made.name = f"{name}_moved", name
-    graph.insert_after(after, [codes, back])
-    return back
+        value.name, result.name = f"{name}_moved", name
+    graph.insert_after(after, [codes, dequantized])
+    return dequantized

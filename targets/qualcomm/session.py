@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: on a CPU, or on QNN's HTP backend, which off a device is emulated."""
+"""ONNX Runtime sessions on a CPU, or on QNN's HTP backend, which is emulated off a device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lfmc.errors import InputError, UnsupportedError, first_line
-from lfmc.machine.quiet import no_output
+from lfmc.machine.quiet import silence_stdout
 from lfmc.targets.base import require
 from lfmc.targets.qualcomm.socs import Soc
 
@@ -25,17 +25,19 @@ def has_qnn() -> bool:
 
 @cache
 def _devices() -> list[Any]:
-    """QNN's devices, once its library is registered."""
+    """Register QNN's library and return its devices."""
     runtime, qnn = require("onnxruntime", EXTRA), require(PACKAGE, EXTRA)
     runtime.register_execution_provider_library(PROVIDER, qnn.get_library_path())
-    return [own for own in runtime.get_ep_devices() if own.ep_name == PROVIDER]
+    return [device for device in runtime.get_ep_devices() if device.ep_name == PROVIDER]
 
 
 def open_session(
-    path: Path, soc: Soc | None, *, halves: bool = False, context: Path | None = None
+    path: Path, soc: Soc | None, *, float16: bool = False, context: Path | None = None
 ) -> Any:
-    """A session of a model: for a chip by QNN and nothing else, else on the CPU operator by
-    operator. `halves` computes in float16; `context` is where the compiled model is written."""
+    """Open a model for a chip, entirely in QNN, or without a chip on the CPU, without fusion.
+
+    `float16` computes in float16. The compiled model is written to `context`.
+    """
     runtime = require("onnxruntime", EXTRA)
     options = runtime.SessionOptions()
     options.log_severity_level = 4
@@ -48,31 +50,31 @@ def open_session(
         entries = {"enable": "1", "embed_mode": "1", "file_path": str(context)}
         for name, value in entries.items():
             options.add_session_config_entry(f"ep.context_{name}", value)
-    asked = {
+    provider_options = {
         "backend_path": qnn.get_qnn_htp_path(),
         "soc_model": str(soc.model),
         "htp_arch": str(soc.arch),
-        "enable_htp_fp16_precision": str(int(halves)),
+        "enable_htp_fp16_precision": str(int(float16)),
     }
-    options.add_provider_for_devices(_devices()[:1], asked)
+    options.add_provider_for_devices(_devices()[:1], provider_options)
     try:
-        with no_output():
+        with silence_stdout():
             return runtime.InferenceSession(path, options)
-    except Exception as error:  # of ONNX Runtime's own kinds, which share no other base
+    except Exception as error:  # ONNX Runtime's exceptions share no other base class
         raise UnsupportedError(
             f"QNN can't compile the model for {soc.name}", where=path, got=first_line(error)
         ) from error
 
 
 def run(session: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs by name."""
-    names = [own.name for own in session.get_outputs()]
-    wanted = [own.name for own in session.get_inputs()]
-    missing = set(wanted) - set(inputs)
+    """Run a session and return its outputs by name."""
+    output_names = [output.name for output in session.get_outputs()]
+    input_names = [session_input.name for session_input in session.get_inputs()]
+    missing = set(input_names) - set(inputs)
     if missing:
-        raise InputError("the model wants other inputs", got=", ".join(sorted(missing)))
-    given = {name: inputs[name].contiguous().numpy() for name in wanted}
+        raise InputError("inputs of the model are missing", got=", ".join(sorted(missing)))
+    arrays = {name: inputs[name].contiguous().numpy() for name in input_names}
     return {
         name: torch.from_numpy(value)
-        for name, value in zip(names, session.run(names, given), strict=True)
+        for name, value in zip(output_names, session.run(output_names, arrays), strict=True)
     }

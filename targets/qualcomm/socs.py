@@ -1,4 +1,4 @@
-"""Chips, as QNN numbers them."""
+"""Chips and their numbers in QNN."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Soc:
-    """`model` is QNN's number of a chip, `arch` the version of its Hexagon."""
+    """A chip: `model` is QNN's number of it, and `arch` the version of its Hexagon NPU."""
 
     name: str
     model: int

@@ -1,4 +1,4 @@
-"""The Qualcomm target: capabilities and verbs."""
+"""The Qualcomm target: its capabilities and methods."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from lfmc.targets.npu.target import GraphSize, NpuTarget
 from lfmc.targets.qualcomm.socs import SOCS
 from lfmc.targets.shared.rounding_noise import LIMIT, noise_rung
 
-# QNN rounds sums of products to float16, too, which torch does not.
-LIMIT_OF_HALVES = 4.0
-GRAPHS = GraphSize(base=60_000, layer=45_000, sandwich=15_000, expert=11_000)
+# QNN also rounds sums of products to float16, which torch does not.
+FLOAT16_LIMIT = 4.0
+GRAPH_SIZE = GraphSize(base=60_000, layer=45_000, sandwich=15_000, expert=11_000)
 RUNTIMES = ("onnxruntime", "executorch")
 ACTIVATIONS = {"int16": 16, "int8": 8, "float16": 0}
 
 
 @dataclass(frozen=True)
 class QualcommTarget(NpuTarget):
-    """Hexagon NPUs by QNN: static graphs as ONNX with quantized values, compiled for a chip."""
+    """Hexagon NPUs through QNN: static ONNX graphs with quantized values, compiled for a chip."""
 
     name: ClassVar[str] = "qualcomm"
     extra: ClassVar[str] = "qualcomm"
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx_ir", "onnxscript")
     options: ClassVar[tuple[TargetOption, ...]] = (
         TargetOption("soc", tuple(SOCS), "the chip"),
-        TargetOption("activations", tuple(ACTIVATIONS), "what values between operators are"),
-        TargetOption("runtime", RUNTIMES, "what compiles for the chip, and runs there"),
+        TargetOption("activations", tuple(ACTIVATIONS), "type of the values between operators"),
+        TargetOption("runtime", RUNTIMES, "compiles for the chip, and runs the result there"),
         TargetOption(
-            "stage", ("context", "edge"), "compiled for the chip, or ONNX that a device compiles"
+            "stage", ("context", "edge"), "compile for the chip, or leave compiling to the device"
         ),
-        TargetOption("chunk", ("64", "16", "32", "128"), "tokens of a long call"),
+        TargetOption("chunk", ("64", "16", "32", "128"), "tokens of a prefill call"),
     )
     lowering_bytes: ClassVar[float] = 14.0
 
@@ -54,7 +54,7 @@ class QualcommTarget(NpuTarget):
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
-            graph_nbytes=GRAPHS.of(config),
+            graph_nbytes=GRAPH_SIZE.estimate_nbytes(config),
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:
@@ -65,27 +65,27 @@ class QualcommTarget(NpuTarget):
             require("executorch", "executorch")
             if options["stage"] == "edge":
                 raise UnsupportedError(
-                    "ExecuTorch asks QNN of every operator, and has nothing to ship without it",
+                    "runtime=executorch needs QNN to lower a graph, so it has no stage=edge",
                     todo="-O runtime=onnxruntime -O stage=edge",
                 )
-        missing = _missing(options)
+        missing = _missing_tool(options)
         if missing:
             raise UnsupportedError(
                 f"compiling for a chip needs QNN: {missing}", todo="see lfmc doctor"
             )
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
-        from lfmc.targets.qualcomm.delegate import WORKS, advice, sdk_version
+        from lfmc.targets.qualcomm.delegate import WORKING_VERSIONS, sdk_version, version_advice
 
-        found = {name: _missing({"stage": "context", "runtime": name}) for name in RUNTIMES}
-        if not found["executorch"] and find_spec("executorch"):
-            known = sdk_version().startswith(WORKS)
-            found["executorch"] = None if known else f"an SDK that was seen to work: {advice()}"
-        return {f"runtime={name}": [lacks] for name, lacks in found.items() if lacks}
+        tools = {name: _missing_tool({"stage": "context", "runtime": name}) for name in RUNTIMES}
+        if not tools["executorch"] and find_spec("executorch"):
+            works = sdk_version().startswith(WORKING_VERSIONS)
+            tools["executorch"] = None if works else f"an SDK that works: {version_advice()}"
+        return {f"runtime={name}": [tool] for name, tool in tools.items() if tool}
 
     def why_not_here(self, request: Request) -> str | None:
-        missing = _missing(request.options)
-        return f"QNN, which emulates the chip, is not here: {missing}" if missing else None
+        missing = _missing_tool(request.options)
+        return f"QNN, which emulates the chip, is not installed: {missing}" if missing else None
 
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
@@ -95,14 +95,14 @@ class QualcommTarget(NpuTarget):
         rows, bits = weights.plan.rows, ACTIVATIONS[request.options["activations"]]
         if not bits and any(isinstance(weights.format(row.name), Format) for row in rows):
             raise UnsupportedError(
-                "QNN computes in float16 with float16 weights only", todo="--bits none"
+                "activations=float16 supports float16 weights only", todo="--bits none"
             )
         chunk = min(int(request.options["chunk"]), request.context)
         program.bind(weights.value)
         lowering = Lowering(program, weights, request.context, chunk, bits)
-        made = lowering.write(folder, request.options)
-        facts = {**made.facts, "executed_by": _executed_by(request.options)}
-        return Artifact(made.sources, made.stored, facts=facts, beside=made.compiled)
+        files = lowering.write(folder, request.options)
+        facts = {**files.facts, "executed_by": _executed_by(request.options)}
+        return Artifact(files.sources, files.stored, facts=facts, beside=files.compiled)
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         from lfmc.targets.qualcomm.runtime import stepper
@@ -112,34 +112,36 @@ class QualcommTarget(NpuTarget):
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
-        """Every operator on the artifact's own inputs, in steps of its result; and all of them
-        together where they round as torch does, or nearly."""
+        """Compare every operator with torch on the artifact's own inputs, in steps of its result.
+
+        Also compare the logits with torch, if the runtime rounds as torch does, or nearly so.
+        """
         from lfmc.targets.npu.bundle import HOST_FILE
-        from lfmc.targets.npu.parity import reference
+        from lfmc.targets.npu.parity import make_reference
         from lfmc.targets.qualcomm.parity import rungs
         from lfmc.targets.shared.parameters_file import open_parameters
 
         facts = open_parameters(folder, HOST_FILE).facts
-        rounds = reference(program, folder)
-        halves, compiled = facts["activations"] == "float16", facts["stage"] == "context"
-        own = () if halves else rungs(program, folder)
-        if compiled and not halves:
-            return own
-        limit = LIMIT_OF_HALVES if compiled else LIMIT
-        return (*own, noise_rung(program, rounds, self.run(folder), limit))
+        rounded_module = make_reference(program, folder)
+        float16, compiled = facts["activations"] == "float16", facts["stage"] == "context"
+        operators = () if float16 else rungs(program, folder)
+        if compiled and not float16:
+            return operators
+        limit = FLOAT16_LIMIT if compiled else LIMIT
+        return (*operators, noise_rung(program, rounded_module, self.run(folder), limit))
 
 
-def _missing(options: Mapping[str, str]) -> str | None:
-    """What compiling and emulation lack on this machine."""
-    from lfmc.targets.qualcomm.delegate import LIBRARIES, SDK_ROOT, sdk_root
+def _missing_tool(options: Mapping[str, str]) -> str | None:
+    """Return what compilation and emulation lack on this machine, or None."""
+    from lfmc.targets.qualcomm.delegate import LIBRARY_FOLDER, SDK_ROOT, sdk_root
     from lfmc.targets.qualcomm.session import has_qnn
 
     if options["stage"] == "edge":
         return None
     if options["runtime"] == "executorch":
-        asked = f"Qualcomm's SDK, with {LIBRARIES}, in the folder that {SDK_ROOT} names"
-        return None if sdk_root() else asked
-    return None if has_qnn() else "the package onnxruntime-qnn (read its licence)"
+        sdk = f"Qualcomm's SDK, with {LIBRARY_FOLDER}, in the folder at {SDK_ROOT}"
+        return None if sdk_root() else sdk
+    return None if has_qnn() else "the package onnxruntime-qnn (read its license)"
 
 
 def _executed_by(options: Mapping[str, str]) -> str:

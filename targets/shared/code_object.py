@@ -1,4 +1,4 @@
-"""What AMD's loader will be told of the kernels in a file, read back from it."""
+"""Read and check the metadata of the AMD GPU kernels in a file."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from lfmc.errors import GateError
 from lfmc.targets.base import require
 
 ELF = b"\x7fELF\x02\x01\x01"  # 64 bits, little-endian
-AMDGPU = 224  # as a machine of ELF
-LDS = 64 << 10  # bytes that a block's threads can share
-REGISTERS = {32: 256, 64: 512}  # of a thread, by wave: CDNA's have as many again to add up in
+AMDGPU = 224  # the ELF machine type
+LDS = 64 << 10  # bytes of shared memory per block
+# Registers per thread, by wave size. CDNA has as many accumulation registers in addition.
+REGISTERS = {32: 256, 64: 512}
 
 
 def check_code_objects(
     path: Path, arch: str, wave: int, extra: str, *, may_spill: bool = False
 ) -> dict[str, Any]:
-    """Facts of a file's kernels for the manifest; `extra` is lfmc's that reads them.
+    """Return facts about the kernels of a file for the manifest.
 
-    Raises `GateError` where they are for another GPU or wave size, do not fit its registers or the
-    memory that a block shares, or, unless they `may_spill`, keep registers in memory.
+    `extra` is the extra of lfmc that installs the readers. Raises `GateError` if the kernels are
+    for another GPU or wave size, need more registers or shared memory than the GPU has, or spill
+    registers to memory although they must not (`may_spill`).
     """
-    found = list(_code_objects(path, extra))
-    kernels = [kernel for notes in found for kernel in notes["amdhsa.kernels"]]
-    targets = {str(notes["amdhsa.target"]).rpartition("-")[2] for notes in found}
-    wrong = [f"{kernel['.name']}: {what}" for kernel in kernels for what in _faults(kernel, wave)]
+    code_objects = list(_code_objects(path, extra))
+    kernels = [kernel for notes in code_objects for kernel in notes["amdhsa.kernels"]]
+    targets = {str(notes["amdhsa.target"]).rpartition("-")[2] for notes in code_objects}
+    faults = [
+        f"{kernel['.name']}: {fault}" for kernel in kernels for fault in _faults(kernel, wave)
+    ]
     spilling = [kernel[".name"] for kernel in kernels if _spills(kernel)]
     if not may_spill:
-        wrong += [f"{name}: registers kept in memory" for name in spilling]
-    if not kernels or targets != {arch} or wrong:
+        faults += [f"{name}: registers spilled to memory" for name in spilling]
+    if not kernels or targets != {arch} or faults:
         raise GateError(
-            "the code for the GPU is not what it has to be",
+            "the GPU kernels are not valid for this GPU",
             where=path,
             expected=f"kernels for {arch}, in waves of {wave}",
-            got="; ".join(wrong[:3]) or f"{len(kernels)} for {', '.join(targets) or 'none'}",
+            got="; ".join(faults[:3]) or f"{len(kernels)} for {', '.join(targets) or 'none'}",
             todo="this is a fault of lfmc; please report it",
         )
     return {
@@ -62,13 +66,13 @@ def _spills(kernel: Mapping[str, Any]) -> bool:
 
 
 def _code_objects(path: Path, extra: str) -> Iterator[Mapping[str, Any]]:
-    """The notes of every code object in a file."""
+    """Yield the metadata notes of every code object in a file."""
     elf, msgpack = require("elftools.elf.elffile", extra), require("msgpack", extra)
-    data, at = path.read_bytes(), -1
-    while (at := data.find(ELF, at + 1)) >= 0:
-        if int.from_bytes(data[at + 18 : at + 20], "little") != AMDGPU:
+    data, start = path.read_bytes(), -1
+    while (start := data.find(ELF, start + 1)) >= 0:
+        if int.from_bytes(data[start + 18 : start + 20], "little") != AMDGPU:
             continue
-        for segment in elf.ELFFile(io.BytesIO(data[at:])).iter_segments("PT_NOTE"):
+        for segment in elf.ELFFile(io.BytesIO(data[start:])).iter_segments("PT_NOTE"):
             for note in segment.iter_notes():
                 if note["n_name"] == "AMDGPU":
                     yield msgpack.unpackb(note["n_descdata"])

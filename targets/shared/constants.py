@@ -1,4 +1,4 @@
-"""A program's constants as parameters of an artifact: what they are called, and what they hold."""
+"""The constants of a program as named parameters of an artifact."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ Sources = tuple[str, ...]
 
 
 class Constants:
-    """Parameters by name, in the order in which they are first asked for; a target adds how n-bit
-    matrices are packed."""
+    """Parameters by name, in the order of their first use.
+
+    A target's subclass adds the packing of n-bit matrices.
+    """
 
     def __init__(self, weights: PlannedWeights) -> None:
         self.weights = weights
@@ -25,9 +27,9 @@ class Constants:
         self.stored: list[StoredTensor] = []
 
     def floats(self, sources: Sources, *, taps: bool = False) -> Parameter:
-        """Values that stay float, as stored, a filter as `[taps, H]`."""
+        """Return a float tensor in its stored dtype; `taps` stores a filter as `[taps, H]`."""
         shapes = [self.weights.checkpoint.tensors[name].shape for name in sources]
-        shape = (sum(own[0] for own in shapes), *shapes[0][1:])
+        shape = (sum(source[0] for source in shapes), *shapes[0][1:])
         name = "+".join(sources)
         if taps:
             name, shape = name + TAPS, (shape[2], shape[0])
@@ -40,42 +42,47 @@ class Constants:
         assert isinstance(kind, Floats)
         return self.add(name, kind.dtype, shape, "values", sources, "rows", make)
 
-    def of_config(self, name: str, make: Callable[[], Tensor]) -> Parameter:
-        """What follows from the configuration, float32: no tensor of the plan."""
+    def config_constant(self, name: str, make: Callable[[], Tensor]) -> Parameter:
+        """Return a float32 constant that is computed from the model configuration."""
         if name not in self.parameters:
             self.parameters[name] = Parameter(name, "float32", tuple(make().shape), make)
         return self.parameters[name]
 
     def float_stack(self, names: Sources) -> Parameter:
-        """Experts' matrices of one shape that stay float, `[E, rows, columns]`."""
+        """Return float matrices of experts, all of one shape, stacked as `[E, rows, columns]`."""
         kind = self.weights.format(names[0])
         assert isinstance(kind, Floats)
         shape = (len(names), *self.shape(names[0]))
         make = lambda: torch.stack([self.weights.floats((name,)) for name in names])  # noqa: E731
         return self.add(stack_name(names), kind.dtype, shape, "values", names, "experts", make)
 
-    def expert_kinds(
+    def group_experts_by_format(
         self, experts: Sequence[tuple[str, ...]]
     ) -> list[tuple[list[int], list[tuple[str, ...]]]]:
-        """Experts, each by the names of its matrices, of which those of the same formats go
-        together: where each of all experts is among them, or -1, and their names."""
+        """Group experts whose matrices have the same formats.
+
+        `experts` lists the matrix names of each expert. Returns, for each group, the position of
+        every expert within the group (-1 if it is not a member), and the members' matrix names.
+        """
         formats = [tuple(map(self.weights.format, names)) for names in experts]
-        kinds = []
-        for kind in dict.fromkeys(formats):
-            own = [index for index, other in enumerate(formats) if other == kind]
-            members = [own.index(index) if index in own else -1 for index in range(len(experts))]
-            kinds.append((members, [experts[index] for index in own]))
-        return kinds
+        groups = []
+        for key in dict.fromkeys(formats):
+            members = [
+                index for index, expert_formats in enumerate(formats) if expert_formats == key
+            ]
+            positions = [members.index(i) if i in members else -1 for i in range(len(experts))]
+            groups.append((positions, [experts[i] for i in members]))
+        return groups
 
     def shape(self, name: str) -> tuple[int, int]:
         rows, columns = self.weights.checkpoint.tensors[name].shape
         return rows, columns
 
     def format(self, name: str) -> Format:
-        """Of a tensor that is quantized."""
-        found = self.weights.format(name)
-        assert isinstance(found, Format)
-        return found
+        """Return the format of a quantized tensor."""
+        tensor_format = self.weights.format(name)
+        assert isinstance(tensor_format, Format)
+        return tensor_format
 
     def add(
         self,
@@ -89,23 +96,23 @@ class Constants:
     ) -> Parameter:
         if name not in self.parameters:
             assert dtype in DTYPES
-            own = Parameter(name, dtype, shape, make)
-            self.parameters[name] = own
-            self.stored.append(StoredTensor(name, part, sources, order, own.nbytes))
+            parameter = Parameter(name, dtype, shape, make)
+            self.parameters[name] = parameter
+            self.stored.append(StoredTensor(name, part, sources, order, parameter.nbytes))
         return self.parameters[name]
 
 
-TAPS = "#taps"  # ends the name of a filter, which lies `[taps, H]`
+TAPS = "#taps"  # suffix of the name of a filter, which is stored as `[taps, H]`
 
 
-def plain_values(name: str, value: Tensor) -> Tensor:
-    """A parameter that stays float, as the checkpoint has it."""
+def restore_layout(name: str, value: Tensor) -> Tensor:
+    """Return a float parameter in the layout of the checkpoint."""
     return value.T.unsqueeze(1).contiguous() if name.endswith(TAPS) else value.clone()
 
 
 def stack_name(sources: Sources) -> str:
-    """`...experts.0,2,5.w1.weight` of experts 0, 2 and 5."""
-    before, _, rest = sources[0].partition(".experts.")
+    """Return `...experts.0,2,5.w1.weight` for the w1 matrices of experts 0, 2 and 5."""
+    prefix, _, rest = sources[0].partition(".experts.")
     _, _, leaf = rest.partition(".")
     indices = ",".join(name.partition(".experts.")[2].split(".")[0] for name in sources)
-    return f"{before}.experts.{indices}.{leaf}"
+    return f"{prefix}.experts.{indices}.{leaf}"

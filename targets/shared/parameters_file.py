@@ -1,8 +1,9 @@
-"""A parameters file: a safetensors file that is written, and mapped, tensor by tensor.
+"""A parameters file: a safetensors file that is written and memory-mapped tensor by tensor.
 
-Its header says what an artifact's functions take, so that a host needs nothing else: `__metadata__`
-has the key `lfmc`, JSON. Tensors begin at multiples of 64 bytes, but for those behind one whose
-size is none.
+The header describes the inputs of an artifact's functions, so that a host needs no other file:
+`__metadata__` has the key `lfmc`, whose value is JSON. Tensors begin at multiples of 64 bytes.
+Tensors whose size is no multiple of 64 bytes come last, and only the first of these is sure to be
+aligned.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lfmc.errors import InputError
 PARAMETERS = "params.safetensors"
 ALIGNMENT = 64
 KEY = "lfmc"
-# By their names: safetensors' and torch's.
+# The dtype of safetensors and of torch, by name.
 DTYPES: Mapping[str, tuple[str, torch.dtype]] = {
     "uint32": ("U32", torch.uint32),
     "uint8": ("U8", torch.uint8),
@@ -38,7 +39,7 @@ DTYPES: Mapping[str, tuple[str, torch.dtype]] = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tensor of the file; `make` gives its value when it is written."""
+    """A tensor of the file; `make` computes its value when the file is written."""
 
     name: str
     dtype: str
@@ -51,29 +52,31 @@ class Parameter:
 
 
 def write(path: Path, parameters: list[Parameter], facts: Mapping[str, Any]) -> None:
-    """Write the tensors, one at a time in memory, and what a host has to know."""
+    """Write the tensors, with one in memory at a time, and the facts that a host needs."""
     ordered = sorted(parameters, key=lambda p: p.nbytes % ALIGNMENT != 0)
     header: dict[str, Any] = {"__metadata__": {KEY: json.dumps(facts)}}
-    at = 0
-    for own in ordered:
-        kind = DTYPES[own.dtype][0]
-        offsets = [at, at + own.nbytes]
-        header[own.name] = {"dtype": kind, "shape": list(own.shape), "data_offsets": offsets}
-        at += own.nbytes
+    begin = 0
+    for parameter in ordered:
+        header[parameter.name] = {
+            "dtype": DTYPES[parameter.dtype][0],
+            "shape": list(parameter.shape),
+            "data_offsets": [begin, begin + parameter.nbytes],
+        }
+        begin += parameter.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for own in ordered:
-            value = own.make().contiguous()
-            if value.numel() * value.element_size() != own.nbytes:
-                raise ValueError(f"'{own.name}' is not as large as it was said to be")
+        for parameter in ordered:
+            value = parameter.make().contiguous()
+            if value.numel() * value.element_size() != parameter.nbytes:
+                raise ValueError(f"'{parameter.name}' does not have its declared size")
             file.write(value.flatten().view(torch.uint8).numpy().tobytes())
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """A file that is mapped: tensors are parts of it, read when they are used."""
+    """A memory-mapped parameters file. Tensors are views of the file, read when they are used."""
 
     facts: Mapping[str, Any]
     _header: Mapping[str, Any]
@@ -84,25 +87,25 @@ class Parameters:
     def names(self) -> Collection[str]:
         return self._header.keys()
 
-    def place(self, name: str) -> tuple[int, int]:
-        """Where a tensor lies in the file, and its size, in bytes."""
+    def byte_range(self, name: str) -> tuple[int, int]:
+        """Return the offset of a tensor in the file and its size, in bytes."""
         begin, end = self._header[name]["data_offsets"]
         return self._start + begin, end - begin
 
     def tensor(self, name: str) -> Tensor:
-        """In the stored dtype and shape."""
+        """Return a tensor in its stored dtype and shape."""
         entry = self._header[name]
-        begin, size = self.place(name)
-        dtype = next(own for kind, own in DTYPES.values() if kind == entry["dtype"])
+        begin, size = self.byte_range(name)
+        dtype = next(dtype for kind, dtype in DTYPES.values() if kind == entry["dtype"])
         raw = np.frombuffer(self._data, np.uint8, size, begin)
         return torch.from_numpy(raw).view(dtype).view(entry["shape"])
 
 
 def open_parameters(folder: Path, name: str = PARAMETERS) -> Parameters:
-    """Map the file of a bundle; raises `InputError` where it is none of lfmc's."""
+    """Map the parameters file of a bundle. Raises `InputError` if lfmc did not write it."""
     path = folder / name
     if not path.is_file():
-        raise InputError("there are no parameters", where=path)
+        raise InputError("there is no parameters file", where=path)
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -111,10 +114,10 @@ def open_parameters(folder: Path, name: str = PARAMETERS) -> Parameters:
         facts = json.loads(header.pop("__metadata__")[KEY])
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("the parameters can't be read", where=path, got=error) from error
+        raise InputError("the parameters file can't be read", where=path, got=error) from error
     if 8 + size + end != len(data):
         raise InputError(
-            "the parameters are not complete",
+            "the parameters file is not complete",
             where=path,
             expected=f"{8 + size + end} bytes",
             got=len(data),

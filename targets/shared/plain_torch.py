@@ -1,4 +1,4 @@
-"""What targets share that write a program as plain torch, by forms of their own."""
+"""Shared code of targets that first rewrite a program in plain torch operators."""
 
 from __future__ import annotations
 
@@ -9,35 +9,44 @@ from typing import Any
 from torch import Tensor, fx
 
 from lfmc.graph.program import operator_name
-from lfmc.targets.base import missing_form
+from lfmc.targets.base import unsupported_operator
 
 
 @dataclass(frozen=True)
-class Held:
-    """A constant of the program that no operator has asked for yet, by the checkpoint's tensors
-    that it is made of; `part` is `values`, or which of an n-bit matrix it is."""
+class ConstantRef:
+    """A constant of the program that is not loaded yet.
+
+    `sources` are the checkpoint tensors that it consists of. `part` is `values`, or the part of an
+    n-bit matrix (`codes`, `scales` or `zeros`).
+    """
 
     sources: tuple[str, ...]
     part: str = "values"
 
 
-def call_plain(
-    node: fx.Node, known: Mapping[fx.Node, Any], value: Callable[[Held], Tensor], target: str
+def call_torch_operator(
+    node: fx.Node,
+    values: Mapping[fx.Node, Any],
+    load: Callable[[ConstantRef], Tensor],
+    target: str,
 ) -> Any:
-    """An operator that has no form, as it is; `value` is of its constants. `UnsupportedError` for
-    one of lfmc's own."""
+    """Call the torch operator of a node for which the target has no function of its own.
+
+    `values` are the results of earlier nodes; `load` reads a constant. Raises `UnsupportedError`
+    for an operator of lfmc.
+    """
     if operator_name(node).startswith("lfm."):
-        raise missing_form(node, target)
+        raise unsupported_operator(node, target)
 
     def operand(argument: fx.Node) -> Any:
-        found = known[argument]
-        return value(found) if isinstance(found, Held) else found
+        value = values[argument]
+        return load(value) if isinstance(value, ConstantRef) else value
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), operand)
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _dequantize(forms: Any, codes: Held, *rest: Any) -> Held:
+def _dequantize(forms: Any, codes: ConstantRef, *rest: Any) -> ConstantRef:
     return codes
 
 
@@ -45,5 +54,8 @@ def _getitem(forms: Any, values: Any, index: int) -> Any:
     return values[index]
 
 
-# Forms of what computes nothing.
-PASSED: Mapping[str, Callable[..., Any]] = {"getitem": _getitem, "lfm.dequantize": _dequantize}
+# Functions of the operators that compute nothing.
+PASS_THROUGH: Mapping[str, Callable[..., Any]] = {
+    "getitem": _getitem,
+    "lfm.dequantize": _dequantize,
+}

@@ -1,4 +1,4 @@
-"""The fused program in torch, activations of n-bit products rounded as a runtime rounds them."""
+"""Run the fused program in torch, with activations of n-bit products rounded as in a runtime."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ Round = Callable[[Tensor, int], Tensor]
 
 
 def round_groups(x: Tensor, group: int) -> Tensor:
-    """`x` `[..., K]` after symmetric int8 rounding of every `group` values of a row."""
+    """Round each `group` values of the rows of `x` `[..., K]` to symmetric int8, and dequantize."""
     codes, step = group_codes(x, group)
     rounded: Tensor = (torch.round(codes) * step).flatten(-2)
     return rounded[..., : x.shape[-1]]
 
 
 def group_codes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Codes before they are rounded, `[..., groups, group]`, and the step of each group."""
+    """Return the unrounded codes `[..., groups, group]` of `x` and the step of each group."""
     groups: Tensor = F.pad(x, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
     peak = groups.abs().amax(-1, keepdim=True)
     return groups * torch.where(peak > 0, 127.0 / peak, 0.0), peak / 127.0
 
 
 class RoundedActivations(nn.Module):
-    """A bound program whose n-bit products get rounded inputs, experts' too; `round` is given the
-    input and how many columns share a scale of the weight."""
+    """A bound program that rounds the inputs of n-bit products, including those of experts.
+
+    `round(x, group)` rounds an input; `group` columns of the weight share a scale.
+    """
 
     def __init__(self, program: fx.GraphModule, round: Round) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class _Interpreter(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, round: Round) -> None:
         super().__init__(module, garbage_collect_values=False)
         self._round = round
-        self._groups: dict[int, int] = {}  # by ids of dequantized matrices
+        self._groups: dict[int, int] = {}  # group size by `id` of the dequantized matrix
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ops = torch.ops.lfm
@@ -73,6 +75,6 @@ class _Interpreter(fx.Interpreter):
         normalize: bool,
         scale: float,
     ) -> Tensor:
-        chosen, weights = choose_experts(scores, choice, top_k, normalize, scale)
-        shares = torch.zeros_like(scores).scatter(1, chosen, weights)
+        experts, weights = choose_experts(scores, choice, top_k, normalize, scale)
+        shares = torch.zeros_like(scores).scatter(1, experts, weights)
         return mix_experts(x, shares, w1, w3, w2, self._product)

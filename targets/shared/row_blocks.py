@@ -1,4 +1,4 @@
-"""Blocks of 16 rows: what targets share whose n-bit matrices lie in an order of lfmc's own."""
+"""Blocks of 16 rows: the n-bit matrix layout of the targets for which lfmc writes the kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lfmc.errors import UnsupportedError
 
 ROWS = 16
 
-# Bits of the planes that a width is made of, lowest first.
+# The bit planes that make up each bit width, lowest bits first.
 PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 6: (4, 2), 8: (8,)}
 
 FORMATS = tuple(
@@ -21,9 +21,9 @@ FORMATS = tuple(
 
 
 def require_whole_blocks(sizes: Mapping[str, int], rows: int = ROWS) -> None:
-    """Raise `UnsupportedError` for the first of some sizes of a model that blocks do not fill."""
+    """Raise `UnsupportedError` for the first size of a model that is no multiple of `rows`."""
     for name, size in sizes.items():
         if size % rows:
             raise UnsupportedError(
-                f"the {name} is no multiple of {rows}, which are taken at once", got=size
+                f"the {name} is no multiple of {rows}, the rows of a block", got=size
             )

@@ -1,4 +1,4 @@
-"""From a Relax module to a shared library."""
+"""Compile a Relax module to a shared library."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from tvm import IRModule, relax
 from tvm.support import cc
 
 from lfmc.errors import UnsupportedError
-from lfmc.targets.tvm.gpus import Gpu, bitcode_of
+from lfmc.targets.tvm.gpus import Gpu, bitcode_paths
 from lfmc.targets.tvm.kernels.cpus import HOST, Cpu
-from lfmc.targets.tvm.linkers import linker_of
+from lfmc.targets.tvm.linkers import find_linker
 
-LENGTH = "T"  # of the tokens of a call, as functions have it
-CHECK = "check"  # a function that only looks at what it is given
-HALF_DEMAND = re.compile(r"#ifdef cl_khr_fp16\n.*?#error[^\n]*\n#endif\n", re.DOTALL)
-INPUTS = 2  # parameters of a function before its states: tokens and start
+LENGTH = "T"  # the TIR variable of the number of tokens of a call
+CHECK = "check"  # the function that only checks its inputs
+FLOAT16_REQUIREMENT = re.compile(r"#ifdef cl_khr_fp16\n.*?#error[^\n]*\n#endif\n", re.DOTALL)
+INPUT_COUNT = 2  # inputs of a function before its states: tokens and start
 
 
 def compile_library(module: IRModule, device: Cpu | Gpu, chunk: int, path: Path) -> None:
-    """Compile for a device and link; raises `UnsupportedError` where nothing links for it."""
+    """Compile a module for a device and link the library. Raises `UnsupportedError` if no linker
+    for the device is installed."""
     cpu = device if isinstance(device, Cpu) else HOST
     if isinstance(device, Gpu):
-        _prepare(device)
-    # Kernels without asserts are a third as large; nothing but this module's functions calls them.
+        _register_callbacks(device)
+    # Kernels without asserts are a third as large; only functions of this module call kernels.
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
-        made = tvm.compile(module, target_of(device), relax_pipeline=_pipeline(chunk))
-    linker = linker_of(cpu.triple.partition("-")[0])
+        executable = tvm.compile(module, tvm_target(device), relax_pipeline=_pipeline(chunk))
+    linker = find_linker(cpu.triple.partition("-")[0])
     if linker is None:
         raise UnsupportedError("there is no compiler to link the library with", got=cpu.triple)
     link = cc.cross_compiler(linker, get_target_triple=lambda: cpu.triple)
-    made.export_library(str(path), fcompile=link, options=["-shared", "-s"])
+    executable.export_library(str(path), fcompile=link, options=["-shared", "-s"])
 
 
-def target_of(device: Cpu | Gpu) -> Any:
-    """TVM's target of a device."""
+def tvm_target(device: Cpu | Gpu) -> Any:
+    """Return TVM's target of a device."""
     if isinstance(device, Cpu):
         spec: dict[str, Any] = {
             "mtriple": device.triple,
@@ -46,7 +47,7 @@ def target_of(device: Cpu | Gpu) -> Any:
             "mattr": list(device.mattr),
         }
         return tvm.target.Target({"kind": "llvm", **spec})
-    spec = {"kind": device.kind, "host": target_of(HOST)}
+    spec = {"kind": device.kind, "host": tvm_target(HOST)}
     if device.kind == "rocm":
         spec |= {"mcpu": device.arch, "thread_warp_size": device.wave}
     elif device.kind == "cuda":
@@ -54,35 +55,39 @@ def target_of(device: Cpu | Gpu) -> Any:
     return tvm.target.Target(spec)
 
 
-def _prepare(gpu: Gpu) -> None:
-    """Have TVM link the right device libraries: its own choice is for waves of 64 threads, which
-    AMD's consumer GPUs have not. And have it ask no OpenCL device for a type that is not used."""
+def _register_callbacks(gpu: Gpu) -> None:
+    """Replace two callbacks of TVM: the choice of AMD's device libraries, because TVM's choice is
+    for waves of 64 threads, which AMD's consumer GPUs lack; and the check of OpenCL code for
+    float16, because the code needs no float16 arithmetic."""
     if gpu.kind == "opencl":
-        tvm_ffi.register_global_func("tvm_callback_opencl_postproc", _without_demand, override=True)
+        tvm_ffi.register_global_func(
+            "tvm_callback_opencl_postproc", _remove_float16_requirement, override=True
+        )
     if gpu.kind == "rocm":
         import tvm.support.rocm  # registers the function that is replaced here
 
-        paths = [str(path) for path in bitcode_of(gpu)]
+        paths = [str(path) for path in bitcode_paths(gpu)]
         tvm_ffi.register_global_func(
             "tvm_callback_rocm_bitcode_path", lambda: tvm.runtime.convert(paths), override=True
         )
 
 
-def _without_demand(code: str, _: Any) -> str:
-    """OpenCL code that does not fail where there is no float16: it has pointers to it only."""
-    made = HALF_DEMAND.sub("", code)
-    if "#error" in made:
-        raise ValueError("TVM's OpenCL code makes a demand that lfmc does not know")
-    return made
+def _remove_float16_requirement(code: str, _: Any) -> str:
+    """Remove the `#error` of OpenCL code for devices without float16: the code has only pointers to
+    float16."""
+    source = FLOAT16_REQUIREMENT.sub("", code)
+    if "#error" in source:
+        raise ValueError("TVM's OpenCL code has an #error directive that lfmc does not know")
+    return source
 
 
 def _pipeline(chunk: int) -> Any:
-    """What TVM does with a module of kernels: nothing is fused or scheduled any more. Memory is
-    planned for calls of up to `chunk` tokens."""
+    """Return TVM's passes for a module of kernels, without fusion and scheduling. Memory is planned
+    for calls of up to `chunk` tokens."""
     passes = relax.transform
     return tvm.transform.Sequential(
         [
-            _bounded(chunk),
+            _bound_length(chunk),
             passes.ToNonDataflow(),
             passes.RemovePurityChecking(),
             passes.CallTIRRewrite(),
@@ -92,14 +97,14 @@ def _pipeline(chunk: int) -> Any:
             passes.LowerRuntimeBuiltin(),
             passes.ComputePrimValue(),
             passes.VMShapeLower(),
-            _without_checks(),
+            _remove_checks(),
             passes.AttachGlobalSymbol(),
         ]
     )
 
 
-def _bounded(chunk: int) -> Any:
-    """Tell the planner of memory how many tokens there may be."""
+def _bound_length(chunk: int) -> Any:
+    """Return a pass that sets the largest number of tokens for the memory planner."""
 
     def run(module: IRModule, _: Any) -> IRModule:
         bound = {"tir_var_upper_bound": {LENGTH: chunk}}
@@ -111,35 +116,41 @@ def _bounded(chunk: int) -> Any:
     return tvm.transform.module_pass(run, opt_level=0)
 
 
-def _without_checks() -> Any:
-    """Take out checks of states and parameters, whose shapes are numbers: two for each of some
-    hundreds, at every token. `CHECK` keeps them, for a host to call when it has loaded them."""
+def _remove_checks() -> Any:
+    """Return a pass that removes the checks of states and parameters, whose shapes are constants:
+    two checks for each of some hundred inputs, at every token. `CHECK` keeps its checks; a host
+    calls `CHECK` once after loading."""
 
     def run(module: IRModule, _: Any) -> IRModule:
         for name, function in module.functions.items():
             if isinstance(function, relax.Function) and name.name_hint != CHECK:
-                module[name] = _unchecked(function)
+                module[name] = _remove_input_checks(function)
         return module
 
     return tvm.transform.module_pass(run, opt_level=0)
 
 
-def _unchecked(function: Any) -> Any:
-    held = set(function.params[INPUTS:])
+def _remove_input_checks(function: Any) -> Any:
+    inputs = set(function.params[INPUT_COUNT:])
     body = function.body
     blocks = [
-        relax.BindingBlock([own for own in block.bindings if not _checks(own, held)])
+        relax.BindingBlock(
+            [binding for binding in block.bindings if not _is_check(binding, inputs)]
+        )
         for block in body.blocks
     ]
-    made = relax.SeqExpr(blocks, body.body)
-    return relax.Function(function.params, made, function.ret_ty, function.is_pure, function.attrs)
+    new_body = relax.SeqExpr(blocks, body.body)
+    return relax.Function(
+        function.params, new_body, function.ret_ty, function.is_pure, function.attrs
+    )
 
 
-def _checks(binding: Any, held: set[Any]) -> bool:
+def _is_check(binding: Any, inputs: set[Any]) -> bool:
+    """Return whether a binding checks one of `inputs`."""
     call = binding.value
     return (
         isinstance(call, relax.Call)
         and isinstance(call.op, relax.ExternFunc)
         and call.op.global_symbol in ("vm.builtin.check_tensor_info", "vm.builtin.match_shape")
-        and call.args[0] in held
+        and call.args[0] in inputs
     )

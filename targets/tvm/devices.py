@@ -1,40 +1,41 @@
-"""What a library can be made for: a family of CPUs, or a GPU."""
+"""Devices that a library can be compiled for: a family of CPUs, or a GPU."""
 
 from __future__ import annotations
 
-from lfmc.targets.tvm.gpus import GPUS, Gpu, missing_for
+from lfmc.targets.tvm.gpus import GPUS, Gpu, missing_gpu_tools
 from lfmc.targets.tvm.kernels.cpus import CPUS, HOST, Cpu, runs_here, this_cpu
-from lfmc.targets.tvm.linkers import linker_of, linkers
+from lfmc.targets.tvm.linkers import find_linker, linkers
 
 Device = Cpu | Gpu
 
 
-def choices() -> tuple[str, ...]:
-    """Names of devices; `cpu` is this machine's family."""
+def device_choices() -> tuple[str, ...]:
+    """Return the names of devices; `cpu` is the family of this machine."""
     return ("cpu", *(f"cpu:{name}" for name in CPUS), *GPUS)
 
 
 def find_device(name: str) -> Device:
-    """The device of a name; raises `UnsupportedError` where this machine is of no known family."""
+    """Return the device of a name. Raises `UnsupportedError` if this machine's CPU belongs to no
+    family."""
     if name in GPUS:
         return GPUS[name]
-    _, named, family = name.partition(":")
-    return CPUS[family] if named else this_cpu()
+    _, separator, family = name.partition(":")
+    return CPUS[family] if separator else this_cpu()
 
 
-def missing_of(device: Device) -> list[str]:
-    """What has to be installed here before anything can be compiled for a device."""
+def missing_device_tools(device: Device) -> list[str]:
+    """Return the tools that this machine lacks to compile for a device."""
     cpu = HOST if isinstance(device, Gpu) else device
-    found = missing_for(device) if isinstance(device, Gpu) else []
+    missing = missing_gpu_tools(device) if isinstance(device, Gpu) else []
     machine = cpu.triple.partition("-")[0]
-    if linker_of(machine) is None:
+    if find_linker(machine) is None:
         package = f"g++-{machine.replace('_', '-')}-linux-gnu"
-        found.append(f"one of {', '.join(linkers(machine))} (Debian: {package})")
-    return found
+        missing.append(f"one of {', '.join(linkers(machine))} (Debian: {package})")
+    return missing
 
 
-def why_not_here(device: Device) -> str | None:
-    """Why this machine can't execute what is made for a device."""
+def reason_not_executable(device: Device) -> str | None:
+    """Return why this machine can't execute a library for a device, or None if it can."""
     if isinstance(device, Gpu):
         import tvm
 

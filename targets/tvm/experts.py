@@ -1,8 +1,9 @@
-"""Sparse experts in Relax: those of the same formats go through one call."""
+"""Sparse experts in Relax: one call computes all experts of the same formats."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,90 +14,117 @@ from lfmc.calib_free.grid.formats import Format
 from lfmc.errors import UnsupportedError
 from lfmc.passes.pattern import arguments
 from lfmc.targets.tvm.kernels.moe import Stack
-from lfmc.targets.tvm.relax_function import Value, Walk, whole_value
+from lfmc.targets.tvm.relax_function import FunctionBuilder, Value, full_value
 
 
-def lower_moe(m: Walk, node: fx.Node) -> Value:
+def lower_moe(builder: FunctionBuilder, node: fx.Node) -> Value:
+    """Lower a sparse MoE: route, group places by expert, multiply, and combine."""
     x, scores, choice, w1, w3, w2, top_k, normalize, scale = arguments(node)
-    experts = [tuple(map(m.program.tensor_behind, own)) for own in zip(w1, w3, w2, strict=True)]
-    tokens, count = m.kind.tokens, len(experts)
-    given = [m.whole(m.value(arg)).var for arg in (scores, choice)]
-    few, places = (m.length, top_k), m.length * top_k
-    chosen, shares = m.call(
-        m.kernels.route,
+    experts = [
+        tuple(map(builder.program.tensor_behind, nodes)) for nodes in zip(w1, w3, w2, strict=True)
+    ]
+    tokens, count = builder.spec.tokens, len(experts)
+    score_vars = [builder.materialize(builder.node_value(arg)).var for arg in (scores, choice)]
+    shape, places = (builder.length, top_k), builder.length * top_k
+    expert_ids, shares = builder.call(
+        builder.kernels.route,
         count,
         top_k,
         normalize,
         scale,
         tokens,
-        given=given,
-        results=[few, few],
+        inputs=score_vars,
+        result_shapes=[shape, shape],
         dtypes={0: "int32"},
     )
-    order, begins = m.call(
-        m.kernels.group,
+    order, begins = builder.call(
+        builder.kernels.group,
         count,
         top_k,
         tokens,
-        given=[chosen],
-        results=[(places,), (count + 1,)],
+        inputs=[expert_ids],
+        result_shapes=[(places,), (count + 1,)],
         dtypes={0: "int32", 1: "int32"},
     )
-    kinds = [
+    expert_groups = [
         (members, tuple(zip(*names, strict=True)))
-        for members, names in m.constants.expert_kinds(experts)
+        for members, names in builder.constants.group_experts_by_format(experts)
     ]
-    inner = _products(
-        m, node, m.kernels.gate_up, m.value(x), m.length, kinds, slice(2), order, begins
+    hidden = _multiply_experts(
+        builder,
+        node,
+        builder.kernels.gate_up,
+        builder.node_value(x),
+        builder.length,
+        expert_groups,
+        slice(2),
+        order,
+        begins,
     )
-    found = _products(m, node, m.kernels.down, inner, places, kinds, slice(2, 3), order, begins)
-    size = found.columns.size
-    return m.one(m.kernels.combine, size, top_k, tokens, given=[shares, found.var], size=size)
+    outputs = _multiply_experts(
+        builder,
+        node,
+        builder.kernels.down,
+        hidden,
+        places,
+        expert_groups,
+        slice(2, 3),
+        order,
+        begins,
+    )
+    size = outputs.columns.size
+    return builder.call_single(
+        builder.kernels.combine, size, top_k, tokens, inputs=[shares, outputs.var], size=size
+    )
 
 
-# Experts whose matrices have the same formats: where each expert of the layer is among them, and
-# names of their w1, w3 and w2.
-Experts = tuple[list[int], tuple[tuple[str, ...], ...]]
+# Experts whose matrices have the same formats: for each expert of the layer its index in the group
+# (-1: not in the group), and the names of the w1, w3 and w2 of the group.
+ExpertGroup = tuple[list[int], tuple[tuple[str, ...], ...]]
 
 
-def _products(
-    m: Walk,
+def _multiply_experts(
+    builder: FunctionBuilder,
     node: fx.Node,
-    make: Callable[..., Any],
+    kernel_builder: Callable[..., Any],
     value: Value,
     rows: Any,
-    kinds: Sequence[Experts],
-    which: slice,
+    expert_groups: Sequence[ExpertGroup],
+    matrices: slice,
     order: Any,
     begins: Any,
 ) -> Value:
-    """`gate_up` of w1 and w3, or `down` of w2, for all kinds of experts into one value; `rows` are
-    those of what is multiplied."""
+    """Call `gate_up` with w1 and w3, or `down` with w2, for all groups of experts; all groups write
+    one value. `rows` is the number of rows of `value`."""
     top_k = int(arguments(node)[6])
-    size = m.constants.shape(kinds[0][1][which][0][0])[0]
-    made = m.empty(m.length * top_k, size)
-    for members, names in kinds:
-        stacks, parts = zip(*map(m.constants.stack, names[which]), strict=True)
-        _require_alike(stacks, names[which][0][0])
+    size = builder.constants.shape(expert_groups[0][1][matrices][0][0])[0]
+    output = builder.allocate(builder.length * top_k, size)
+    for members, names in expert_groups:
+        stacks, parts = zip(*map(builder.constants.stack, names[matrices]), strict=True)
+        _require_same_group_size(stacks, names[matrices][0][0])
         group = stacks[0].group if isinstance(stacks[0], Format) else None
-        given = [m.whole(value).var] if group is None else m.activations(value, group, rows)
-        table = relax.const(np.array(members, np.int32))
-        made = m.write(
-            make,
+        if group is None:
+            activations = [builder.materialize(value).var]
+        else:
+            activations = builder.activations(value, group, rows)
+        members_constant = relax.const(np.array(members, np.int32))
+        weights = builder.parameter_vars(*chain.from_iterable(parts))
+        output = builder.call_in_place(
+            kernel_builder,
             *stacks,
-            m.library.device,
-            m.product_tokens,
-            given=[*given, order, begins, table, *m.param(*(p for own in parts for p in own))],
-            into=made,
+            builder.library.device,
+            builder.product_tokens,
+            inputs=[*activations, order, begins, members_constant, *weights],
+            output=output,
             node=node,
             top_k=top_k,
-            exact=m.kind.exact,
+            exact=builder.spec.exact,
         )
-    return whole_value(made, size)
+    return full_value(output, size)
 
 
-def _require_alike(stacks: Sequence[Stack], name: str) -> None:
-    """An expert's w1 and w3 are given the same activations."""
+def _require_same_group_size(stacks: Sequence[Stack], name: str) -> None:
+    """Raise `UnsupportedError` if w1 and w3 of an expert would need different activations."""
     groups = {stack.group if isinstance(stack, Format) else 0 for stack in stacks}
     if len(groups) > 1:
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""GPUs: what TVM compiles for them, and what that needs on this machine."""
+"""GPUs that TVM compiles for, and the tools that compilation needs on this machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-# Where Debian's and AMD's packages put AMD's device libraries.
+# The folders of AMD's device libraries in Debian's and in AMD's packages.
 BITCODE = (Path("/usr/lib/x86_64-linux-gnu/amdgcn/bitcode"), Path("/opt/rocm/amdgcn/bitcode"))
-LINKERS = ("ld.lld-22", "/opt/rocm/llvm/bin/ld.lld")  # older ones do not know the object format
+LINKERS = ("ld.lld-22", "/opt/rocm/llvm/bin/ld.lld")  # older versions do not know the object format
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU. `wave` is how many threads go together, of an AMD one."""
+    """A kind of GPU. `wave` is the number of threads of a wave, for AMD GPUs."""
 
     name: str
     kind: Literal["rocm", "opencl", "cuda"]
@@ -38,8 +38,8 @@ GPUS: Mapping[str, Gpu] = {
 }
 
 
-def bitcode_of(gpu: Gpu) -> list[Path]:
-    """AMD's device libraries for a GPU: functions, and what they are to know of it."""
+def bitcode_paths(gpu: Gpu) -> list[Path]:
+    """Return the paths of AMD's device libraries for a GPU: functions, and settings of the GPU."""
     folder = next((path for path in BITCODE if path.is_dir()), BITCODE[0])
     names = (
         "ocml",
@@ -53,14 +53,14 @@ def bitcode_of(gpu: Gpu) -> list[Path]:
     return [folder / f"{name}.bc" for name in names]
 
 
-def missing_for(gpu: Gpu) -> list[str]:
-    """What has to be installed here before anything can be compiled for a GPU."""
-    found = []
+def missing_gpu_tools(gpu: Gpu) -> list[str]:
+    """Return the tools that this machine lacks to compile for a GPU."""
+    missing = []
     if gpu.kind == "rocm":
-        if not all(path.is_file() for path in bitcode_of(gpu)):
-            found.append("AMD's device libraries (Debian: rocm-device-libs)")
+        if not all(path.is_file() for path in bitcode_paths(gpu)):
+            missing.append("AMD's device libraries (Debian: rocm-device-libs)")
         if not any(map(shutil.which, LINKERS)):
-            found.append("ld.lld of LLVM 22 (Debian: lld-22)")
+            missing.append("ld.lld of LLVM 22 (Debian: lld-22)")
     if gpu.kind == "cuda" and shutil.which("nvcc") is None:
-        found.append("nvcc (NVIDIA's CUDA toolkit)")
-    return found
+        missing.append("nvcc (NVIDIA's CUDA toolkit)")
+    return missing

@@ -1,4 +1,4 @@
-"""The kernels that a program is made of, by name: for CPUs, and for GPUs."""
+"""The kernels of a program by name: for CPUs, and for GPUs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CPU = SimpleNamespace(
     swiglu=swiglu.swiglu,
     write_heads=attention.write_heads,
 )
-# None rounds activations.
+# GPU kernels do not round activations.
 GPU = SimpleNamespace(
     add_rms_norm=gpu_rms_norm.add_rms_norm,
     angles=pointwise.angles,

@@ -1,4 +1,4 @@
-"""What the Relax functions of one library share: kernels, constants, and the module they are in."""
+"""The kernels, the constants and the module that the functions of one library share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lfmc.targets.shared.parameters_file import Parameter
 from lfmc.targets.tvm.constants import TvmConstants
 from lfmc.targets.tvm.gpus import Gpu
 from lfmc.targets.tvm.kernel_sets import CPU, GPU
-from lfmc.targets.tvm.kernels.builder import halves
+from lfmc.targets.tvm.kernels.builder import float16_values
 from lfmc.targets.tvm.kernels.cpus import Cpu
 
 
 class Library:
-    """Kernels and constants of one library; each is written once for all of its functions."""
+    """The kernels and constants of one library, which all of its functions share."""
 
     def __init__(
         self, program: Program, weights: PlannedWeights, context: int, device: Cpu | Gpu
@@ -27,23 +27,24 @@ class Library:
         self.kernels = GPU if isinstance(device, Gpu) else CPU
         self.constants = TvmConstants(weights)
         self.builder = relax.BlockBuilder()
-        self._halves = not (isinstance(device, Gpu) and device.kind == "opencl")
+        self._float16 = not (isinstance(device, Gpu) and device.kind == "opencl")
         self._kernels: dict[Any, Any] = {}
 
     @property
     def module(self) -> IRModule:
+        """The module built so far."""
         return self.builder.get()
 
     @property
     def parameters(self) -> list[Parameter]:
-        """In the order in which functions take them."""
+        """The parameters, in the order in which functions take them."""
         return list(self.constants.parameters.values())
 
-    def kernel(self, make: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        """A kernel, made once for the same numbers."""
-        key = (make.__name__, args, tuple(sorted(named.items())))
+    def kernel(self, build: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Return the kernel for some arguments; build it if the library lacks it."""
+        key = (build.__name__, args, tuple(sorted(options.items())))
         if key not in self._kernels:
-            name = f"{make.__name__}_{len(self._kernels)}"
-            with halves(self._halves):
-                self._kernels[key] = self.builder.add_func(make(*args, **named), name)
+            name = f"{build.__name__}_{len(self._kernels)}"
+            with float16_values(self._float16):
+                self._kernels[key] = self.builder.add_func(build(*args, **options), name)
         return self._kernels[key]

@@ -1,4 +1,4 @@
-"""Finding a compiler that links a library for a machine."""
+"""Find a compiler that links a library for a machine."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import shutil
 
 
 def linkers(machine: str) -> tuple[str, ...]:
-    """Programs that link for `machine` (`x86_64`, `aarch64`), as Debian calls them."""
-    own = f"{machine}-linux-gnu-g++"
-    return ("g++", "clang++", own) if machine == platform.machine() else (own,)
+    """Return the programs that link for `machine` (`x86_64`, `aarch64`), by Debian's names."""
+    cross_compiler = f"{machine}-linux-gnu-g++"
+    return (
+        ("g++", "clang++", cross_compiler) if machine == platform.machine() else (cross_compiler,)
+    )
 
 
-def linker_of(machine: str) -> str | None:
-    """One that is on this machine."""
+def find_linker(machine: str) -> str | None:
+    """Return a linker for `machine` that is installed here, or None."""
     return next(filter(shutil.which, linkers(machine)), None)

@@ -1,10 +1,11 @@
-"""The fused program as Relax functions over lfmc's kernels.
+"""Lower the fused program to Relax functions over lfmc's kernels.
 
-Every function takes `tokens` int32 `[T]`, `start` int32 `[1]` (the position of the first), all
-states and all parameters, and writes the states in place. `decode` is for one token, `prefill`
-gives logits of the last of several, `score` of all. The same with `_exact` behind their names
-leave activations float: for parity, and for apps that want it. `check` computes nothing; a host
-calls it once, as the others do not look at the shapes of what they are given.
+Every function takes `tokens` int32 `[T]`, `start` int32 `[1]` (the position of the first token),
+all states and all parameters, and writes the states in place. `decode` is for one token. `prefill`
+returns the logits of the last of several tokens, `score` the logits of all. The functions with the
+suffix `_exact` leave activations float: for parity, and for apps that prefer float activations.
+`check` computes nothing and checks the shapes of its inputs; the other functions do not check
+shapes, so a host calls `check` once.
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ from lfmc.targets.tvm.gpus import Gpu
 from lfmc.targets.tvm.kernels.cpus import Cpu
 from lfmc.targets.tvm.library import Library
 from lfmc.targets.tvm.operators import HANDLERS
-from lfmc.targets.tvm.relax_function import Kind, Walk
+from lfmc.targets.tvm.relax_function import FunctionBuilder, FunctionSpec
 
-KINDS = (
-    Kind("decode", 1),
-    Kind("prefill", None, last_only=True),
-    Kind("score", None),
-    Kind("decode_exact", 1, exact=True),
-    Kind("score_exact", None, exact=True),
+FUNCTIONS = (
+    FunctionSpec("decode", 1),
+    FunctionSpec("prefill", None, last_only=True),
+    FunctionSpec("score", None),
+    FunctionSpec("decode_exact", 1, exact=True),
+    FunctionSpec("score_exact", None, exact=True),
 )
 
 
-# Kernels for GPUs round no activations.
-GPU_KINDS = tuple(replace(kind, exact=True) for kind in KINDS if not kind.exact)
+# GPU kernels do not round activations.
+GPU_FUNCTIONS = tuple(replace(spec, exact=True) for spec in FUNCTIONS if not spec.exact)
 
 
 class Lowering:
-    """All functions of a library, and the nodes of n-bit operators that each computes."""
+    """All functions of a library, and the nodes of n-bit operators that each function computes."""
 
     def __init__(
         self, program: Program, weights: PlannedWeights, context: int, device: Cpu | Gpu
     ) -> None:
         self.library = Library(program, weights, context, device)
-        self.kinds = GPU_KINDS if isinstance(device, Gpu) else KINDS
+        self.functions = GPU_FUNCTIONS if isinstance(device, Gpu) else FUNCTIONS
         self.operators: dict[str, list[tuple[str, str]]] = {}
-        for kind in self.kinds:
-            walk = Walk(self.library, kind, HANDLERS)
-            self.operators[kind.name] = walk.operators
-        walk.check()
+        for spec in self.functions:
+            function = FunctionBuilder(self.library, spec, HANDLERS)
+            self.operators[spec.name] = function.operators
+        function.add_check()

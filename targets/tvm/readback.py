@@ -1,4 +1,4 @@
-"""Constants of a bundle as they lie on disk, unpacked."""
+"""Read the constants of a bundle from disk and unpack them."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from torch import Tensor
 
 from lfmc.calib_free.grid.packed_tensor import pack_bits
 from lfmc.targets.base import StoredTensor
-from lfmc.targets.shared.constants import plain_values
+from lfmc.targets.shared.constants import restore_layout
 from lfmc.targets.shared.parameters_file import open_parameters
 from lfmc.targets.tvm.kernels.layout import unpack_codes, unpack_groups, unpack_zeros
 
 
 def read(folder: Path, stored: StoredTensor) -> Tensor:
-    """A constant as `PackedTensor` has it: its name ends in what it is, and how it lies.
+    """Read a constant in the form of `PackedTensor`. The suffix of its name states the part and the
+    layout.
 
     `#codes:BITS:COUNTxROWSxCOLUMNS`, `#zeros:BITS:COUNTxROWSxGROUPS`, `#scales:COUNTxROWSxGROUPS`;
-    `#taps` of a filter; plain values have no such end.
+    `#taps` for a filter; float values have none of these suffixes.
     """
     value = open_parameters(folder).tensor(stored.name)
-    _, _, form = stored.name.partition("#")
-    kind, _, rest = form.partition(":")
-    if not rest:
-        return plain_values(stored.name, value)
-    *bits, shape = rest.split(":")
+    _, _, suffix = stored.name.partition("#")
+    kind, _, layout = suffix.partition(":")
+    if not layout:
+        return restore_layout(stored.name, value)
+    *widths, shape = layout.split(":")
     count, rows, columns = map(int, shape.split("x"))
-    pieces = [_unpack(kind, piece, bits, rows, columns) for piece in value.view(count, -1)]
+    pieces = [_unpack(kind, piece, widths, rows, columns) for piece in value.view(count, -1)]
     return pieces[0] if stored.arrangement == "rows" else torch.stack(pieces)
 
 
-def _unpack(kind: str, value: Tensor, bits: list[str], rows: int, columns: int) -> Tensor:
+def _unpack(kind: str, value: Tensor, widths: list[str], rows: int, columns: int) -> Tensor:
     if kind == "scales":
         return unpack_groups(value, rows, columns)
-    width = int(bits[0])
+    bits = int(widths[0])
     if kind == "codes":
-        return pack_bits(unpack_codes(value.view(torch.uint8), width, rows, columns), width)
-    return pack_bits(unpack_zeros(value, width, rows, columns), width)
+        return pack_bits(unpack_codes(value.view(torch.uint8), bits, rows, columns), bits)
+    return pack_bits(unpack_zeros(value, bits, rows, columns), bits)

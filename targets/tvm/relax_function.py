@@ -1,4 +1,4 @@
-"""One Relax function over kernels, as it is written operator by operator."""
+"""Build one Relax function over kernels, operator by operator."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lfmc.targets.tvm.kernels.cpus import Cpu
 from lfmc.targets.tvm.library import Library
 
 Shape = tuple[Any, ...]
-Handler = Callable[["Walk", fx.Node], Any]
+Handler = Callable[["FunctionBuilder", fx.Node], Any]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One of the library's functions."""
+class FunctionSpec:
+    """One of the functions of the library; `tokens` is None if a call may have several tokens."""
 
     name: str
     tokens: int | None
@@ -42,8 +42,8 @@ class Value:
 
 
 def state_shape(spec: StateSpec) -> tuple[int, ...]:
-    """Of a filter `[taps - 1, H]`, of keys `[K, C / 16, D, 16]`, of values `[K, C, D]`; `C` is
-    the context, filled up to a multiple of 16."""
+    """Return the shape of a filter state `[taps - 1, H]`, of keys `[K, C / 16, D, 16]`, or of
+    values `[K, C, D]`; `C` is the context, rounded up to a multiple of 16."""
     if spec.kind == "conv":
         _, channels, back = spec.shape
         return back, channels
@@ -54,195 +54,214 @@ def state_shape(spec: StateSpec) -> tuple[int, ...]:
     return heads, blocks * SLOTS, dim
 
 
-class Walk:
-    """One function, operator by operator; `operators` are nodes of n-bit operators and the kernels
-    that compute them, in order."""
+class FunctionBuilder:
+    """Builds one function, operator by operator.
 
-    def __init__(self, library: Library, kind: Kind, handlers: Mapping[str, Handler]) -> None:
+    `operators` lists the nodes of n-bit operators and the kernels that compute them, in order.
+    """
+
+    def __init__(
+        self, library: Library, spec: FunctionSpec, handlers: Mapping[str, Handler]
+    ) -> None:
         self.handlers = handlers
-        self.library, self.kind, self.kernels = library, kind, library.kernels
+        self.library, self.spec, self.kernels = library, spec, library.kernels
         self.program, self.constants = library.program, library.constants
         self.config = library.program.config
-        self.length = kind.tokens or tirx.Var(LENGTH, "int64")
+        self.length = spec.tokens or tirx.Var(LENGTH, "int64")
         self.operators: list[tuple[str, str]] = []
-        self._params: dict[str, Any] = {}
-        self._once: dict[Any, Any] = {}
+        self._parameter_vars: dict[str, Any] = {}
+        self._cache: dict[Any, Any] = {}
         tokens, positions, *states = self.program.inputs
         self.tokens = _var("tokens", (self.length,), "int32")
         self.start = _var("start", (1,), "int32")
-        specs = self.program.states
-        self._given = [_var(s.identifier, state_shape(s), "float32") for s in specs]
-        self.states: dict[fx.Node, Any] = dict(zip(states, self._given, strict=True))
-        self.results: dict[fx.Node, Any] = {tokens: self.tokens, positions: None}
+        self._state_vars = [
+            _var(state.identifier, state_shape(state), "float32") for state in self.program.states
+        ]
+        self.states: dict[fx.Node, Any] = dict(zip(states, self._state_vars, strict=True))
+        self.node_values: dict[fx.Node, Any] = {tokens: self.tokens, positions: None}
         builder = library.builder
-        with builder.function(kind.name):
+        with builder.function(spec.name):
             with builder.dataflow():
-                logits = builder.emit_output(self._run().var)
-            params = [self._param(own) for own in library.parameters]
-            builder.emit_func_output(logits, [self.tokens, self.start, *self._given, *params])
+                logits = builder.emit_output(self._build_logits().var)
+            builder.emit_func_output(logits, self._inputs())
 
-    def check(self) -> None:
-        """A function that takes what this one does, and gives `start` back."""
-        builder = self.library.builder
-        params = [self._param(own) for own in self.library.parameters]
+    def add_check(self) -> None:
+        """Add the function `check`, which takes the inputs of this function and returns `start`."""
+        builder, inputs = self.library.builder, self._inputs()
         with builder.function(CHECK):
-            builder.emit_func_output(self.start, [self.tokens, self.start, *self._given, *params])
+            builder.emit_func_output(self.start, inputs)
 
-    def _run(self) -> Value:
+    def _inputs(self) -> list[Any]:
+        """Return the inputs of the function, in order."""
+        parameters = self.parameter_vars(*self.library.parameters)
+        return [self.tokens, self.start, *self._state_vars, *parameters]
+
+    def _build_logits(self) -> Value:
         head: fx.Node = arguments(self.program.graph.output_node())[0][0]
         for node in self.program.graph.nodes:
             if node.op == "call_function":
-                if node is head and self.kind.last_only:
-                    self._only_last(arguments(node)[0])
-                self.results[node] = find_handler(self.handlers, node, "TVM")(self, node)
-        logits: Value = self.results[head]
+                if node is head and self.spec.last_only:
+                    self._keep_last_token(arguments(node)[0])
+                self.node_values[node] = find_handler(self.handlers, node, "TVM")(self, node)
+        logits: Value = self.node_values[head]
         return logits
 
-    def _only_last(self, node: fx.Node) -> None:
-        """Have a node stand for the last token's part of it; what comes is for one token."""
-        hidden = self.whole(self.value(node))
+    def _keep_last_token(self, node: fx.Node) -> None:
+        """Replace the value of a node with its last token; later operators have one token."""
+        hidden = self.materialize(self.node_value(node))
         width = hidden.columns.size
         self.length = 1
-        self.kind = Kind(self.kind.name, 1, exact=self.kind.exact)
-        (last,) = self.call(self.kernels.last_of, width, given=[hidden.var], results=[(1, width)])
-        self.results[node] = whole_value(last, width)
+        self.spec = FunctionSpec(self.spec.name, 1, exact=self.spec.exact)
+        (last,) = self.call(
+            self.kernels.last_of, width, inputs=[hidden.var], result_shapes=[(1, width)]
+        )
+        self.node_values[node] = full_value(last, width)
 
     def call(
         self,
-        make: Callable[..., Any],
+        kernel_builder: Callable[..., Any],
         *args: Any,
-        given: Sequence[Any],
-        results: Sequence[Shape],
+        inputs: Sequence[Any],
+        result_shapes: Sequence[Shape],
         dtypes: Mapping[int, str] | None = None,
         states: Sequence[fx.Node] = (),
         node: fx.Node | None = None,
-        **named: Any,
+        **options: Any,
     ) -> list[Any]:
-        """Call a kernel; `given` ends with `states`, which it writes in place. Returns the results,
-        of float32 but for `dtypes`."""
+        """Call a kernel with `inputs`, then `states`, which the kernel writes in place.
+
+        Returns the results, which are float32 unless `dtypes` has another dtype for their index.
+        """
         builder = self.library.builder
-        kernel = self.library.kernel(make, *args, **named)
+        kernel = self.library.kernel(kernel_builder, *args, **options)
         if node is not None:
             self.operators.append((node.name, kernel.name_hint))
-        held = [self.states[state] for state in states]
-        whole = [*given, *held]
+        state_values = [self.states[state] for state in states]
+        operands = [*inputs, *state_values]
         types = [
             relax.TensorType(shape, (dtypes or {}).get(index, "float32"))
-            for index, shape in enumerate(results)
+            for index, shape in enumerate(result_shapes)
         ]
-        if held:
-            first = len(given)
-            written = [own.ty for own in held]
-            places = [-1] * len(types) + [first + index for index in range(len(held))]
-            call = relax.op.call_tir_inplace(kernel, whole, places, [*types, *written])
+        if state_values:
+            state_types = [value.ty for value in state_values]
+            indices = [-1] * len(types) + list(range(len(inputs), len(operands)))
+            call = relax.op.call_tir_inplace(kernel, operands, indices, [*types, *state_types])
         else:
-            call = relax.call_tir(kernel, whole, types if len(types) > 1 else types[0])
-        made = builder.emit(call)
-        count = len(types) + len(held)
-        parts = [made] if count == 1 else [builder.emit(made[index]) for index in range(count)]
-        for state, own in zip(states, parts[len(types) :], strict=True):
-            self.states[state] = own
-        return parts[: len(types)]
+            call = relax.call_tir(kernel, operands, types if len(types) > 1 else types[0])
+        output = builder.emit(call)
+        count = len(types) + len(state_values)
+        outputs = [output] if count == 1 else [builder.emit(output[i]) for i in range(count)]
+        for state, value in zip(states, outputs[len(types) :], strict=True):
+            self.states[state] = value
+        return outputs[: len(types)]
 
-    def empty(self, rows: Any, size: int) -> Any:
-        """Memory for a value that several kernels write."""
-        (made,) = self.call(self.kernels.nothing, size, given=[], results=[(rows, size)])
-        return made
+    def allocate(self, rows: Any, size: int) -> Any:
+        """Allocate memory for a value that several kernels write."""
+        (value,) = self.call(self.kernels.nothing, size, inputs=[], result_shapes=[(rows, size)])
+        return value
 
-    def write(
+    def call_in_place(
         self,
-        make: Callable[..., Any],
+        kernel_builder: Callable[..., Any],
         *args: Any,
-        given: Sequence[Any],
-        into: Any,
+        inputs: Sequence[Any],
+        output: Any,
         node: fx.Node,
-        **named: Any,
+        **options: Any,
     ) -> Any:
-        """Call a kernel that writes a part of a value, in place."""
-        kernel = self.library.kernel(make, *args, **named)
+        """Call a kernel that writes a part of `output` in place."""
+        kernel = self.library.kernel(kernel_builder, *args, **options)
         self.operators.append((node.name, kernel.name_hint))
-        call = relax.op.call_tir_inplace(kernel, [*given, into], [len(given)], into.ty)
+        call = relax.op.call_tir_inplace(kernel, [*inputs, output], [len(inputs)], output.ty)
         return self.library.builder.emit(call)
 
-    def one(self, make: Callable[..., Any], *args: Any, size: int, **named: Any) -> Value:
-        """The result of a kernel that has one, `[T, size]`."""
-        (made,) = self.call(make, *args, results=[(self.length, size)], **named)
-        return whole_value(made, size)
+    def call_single(
+        self, kernel_builder: Callable[..., Any], *args: Any, size: int, **options: Any
+    ) -> Value:
+        """Call a kernel with one result `[T, size]`, and return the result."""
+        shapes = [(self.length, size)]
+        (var,) = self.call(kernel_builder, *args, result_shapes=shapes, **options)
+        return full_value(var, size)
 
     @property
     def product_tokens(self) -> int | None:
-        """For which products are made: on a CPU one form will do for parity."""
-        alike = self.kind.exact and isinstance(self.library.device, Cpu)
-        return None if alike else self.kind.tokens
+        """The tokens that product kernels are built for: on a CPU, the parity functions share one
+        kernel for any number of tokens."""
+        shared = self.spec.exact and isinstance(self.library.device, Cpu)
+        return None if shared else self.spec.tokens
 
-    def value(self, node: Any) -> Any:
-        """What a node stands for: a value, several, or a constant's parameter."""
+    def node_value(self, node: Any) -> Any:
+        """Return the value or values of a node, or the parameter of a constant."""
         if not isinstance(node, fx.Node):
             return node
         if node.op == "get_attr":
             return self.floats(node)
-        return self.results[node]
+        return self.node_values[node]
 
     def floats(self, node: fx.Node, *, taps: bool = False) -> Parameter:
+        """Return the parameter of a float constant."""
         return self.constants.floats(self.sources(node), taps=taps)
 
     def sources(self, node: fx.Node) -> tuple[str, ...]:
-        """The checkpoint's tensors behind a constant."""
+        """Return the names of the checkpoint's tensors in a constant."""
         return self.program.weights[str(node.target)].sources
 
-    def param(self, *parameters: Parameter) -> list[Any]:
-        return [self._param(own) for own in parameters]
+    def parameter_vars(self, *parameters: Parameter) -> list[Any]:
+        """Return the Relax variables of parameters."""
+        return [self._parameter_var(parameter) for parameter in parameters]
 
-    def _param(self, own: Parameter) -> Any:
-        if own.name not in self._params:
-            self._params[own.name] = _var(f"p{len(self._params)}", own.shape, own.dtype)
-        return self._params[own.name]
+    def _parameter_var(self, parameter: Parameter) -> Any:
+        variables, name = self._parameter_vars, parameter.name
+        if name not in variables:
+            variables[name] = _var(f"p{len(variables)}", parameter.shape, parameter.dtype)
+        return variables[name]
 
-    def whole(self, value: Value) -> Value:
-        """A value of its own, where it was columns of another."""
-        columns = value.columns
+    def materialize(self, value: Value) -> Value:
+        """Copy a value that is columns of another value; return any other value unchanged."""
+        columns, tokens = value.columns, self.spec.tokens
         if columns.size == columns.width:
             return value
-        tokens = self.kind.tokens
-        return self.one(
-            self.kernels.columns_of, columns, tokens, given=[value.var], size=columns.size
+        return self.call_single(
+            self.kernels.columns_of, columns, tokens, inputs=[value.var], size=columns.size
         )
 
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What several operators share."""
-        if key not in self._once:
-            self._once[key] = make()
-        return self._once[key]
+    def cached(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Return a value that several operators share; compute the value at the first use."""
+        if key not in self._cache:
+            self._cache[key] = compute()
+        return self._cache[key]
 
     def activations(self, value: Value, group: int, rows: Any = None) -> list[Any]:
-        """What a product with a matrix of such groups takes of `value`."""
-        value = self.whole(value)
-        if self.kind.exact:
+        """Return the activations of a product with a matrix of groups of size `group`."""
+        value = self.materialize(value)
+        if self.spec.exact:
             return [value.var]
         length = self.length if rows is None else rows
         size = value.columns.size
         tokens = length if isinstance(length, int) else None
 
-        def make() -> list[Any]:
-            shapes = [(length, size // 4), (length, size // group), (length, size // group)]
-            types = {0: "int32", 2: "int32"}
-            given = [value.var]
+        def compute() -> list[Any]:
             return self.call(
                 self.kernels.round_rows,
                 size,
                 group,
                 tokens,
-                given=given,
-                results=shapes,
-                dtypes=types,
+                inputs=[value.var],
+                result_shapes=[
+                    (length, size // 4),
+                    (length, size // group),
+                    (length, size // group),
+                ],
+                dtypes={0: "int32", 2: "int32"},
             )
 
-        return self.once((value.var, group), make)  # type: ignore[no-any-return]
+        return self.cached((value.var, group), compute)  # type: ignore[no-any-return]
 
 
 def _var(name: str, shape: Shape, dtype: str) -> Any:
     return relax.Var(name, relax.TensorType(shape, dtype))
 
 
-def whole_value(var: Any, size: int) -> Value:
+def full_value(var: Any, size: int) -> Value:
+    """Return a value of all columns of a Relax value."""
     return Value(var, Columns(size, 0, size))

@@ -1,4 +1,4 @@
-"""Running a library by TVM's runtime, the way an app does."""
+"""Run a library with TVM's runtime, as an app does."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LIBRARY = "model.so"
 
 
 def use_all_cores() -> None:
-    """Have TVM run as many threads as there are cores, unless the user said how many.
+    """Set TVM's number of threads to the number of cores, unless the user set it.
 
-    By itself it takes half of an x86 machine's CPUs, as if each were half of a core, and ties the
-    thread that calls it to one of them: whatever that thread starts later would share it. It looks
-    at these variables once, when it first runs something in parallel.
+    By default TVM uses half of the CPUs of an x86 machine, as if each CPU were half of a core, and
+    binds the calling thread to one CPU: threads that the calling thread starts later would share
+    this CPU. TVM reads these variables once, when it first runs code in parallel.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("TVM_NUM_THREADS", str(cores()))
@@ -33,7 +33,8 @@ def use_all_cores() -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use, each counted once however many threads it runs."""
+    """Return the number of cores that this process may use; a core with several hardware threads
+    counts once."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -44,23 +45,24 @@ def cores() -> int:
     return len({path.read_text() for path in paths})
 
 
-def _device(tvm: Any, wanted: Mapping[str, Any], path: Path) -> Any:
-    """TVM's device for a library; raises `UnsupportedError` where this machine has none."""
-    lacks = sorted(set(wanted.get("needs", ())) - machine_flags())
-    device = tvm.device(wanted["kind"])
-    if lacks or not device.exist:
+def _find_device(tvm: Any, requirements: Mapping[str, Any], path: Path) -> Any:
+    """Return TVM's device for a library. Raises `UnsupportedError` if this machine lacks the
+    device."""
+    missing = sorted(set(requirements.get("needs", ())) - machine_flags())
+    device = tvm.device(requirements["kind"])
+    if missing or not device.exist:
         raise UnsupportedError(
             "this machine can't run the library",
             where=path,
-            expected=wanted["name"],
-            got=f"no {', '.join(lacks) or wanted['kind'] + ' device'}",
-            todo="export it for this machine: --device cpu",
+            expected=requirements["name"],
+            got=f"no {', '.join(missing) or requirements['kind'] + ' device'}",
+            todo="export the model for this machine: --device cpu",
         )
     return device
 
 
 class TvmStepper:
-    """One conversation with a library; `reset` fills the states with zeros."""
+    """Runs one conversation with a library; `reset` fills the states with zeros."""
 
     def __init__(self, folder: Path, *, exact: bool = False) -> None:
         tvm = require("tvm", "tvm")
@@ -73,56 +75,56 @@ class TvmStepper:
         facts = parameters.facts
         self.context, self._vocab = int(facts["context"]), int(facts["vocab_size"])
         self._chunk = int(facts["chunk"])
-        self._device = _device(tvm, facts["made_for"], path)
+        self._device = _find_device(tvm, facts["made_for"], path)
         self._on_cpu = facts["made_for"]["kind"] == "cpu"
         use_all_cores()
         try:
             module = tvm.runtime.load_module(str(path))
             self.machine = VirtualMachine(module, self._device)
             self._load(tvm, parameters)
-        except Exception as error:  # the library raises whatever its loader raises
+        except Exception as error:  # the loader of the library may raise any exception
             raise InputError(
                 "TVM's runtime can't load the library",
                 where=path,
                 got=first_line(error),
-                todo="it may be damaged, of another bundle, or of another version of TVM",
+                todo="the library may be damaged, or from another bundle or another version of TVM",
             ) from error
-        end = "_exact" if exact and self._on_cpu else ""  # GPUs always are
-        self._decode, self._score = (self.machine[name + end] for name in ("decode", "score"))
+        suffix = "_exact" if exact and self._on_cpu else ""  # on GPUs every function is exact
+        self._decode, self._score = (self.machine[name + suffix] for name in ("decode", "score"))
         self._prefill = self.machine["prefill"]
         self._length = 0
 
     def _load(self, tvm: Any, parameters: Parameters) -> None:
-        """Map the parameters, and see whether the library takes them."""
+        """Map the parameters, and check that the library accepts them."""
         facts = parameters.facts
         self._as_tvm = tvm.runtime.from_dlpack
-        self._weights = [self._given(parameters.tensor(n)) for n in facts["parameters"]]
+        self._weights = [self._to_device(parameters.tensor(name)) for name in facts["parameters"]]
         shapes = [state["shape"] for state in facts["states"]]
         self._states = [self._zeros(tvm, shape) for shape in shapes]
-        one = self._given(torch.zeros(1, dtype=torch.int32))
-        self.machine["check"](one, one, *self._states, *self._weights)
+        dummy = self._to_device(torch.zeros(1, dtype=torch.int32))
+        self.machine["check"](dummy, dummy, *self._states, *self._weights)
 
-    def _given(self, value: Tensor) -> Any:
-        """A tensor of TVM on the same memory, but for what is not aligned, or goes to a GPU."""
-        own = self._as_tvm(value.clone() if value.data_ptr() % ALIGNMENT else value)
-        return own if self._on_cpu else own.copyto(self._device)
+    def _to_device(self, value: Tensor) -> Any:
+        """Return a TVM tensor on the same memory; copy unaligned tensors, and tensors for a GPU."""
+        tensor = self._as_tvm(value.clone() if value.data_ptr() % ALIGNMENT else value)
+        return tensor if self._on_cpu else tensor.copyto(self._device)
 
     def _zeros(self, tvm: Any, shape: Sequence[int]) -> Any:
         return tvm.runtime.tensor(np.zeros(shape, np.float32), self._device)
 
     def reset(self) -> None:
-        """Forget the conversation."""
+        """Clear the conversation."""
         self._length = 0
         for state in self._states:
             state.copyfrom(np.zeros(state.shape, np.float32))
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[T, V]` of the tokens that come next."""
+        """Return float32 logits `[T, V]` of the next tokens of the conversation."""
         pieces = self._ids(tokens).split(self._chunk)
         return torch.cat([self._call(self._score, piece) for piece in pieces])
 
     def prefill(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Float32 logits `[1, V]` of the last of the tokens that come next."""
+        """Return float32 logits `[1, V]` of the last of the next tokens."""
         for piece in self._ids(tokens).split(self._chunk):
             logits = self._call(self._prefill, piece)
         return logits
@@ -136,7 +138,7 @@ class TvmStepper:
         if len(ids) == 1:
             function = self._decode
         start = torch.tensor([self._length], dtype=torch.int32)
-        given = (self._given(ids.clone()), self._given(start))
-        logits = function(*given, *self._states, *self._weights)
+        inputs = (self._to_device(ids.clone()), self._to_device(start))
+        logits = function(*inputs, *self._states, *self._weights)
         self._length += len(ids)
         return torch.from_numpy(logits.numpy())

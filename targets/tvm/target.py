@@ -10,33 +10,45 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.grid.formats import Capabilities, unpadded
+from lfmc.calib_free.grid.formats import Capabilities, unpadded_formats
 from lfmc.errors import UnsupportedError
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
 from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
-from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped
+from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped_rung
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
 from lfmc.targets.shared.rounded_program import RoundedActivations, round_groups
-from lfmc.targets.shared.rounding_noise import n_bit, noise_rung
+from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 from lfmc.targets.shared.row_blocks import FORMATS, ROWS, require_whole_blocks
-from lfmc.targets.tvm.devices import Device, choices, find_device, missing_of, why_not_here
+from lfmc.targets.tvm.devices import (
+    Device,
+    device_choices,
+    find_device,
+    missing_device_tools,
+    reason_not_executable,
+)
 from lfmc.targets.tvm.gpus import GPUS, Gpu
 from lfmc.targets.tvm.kernels.cpus import CPUS
 
 
 @dataclass(frozen=True)
 class TvmTarget:
-    """TVM with lfmc's own kernels, compiled: a shared library and a file of parameters."""
+    """TVM with lfmc's own kernels, compiled: a shared library and a parameters file."""
 
     name: ClassVar[str] = "tvm"
     extra: ClassVar[str] = "tvm"
     packages: ClassVar[tuple[str, ...]] = ("tvm",)
     options: ClassVar[tuple[TargetOption, ...]] = (
-        TargetOption("device", choices(), "what the library is made for; cpu is this machine's"),
-        TargetOption("chunk", ("256", "32", "64", "128", "512"), "most tokens of a call"),
+        TargetOption(
+            "device",
+            device_choices(),
+            "the device of the library; cpu: the family of this machine",
+        ),
+        TargetOption(
+            "chunk", ("256", "32", "64", "128", "512"), "largest number of tokens of a call"
+        ),
     )
     lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = True
@@ -45,9 +57,9 @@ class TvmTarget:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
         return Capabilities(
-            linear=unpadded(FORMATS, hidden, config.ffn_size, inner),
-            embedding=unpadded(FORMATS, hidden),
-            expert=unpadded(FORMATS, hidden, moe.ffn_size) if moe else (),
+            linear=unpadded_formats(FORMATS, hidden, config.ffn_size, inner),
+            embedding=unpadded_formats(FORMATS, hidden),
+            expert=unpadded_formats(FORMATS, hidden, moe.ffn_size) if moe else (),
             floats=("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
@@ -59,7 +71,7 @@ class TvmTarget:
     def check(self, config: DecoderConfig, request: Request) -> None:
         require("tvm", self.extra)
         device = find_device(request.options["device"])
-        if missing := missing_of(device):
+        if missing := missing_device_tools(device):
             raise UnsupportedError(
                 f"nothing can be compiled for {device.name} on this machine",
                 todo="install " + ", ".join(missing),
@@ -75,11 +87,11 @@ class TvmTarget:
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         devices: dict[str, Device] = {f"cpu:{name}": cpu for name, cpu in CPUS.items()}
         devices.update(GPUS)
-        found = {f"device={name}": missing_of(device) for name, device in devices.items()}
-        return {name: missing for name, missing in found.items() if missing}
+        tools = {f"device={name}": missing_device_tools(device) for name, device in devices.items()}
+        return {option: missing for option, missing in tools.items() if missing}
 
     def why_not_here(self, request: Request) -> str | None:
-        return why_not_here(find_device(request.options["device"]))
+        return reason_not_executable(find_device(request.options["device"]))
 
     def trace_spec(self, config: DecoderConfig, request: Request) -> TraceSpec:
         return TraceSpec(context=request.context, batch=1, length=None)
@@ -109,23 +121,23 @@ class TvmTarget:
             for spec in program.states
         ]
         facts: dict[str, Any] = {
-            "made_for": _made_for(device),
+            "made_for": _host_requirements(device),
             "code_objects": None,
             "chunk": chunk,
-            "functions": [kind.name for kind in lowering.kinds],
+            "functions": [spec.name for spec in lowering.functions],
             "states": states,
         }
         if isinstance(device, Gpu) and device.kind == "rocm":
             path, arch, wave = folder / LIBRARY, device.arch, device.wave
             facts["code_objects"] = check_code_objects(path, arch, wave, self.extra)
-        held = {
+        header = {
             **facts,
             "context": request.context,
             "vocab_size": program.config.vocab_size,
-            "parameters": [own.name for own in lowering.library.parameters],
+            "parameters": [parameter.name for parameter in lowering.library.parameters],
             "operators": lowering.operators,
         }
-        write(folder / PARAMETERS, lowering.library.parameters, held)
+        write(folder / PARAMETERS, lowering.library.parameters, header)
         return Artifact((LIBRARY, PARAMETERS), tuple(lowering.library.constants.stored), (), facts)
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
@@ -141,31 +153,33 @@ class TvmTarget:
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
     ) -> torch.nn.Module:
-        on_gpu = isinstance(find_device(request.options["device"]), Gpu)  # floats in any case
+        # GPUs do not round activations.
+        on_gpu = isinstance(find_device(request.options["device"]), Gpu)
         if exact or on_gpu:
             return program.module
         return RoundedActivations(program.module, round_groups)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
-        return ARTIFACT_TOLERANCE if exact or not n_bit(program) else None
+        return ARTIFACT_TOLERANCE if exact or not has_nbit_products(program) else None
 
     def operator_parity(
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
-        """Every n-bit product on the inputs that it has in the artifact; then all together."""
+        """Compare every n-bit product on its inputs in the artifact, then all products together."""
         from lfmc.targets.shared.parameters_file import open_parameters
         from lfmc.targets.tvm.probe import TITLE, operator_parity
 
-        if not n_bit(program):
-            return (skipped(3, TITLE, "it has none"),)
+        if not has_nbit_products(program):
+            return (skipped_rung(3, TITLE, "the artifact has no n-bit products"),)
         if open_parameters(folder).facts["made_for"]["kind"] != "cpu":
-            return (skipped(3, TITLE, "GPUs round no activations: the whole matrix is exact"),)
-        alike = RoundedActivations(program.module, round_groups)
-        return operator_parity(program, folder), noise_rung(program, alike, self.run(folder))
+            reason = "GPUs do not round activations: the whole matrix is exact"
+            return (skipped_rung(3, TITLE, reason),)
+        rounded = RoundedActivations(program.module, round_groups)
+        return operator_parity(program, folder), noise_rung(program, rounded, self.run(folder))
 
 
-def _made_for(device: Device) -> dict[str, Any]:
-    """What a host must have, for the manifest and for the loader."""
+def _host_requirements(device: Device) -> dict[str, Any]:
+    """Return the requirements on a host, for the manifest and for the loader."""
     if isinstance(device, Gpu):
         return {"name": device.name, "kind": device.kind, "arch": device.arch}
     return {
@@ -176,18 +190,19 @@ def _made_for(device: Device) -> dict[str, Any]:
     }
 
 
-# Bytes of a library: its kernels, of which plans of many formats have more, and five functions that
-# call them. Measured, with a margin.
-GRAPH = 220_000
-GRAPH_PER_LAYER = 22_000
-GRAPH_PER_SANDWICH = 5_000  # more, with a norm behind each block, and a gate of the heads
-GRAPH_OF_EXPERTS = 200_000
-GRAPH_PER_MOE_LAYER = 18_000
+# Bytes of a library: its kernels (a plan of many formats has more of them) and five functions that
+# call the kernels. Measured, with a margin.
+GRAPH_NBYTES = 220_000
+LAYER_NBYTES = 22_000
+SANDWICH_NBYTES = 5_000  # added by a norm after each block, and by a gate of the heads
+EXPERTS_NBYTES = 200_000
+MOE_LAYER_NBYTES = 18_000
 
 
 def _graph_nbytes(config: DecoderConfig) -> int:
-    per_layer = GRAPH_PER_LAYER + (GRAPH_PER_SANDWICH if config.sandwich_norm else 0)
+    """Return an upper bound of the bytes of a library."""
+    per_layer = LAYER_NBYTES + (SANDWICH_NBYTES if config.sandwich_norm else 0)
     moe = config.moe
-    layers = config.num_experts_in_all // moe.num_experts if moe else 0
-    experts = GRAPH_OF_EXPERTS + GRAPH_PER_MOE_LAYER * layers if layers else 0
-    return GRAPH + per_layer * config.num_layers + experts
+    layers = config.total_num_experts // moe.num_experts if moe else 0
+    experts = EXPERTS_NBYTES + MOE_LAYER_NBYTES * layers if layers else 0
+    return GRAPH_NBYTES + per_layer * config.num_layers + experts

@@ -1,9 +1,9 @@
-"""AutoRound on a dense LFM, for the table of rivals. Wants an environment of its own:
+"""Measure AutoRound on a dense LFM, for the table of rivals.
 
-`pip install auto-round==0.16.1 transformers==5.23.0`, and lfmc. Then
+It needs a separate environment: `pip install auto-round==0.16.1 transformers==5.23.0`, and lfmc.
 `python tests/benchmarks/autoround.py MODEL --text TEXT.jsonl --bits 4 --group 32` tunes the
-projections on text that the model writes itself, stores the embedding as the rival of that width
-does (AutoRound leaves it alone), and prints KL on the text.
+projections on text sampled from the model, quantizes the embedding like the rival of the same bit
+width (AutoRound does not quantize it), and prints the KL on the text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rivals import RIVALS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.lfm2 import modeling_lfm2
 
-from lfmc.calib_free.auto.sampled_text import write_texts
+from lfmc.calib_free.auto.sampled_text import sample_texts
 from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
 from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.parity.text_quality import logits_of, windows
@@ -30,15 +30,19 @@ TEXTS, LENGTH = 128, 128
 
 
 def without_padding_mask(attention: type[torch.nn.Module]) -> None:
-    """AutoRound gives every block what the first one got: a convolution's mask `[B, T]`, which
-    attention can't read. Without it attention is causal, as it should be."""
+    """Patch an attention class to ignore a padding mask.
+
+    AutoRound passes the inputs of the first block to every block. These include a convolution's
+    mask `[B, T]`, which attention can't read. Without this mask attention is causal, as it should
+    be.
+    """
     forward = attention.forward
 
-    def patched(self: torch.nn.Module, *args: Any, **named: Any) -> Any:
-        mask = named.get("attention_mask")
+    def patched(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
         if mask is not None and mask.dim() == 2:
-            named["attention_mask"] = None
-        return forward(self, *args, **named)
+            kwargs["attention_mask"] = None
+        return forward(self, *args, **kwargs)
 
     attention.forward = patched
 
@@ -49,7 +53,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, type=Path)
     parser.add_argument("--bits", default=4, type=int, choices=(2, 3, 4))
     parser.add_argument("--group", default=32, type=int)
-    parser.add_argument("--steps", default=200, type=int, help="of each block")
+    parser.add_argument("--steps", default=200, type=int, help="steps per block")
     options = parser.parse_args()
     checkpoint = open_checkpoint(options.model)
     bos = checkpoint.config.bos_id
@@ -57,7 +61,7 @@ def main() -> None:
     with torch.inference_mode():
         reference = list(logits_of(checkpoint.decoder(), tokens))
     stream = StreamedDecoder(checkpoint)
-    texts = write_texts(stream, TEXTS, LENGTH, 0, lambda message: None, TEXTS // 2)
+    texts = sample_texts(stream, TEXTS, LENGTH, 0, lambda message: None, TEXTS // 2)
     without_padding_mask(modeling_lfm2.Lfm2Attention)
     start = time.perf_counter()
     tuned = AutoRound(
@@ -80,10 +84,10 @@ def main() -> None:
     weights = {name: state[name].float() for name in checkpoint.tensors}
     rival = {4: "q4_0", 3: "hqq3", 2: "hqq2"}[options.bits]
     weights[EMBEDDING] = RIVALS[rival][1](checkpoint.load(EMBEDDING).float())
-    found = measure_weights(checkpoint, reference, tokens, weights)
+    quality = measure_weights(checkpoint, reference, tokens, weights)
     print(
         f"AutoRound, {options.bits} bits in groups of {options.group}, the embedding as {rival}: "
-        f"KL {found.kl:.4f}, top-1 {found.top1:.3f}, {seconds:.0f} s"
+        f"KL {quality.kl:.4f}, top-1 {quality.top1:.3f}, {seconds:.0f} s"
     )
 
 

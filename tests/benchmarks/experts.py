@@ -1,10 +1,10 @@
-"""What a width for every expert costs, against one width for a layer.
+"""Compare the speed of experts with mixed widths to that of one width in each layer.
 
-`python tests/benchmarks/experts.py [MODEL]` lowers the same checkpoint with its experts all at 4
-bits, all at another width, and mixed, and times prefill and decode of the artifacts in interleaved
-rounds. `--shape 8b` makes a random checkpoint with one sparse layer of LFM2-8B-A1B's shape (32
-experts of 2048 x 1792, 4 a token) in a temporary folder instead; `--every` has each token choose
-all experts there, which is what a program that masks experts computes.
+`python tests/benchmarks/experts.py [MODEL]` lowers one checkpoint with all experts at 4 bits, with
+all at another width, and with mixed widths. It times prefill and decode of the artifacts in
+interleaved rounds. `--shape 8b` uses a random checkpoint with one sparse layer of LFM2-8B-A1B's
+shape instead (32 experts of 2048 x 1792, 4 a token). With `--every`, each token of that checkpoint
+uses all experts, like a program that masks experts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lfmc.calib_free.make_plan import make_plan
 from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.lowering.build import build
-from lfmc.lowering.request import Options, request
+from lfmc.lowering.request import Options, make_request
 from lfmc.machine.progress import Silent
 from lfmc.model import build_decoder, read_config
 from lfmc.run.stepper import Stepper
@@ -59,70 +59,83 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a checkpoint folder of an lfm2_moe")
     parser.add_argument("--shape", choices=["model", "8b"], default="model")
     parser.add_argument("--target", choices=MIXES, default="onnx")
-    parser.add_argument("--every", action="store_true", help="all experts for every token")
+    parser.add_argument("--every", action="store_true", help="use all experts for every token")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        model = asked.model if asked.shape == "model" else write_big(work, every=asked.every)
-        checkpoint, target = open_checkpoint(model), get_target(asked.target)
-        able = target.capabilities(checkpoint.config)
-        base = make_plan(checkpoint, able, "4", None)
-        sides = {
-            name: lower(checkpoint, target, mixed(base, able, widths), work / str(index))
-            for index, (name, widths) in enumerate(MIXES[asked.target].items())
+        model = (
+            options.model
+            if options.shape == "model"
+            else write_big(work, all_experts=options.every)
+        )
+        checkpoint, target = open_checkpoint(model), get_target(options.target)
+        capabilities = target.capabilities(checkpoint.config)
+        base = make_plan(checkpoint, capabilities, "4", None)
+        steppers = {
+            name: lower(
+                checkpoint, target, with_widths(base, capabilities, widths), work / str(index)
+            )
+            for index, (name, widths) in enumerate(MIXES[options.target].items())
         }
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-        for index in range(asked.rounds + 1):
-            for name, side in sides.items():
-                seconds = time_round(side, asked.prompt, asked.tokens)
-                if index:  # the first round warms up
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in steppers}
+        for index in range(options.rounds + 1):
+            for name, stepper in steppers.items():
+                seconds = time_round(stepper, options.prompt, options.tokens)
+                if index:  # the first round is a warm-up
                     times[name].append(seconds)
-    print(f"{checkpoint.name}: {asked.rounds} interleaved rounds\n")
+    print(f"{checkpoint.name}: {options.rounds} interleaved rounds\n")
     print("| widths of a layer's experts | decode, ms a token: best (median) | x all 4 |", end="")
     print(" prefill, ms: best (median) | x all 4 |\n|---|---|---|---|---|")
     for name, rounds in times.items():
         cells = []
-        for part, count in ((1, asked.tokens), (0, 1)):
-            own = [1000 * r[part] / count for r in rounds]
-            first = [1000 * r[part] / count for r in times["all 4"]]
-            ratio = statistics.median(own) / statistics.median(first)
-            cells.append(f"{min(own):.2f} ({statistics.median(own):.2f}) | {ratio:.2f}")
+        for part, count in ((1, options.tokens), (0, 1)):
+            milliseconds = [1000 * r[part] / count for r in rounds]
+            baseline = [1000 * r[part] / count for r in times["all 4"]]
+            median = statistics.median(milliseconds)
+            ratio = median / statistics.median(baseline)
+            cells.append(f"{min(milliseconds):.2f} ({median:.2f}) | {ratio:.2f}")
         print(f"| {name} | {' | '.join(cells)} |")
 
 
-def mixed(plan: BitPlan, able: Capabilities, widths: tuple[int, ...]) -> BitPlan:
-    """The plan with its experts' widths taken in turn."""
-    return replace(plan, rows=tuple(_with_width(row, able, widths) for row in plan.rows))
+def with_widths(plan: BitPlan, capabilities: Capabilities, widths: tuple[int, ...]) -> BitPlan:
+    """Return the plan with `widths` assigned to the experts in turn."""
+    return replace(plan, rows=tuple(_with_width(row, capabilities, widths) for row in plan.rows))
 
 
-def _with_width(row: PlanRow, able: Capabilities, widths: tuple[int, ...]) -> PlanRow:
+def _with_width(row: PlanRow, capabilities: Capabilities, widths: tuple[int, ...]) -> PlanRow:
     if row.role != "expert":
         return row
     expert = int(row.name.split(".experts.")[1].split(".")[0])
     planned, bits = Format.parse(row.format), widths[expert % len(widths)]
-    same = replace(planned, bits=bits)
-    own = same if same in able.expert else replace(same, group=ROW, scale_dtype="float32")
-    grid = "clip" if able.negative_scales is False and own.symmetric else "minmax"
-    return replace(row, format=own.name, grid=grid, nbytes=own.nbytes(row.shape))
+    number_format = replace(planned, bits=bits)
+    if number_format not in capabilities.expert:
+        number_format = replace(number_format, group=ROW, scale_dtype="float32")
+    clips = capabilities.negative_scales is False and number_format.symmetric
+    return replace(
+        row,
+        format=number_format.name,
+        grid="clip" if clips else "minmax",
+        nbytes=number_format.nbytes(row.shape),
+    )
 
 
 def lower(checkpoint: Checkpoint, target: Target, plan: BitPlan, folder: Path) -> Stepper:
-    """The artifact of a plan, running."""
-    asked = request(checkpoint, target, Options(context=512))
-    made, _ = build(checkpoint, target, plan, asked, Silent())
+    """Lower a plan and return a stepper of its artifact."""
+    request = make_request(checkpoint, target, Options(context=512))
+    artifact_build, _ = build(checkpoint, target, plan, request, Silent())
     folder.mkdir()
-    made.lower(folder)
+    artifact_build.lower(folder)
     return target.run(folder)
 
 
-def write_big(work: Path, *, every: bool) -> Path:
-    """A random checkpoint with one sparse layer of LFM2-8B-A1B's shape."""
+def write_big(work: Path, *, all_experts: bool) -> Path:
+    """Write a random checkpoint with one sparse layer of LFM2-8B-A1B's shape."""
     folder = work / "checkpoint"
     folder.mkdir()
-    config = {**BIG, "num_experts_per_tok": BIG["num_experts"]} if every else BIG
+    config = {**BIG, "num_experts_per_tok": BIG["num_experts"]} if all_experts else BIG
     (folder / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
     weights = {

@@ -1,6 +1,6 @@
-"""llama.cpp as a side of the benchmarks: a dense LFM2 checkpoint as Q4_0, run by its C API.
+"""llama.cpp as a rival in the benchmarks: a dense LFM2 checkpoint as Q4_0, run through the C API.
 
-Needs `pip install llama-cpp-python gguf`, which builds llama.cpp; nothing else here does.
+It needs `pip install llama-cpp-python gguf`, which builds llama.cpp. No other benchmark needs it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ NAMES = {
 
 
 def write_q4_0(checkpoint: Checkpoint, folder: Path) -> Path:
-    """The checkpoint as llama.cpp's own quantizer makes Q4_0 of it: a file in `folder`."""
+    """Write the checkpoint as a Q4_0 file into `folder` with llama.cpp's own quantizer."""
     import gguf
     import llama_cpp
 
     config = checkpoint.config
-    plain, path = folder / "f16.gguf", folder / "q4_0.gguf"
-    writer = gguf.GGUFWriter(str(plain), "lfm2")
+    f16_path, path = folder / "f16.gguf", folder / "q4_0.gguf"
+    writer = gguf.GGUFWriter(str(f16_path), "lfm2")
     writer.add_context_length(4096)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_layers)
@@ -58,7 +58,7 @@ def write_q4_0(checkpoint: Checkpoint, folder: Path) -> Path:
     for name in checkpoint.tensors:
         value = checkpoint.load(name).float().squeeze()
         value = value if value.dim() == 1 or "conv.conv" in name else value.half()
-        writer.add_tensor(_name(name), value.numpy())
+        writer.add_tensor(_gguf_name(name), value.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -67,15 +67,15 @@ def write_q4_0(checkpoint: Checkpoint, folder: Path) -> Path:
     params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
     params.nthread = 2
     failed = llama_cpp.llama_model_quantize(
-        str(plain).encode(), str(path).encode(), ctypes.byref(params)
+        str(f16_path).encode(), str(path).encode(), ctypes.byref(params)
     )
     if failed:
         raise SystemExit("llama.cpp could not quantize the checkpoint")
-    plain.unlink()
+    f16_path.unlink()
     return path
 
 
-def _name(name: str) -> str:
+def _gguf_name(name: str) -> str:
     if name in NAMES:
         return NAMES[name]
     _, _, layer, rest = name.split(".", 3)
@@ -83,7 +83,7 @@ def _name(name: str) -> str:
 
 
 class LlamaStepper:
-    """One conversation on a model file; logits of the last token only, as apps ask for them."""
+    """One conversation on a model file; computes logits of the last token only, as apps do."""
 
     def __init__(self, path: Path, context: int, threads: int = 2) -> None:
         import llama_cpp
@@ -106,8 +106,8 @@ class LlamaStepper:
 
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
         ids = torch.as_tensor(tokens, dtype=torch.int64).reshape(-1).tolist()
-        held = (ctypes.c_int32 * len(ids))(*ids)
-        batch = self._api.llama_batch_get_one(held, len(ids))
+        token_array = (ctypes.c_int32 * len(ids))(*ids)
+        batch = self._api.llama_batch_get_one(token_array, len(ids))
         if self._api.llama_decode(self._context, batch):
             raise SystemExit("llama.cpp could not run a step")
         logits = self._api.llama_get_logits_ith(self._context, -1)

@@ -1,9 +1,9 @@
-"""What lowering takes: seconds by stage and peak memory, and the operators of a program.
+"""Measure the seconds of each stage and the peak memory of lowering, and count operators.
 
 `python tests/benchmarks/lowering.py --shape 350m --target coreml` writes a checkpoint of that shape
-with random bf16 weights (under --folder, removed at the end unless it was there before), quantizes
-and lowers it in a process of its own, without parity. It also prints how many operators the graph
-has before and after fusion.
+with random bf16 weights (under --folder; removed at the end unless it existed before). It quantizes
+and lowers the checkpoint in a separate process, without parity. It also prints the number of
+operators in the graph before and after fusion.
 """
 
 from __future__ import annotations
@@ -25,29 +25,31 @@ from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program, operator_name
 from lfmc.graph.trace import trace
-from lfmc.lowering.request import Options, request
+from lfmc.lowering.request import Options, make_request
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
 from lfmc.targets.base import get_target
 
 
 def child(options: argparse.Namespace) -> None:
-    """Plan, trace, fuse and lower; a line for each."""
+    """Plan, trace, fuse and lower; print a line for each stage."""
     checkpoint, target = open_checkpoint(options.folder), get_target(options.target)
-    choices = dict(own.split("=", 1) for own in options.option)
-    asked = request(checkpoint, target, Options(context=options.context, target_options=choices))
-    clock = time.perf_counter()
+    target_options = dict(option.split("=", 1) for option in options.option)
+    request = make_request(
+        checkpoint, target, Options(context=options.context, target_options=target_options)
+    )
+    lap_start = time.perf_counter()
 
     def lap(name: str) -> None:
-        nonlocal clock
+        nonlocal lap_start
         now = time.perf_counter()
-        print(f"{name}: {now - clock:.1f} s, peak {_peak():.2f} GiB", flush=True)
-        clock = now
+        print(f"{name}: {now - lap_start:.1f} s, peak {_peak():.2f} GiB", flush=True)
+        lap_start = now
 
     capabilities = target.capabilities(checkpoint.config)
     plan = make_plan(checkpoint, capabilities, options.bits, None, target=target.name)
     lap(f"plan ({options.bits} bits)")
-    program = trace(checkpoint.config, target.trace_spec(checkpoint.config, asked))
+    program = trace(checkpoint.config, target.trace_spec(checkpoint.config, request))
     before = histogram(program)
     lap("trace")
     apply(pipeline({row.name: parse_format(row.format) for row in plan.rows}), program)
@@ -57,10 +59,10 @@ def child(options: argparse.Namespace) -> None:
         lap("import to linalg")
         return
     artifact = Path(tempfile.mkdtemp(dir=options.folder))
-    made = target.lower(program, PlannedWeights(checkpoint, plan), asked, artifact)
+    lowered = target.lower(program, PlannedWeights(checkpoint, plan), request, artifact)
     lap("quantize and lower")
-    nbytes = sum((artifact / name).stat().st_size for name in made.files)
-    print(f"{nbytes:,} bytes on disk, the plan has {plan.nbytes:,}")
+    nbytes = sum((artifact / name).stat().st_size for name in lowered.files)
+    print(f"{nbytes:,} bytes on disk, plan: {plan.nbytes:,}")
     for title, counts in (("before", before), ("after", histogram(program))):
         print(f"\n{sum(counts.values())} operators {title} fusion")
         for name, count in counts.most_common(16):
@@ -68,7 +70,7 @@ def child(options: argparse.Namespace) -> None:
 
 
 def _import(program: Program, weights: PlannedWeights) -> None:
-    """What the MLIR target does before any weight is read."""
+    """Import the program to MLIR; the target reads no weights in this stage."""
     from lfmc.targets.mlir.devices import DEVICES, HOST
     from lfmc.targets.mlir.lower import Lowering
 
@@ -76,7 +78,7 @@ def _import(program: Program, weights: PlannedWeights) -> None:
 
 
 def histogram(program: Program) -> Counter[str]:
-    """How often each operator is called."""
+    """Count the calls of each operator."""
     nodes = program.graph.nodes
     return Counter(operator_name(node) for node in nodes if node.op == "call_function")
 
@@ -92,8 +94,8 @@ def main() -> None:
     parser.add_argument("--bits", default="4")
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("-O", "--option", action="append", default=[], help="NAME=VALUE")
-    parser.add_argument("--folder", type=Path, help="for the checkpoint")
-    parser.add_argument("--import-only", action="store_true", help="mlir: stop behind torch-mlir")
+    parser.add_argument("--folder", type=Path, help="of the checkpoint")
+    parser.add_argument("--import-only", action="store_true", help="mlir: stop after torch-mlir")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -101,10 +103,12 @@ def main() -> None:
         return
     with checkpoint_of(options.shape, options.folder) as options.folder:
         flags = ("child", "import_only", "option")
-        given = [f"--{name}={value}" for name, value in vars(options).items() if name not in flags]
-        given += [f"--option={own}" for own in options.option]
-        given += ["--import-only"] if options.import_only else []
-        subprocess.run([sys.executable, __file__, "--child", *given], check=True)
+        arguments = [
+            f"--{name}={value}" for name, value in vars(options).items() if name not in flags
+        ]
+        arguments += [f"--option={option}" for option in options.option]
+        arguments += ["--import-only"] if options.import_only else []
+        subprocess.run([sys.executable, __file__, "--child", *arguments], check=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a plan takes: seconds by stage and peak memory, on checkpoints of real shapes.
+"""Measure the seconds of each stage and the peak memory of planning, on realistic shapes.
 
 `python tests/benchmarks/planning.py --shape 8b --methods auto,alphaq,uniform` writes a checkpoint
-of LFM2-8B-A1B's shape with random bf16 weights (17 GB, under --folder, removed at the end unless
---keep or it was there before), and makes each plan in a process of its own. With --again, `auto`
-makes a second plan at another budget, from the cache of the first.
+of LFM2-8B-A1B's shape with random bf16 weights (17 GB, under --folder; removed at the end unless
+--keep is set or the checkpoint existed before). It makes each plan in a separate process. With
+--again, `auto` makes a second plan at another budget, from the cache of the first.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from shapes import SHAPES, checkpoint_of
 
 
 class Stages:
-    """Progress that adds up the seconds of each kind of step."""
+    """A progress callback that sums the seconds of each kind of step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._open, self._since = "start", time.perf_counter()
+        self._stage, self._start = "start", time.perf_counter()
 
     def step(self, detail: str) -> None:
         now = time.perf_counter()
-        self.seconds[self._open] = self.seconds.get(self._open, 0.0) + now - self._since
-        self._open, self._since = re.split(r",|: token", detail)[0], now
+        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._start
+        self._stage, self._start = re.split(r",|: token", detail)[0], now
 
 
 def child(options: argparse.Namespace) -> None:
-    """One plan, in this process; JSON of its seconds and its memory."""
+    """Make one plan in this process, and print its seconds and memory as JSON."""
     from lfmc.calib_free.allocate.resources import Resources
     from lfmc.calib_free.make_plan import Budget, make_plan
     from lfmc.checkpoint.checkpoint import open_checkpoint
@@ -74,8 +74,8 @@ def child(options: argparse.Namespace) -> None:
     )
 
 
-def plans(options: argparse.Namespace) -> Iterator[str]:
-    """One line a plan, each made by a child process."""
+def run_children(options: argparse.Namespace) -> Iterator[str]:
+    """Make each plan in a child process; yield its line of JSON."""
     runs = [(method, options.bits) for method in options.methods.split(",")]
     if options.again:
         runs.append(("auto", options.bits - 0.5))
@@ -85,29 +85,29 @@ def plans(options: argparse.Namespace) -> Iterator[str]:
             command += ["--methods", method, "--bits", str(bits), "--target", options.target]
             command += ["--threads", str(options.threads)]
             environment = {**os.environ, "LFMC_CACHE": cache}
-            made = subprocess.run(command, env=environment, capture_output=True, text=True)
-            yield made.stdout.strip() if made.returncode == 0 else made.stderr
+            process = subprocess.run(command, env=environment, capture_output=True, text=True)
+            yield process.stdout.strip() if process.returncode == 0 else process.stderr
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--folder", type=Path, help="where the checkpoint lies, or is written")
+    parser.add_argument("--folder", type=Path, help="of the checkpoint; written if it is missing")
     parser.add_argument("--methods", default="auto")
     parser.add_argument("--bits", type=float, default=4.5)
     parser.add_argument("--target", default="onnx")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--again", action="store_true", help="a second plan by auto, half a bit less"
+        "--again", action="store_true", help="make a second plan by auto with half a bit less"
     )
-    parser.add_argument("--keep", action="store_true", help="leave the checkpoint where it is")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoint")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options)
         return
     with checkpoint_of(options.shape, options.folder, keep=options.keep) as options.folder:
-        for line in plans(options):
+        for line in run_children(options):
             print(line, flush=True)
 
 

@@ -1,7 +1,7 @@
-"""Where a decode step of an ExecuTorch bundle spends its time, by the runtime's own event tracer.
+"""Profile the decode step of an ExecuTorch bundle with the runtime's event tracer.
 
-`python tests/benchmarks/profile_executorch.py BUNDLE` feeds tokens one by one and prints the share
-of each kind of operator: those inside of XNNPACK, and those that the runtime runs itself.
+`python tests/benchmarks/profile_executorch.py BUNDLE` runs tokens one by one and prints each
+operator's share of the time: operators inside XNNPACK, and operators that the runtime runs itself.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--tokens", type=int, default=160)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
-    manifest = open_bundle(asked.bundle).manifest
+    manifest = open_bundle(options.bundle).manifest
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "etdump"
-        _run(asked.bundle / manifest["artifact"][0], asked.tokens, trace)
-        inside, outside, total = _read(trace)
-    print(f"{total / asked.tokens:.2f} ms a token at positions 0 to {asked.tokens - 1}\n")
+        _trace_tokens(options.bundle / manifest["artifact"][0], options.tokens, trace)
+        inside, outside, total = _operator_times(trace)
+    print(f"{total / options.tokens:.2f} ms a token at positions 0 to {options.tokens - 1}\n")
     print("| operator | runs in | share |\n|---|---|---|")
     rest = total - inside.total() - outside.total()
     rows = [*((name, "XNNPACK", ms) for name, ms in inside.items())]
     rows += [(name, "the runtime", ms) for name, ms in outside.items()]
-    rows.append(("calls of delegates and all between", "the runtime", rest))
+    rows.append(("delegate calls and everything else", "the runtime", rest))
     for name, where, ms in sorted(rows, key=lambda row: -row[2]):
         if ms / total >= 0.001:
             print(f"| {name} | {where} | {ms / total:.1%} |")
-    print(f"\noutside of XNNPACK: {1 - inside.total() / total:.1%} of the time")
+    print(f"\noutside XNNPACK: {1 - inside.total() / total:.1%} of the time")
 
 
-def _run(program: Path, tokens: int, trace: Path) -> None:
+def _trace_tokens(program: Path, tokens: int, trace: Path) -> None:
     load_operators()
     from executorch.extension.pybindings import portable_lib
 
@@ -56,8 +56,8 @@ def _run(program: Path, tokens: int, trace: Path) -> None:
         module.write_etdump_result_to_file(str(trace), "")
 
 
-def _read(trace: Path) -> tuple[Counter[str], Counter[str], float]:
-    """Milliseconds by operator, inside and outside of XNNPACK, and in all."""
+def _operator_times(trace: Path) -> tuple[Counter[str], Counter[str], float]:
+    """Return milliseconds by operator, inside and outside XNNPACK, and the total milliseconds."""
     from executorch.devtools import Inspector
 
     inside: Counter[str] = Counter()
@@ -67,15 +67,15 @@ def _read(trace: Path) -> tuple[Counter[str], Counter[str], float]:
         for event in block.events if block.name == "Execute" else ():
             if event.perf_data is None:
                 continue
-            spent = sum(event.perf_data.raw)
+            milliseconds = sum(event.perf_data.raw)
             if event.name == "Method::execute":
-                total += spent
+                total += milliseconds
             elif event.is_delegated_op:
-                inside[re.sub(r" #\d+$", "", event.name)] += spent
+                inside[re.sub(r" #\d+$", "", event.name)] += milliseconds
             elif event.name.startswith("native_call_"):
-                outside[event.name.removeprefix("native_call_")] += spent
+                outside[event.name.removeprefix("native_call_")] += milliseconds
             elif event.name.startswith(ATTENTION):
-                outside[ATTENTION] += spent
+                outside[ATTENTION] += milliseconds
     return inside, outside, total
 
 

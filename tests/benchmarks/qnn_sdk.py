@@ -1,9 +1,10 @@
-"""Which versions of Qualcomm's SDK ExecuTorch can compile and emulate with, several times each.
+"""Check which versions of Qualcomm's SDK work with ExecuTorch, several times each.
 
     python tests/benchmarks/qnn_sdk.py SDK [SDK ...] --rounds 10
 
-An SDK is a folder that has lib/x86_64-linux-clang/libQnnHtp.so. Every round is a process of its
-own: it compiles a small block for a chip by `lfmc.targets.qualcomm.delegate`, runs it, compares.
+SDK is a folder that contains lib/x86_64-linux-clang/libQnnHtp.so. Each round runs in a separate
+process. It compiles a small block for an SoC with `lfmc.targets.qualcomm.delegate`, runs the block
+in the emulator, and compares the result with torch.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ import torch
 from torch import nn
 
 from lfmc.errors import LfmcError
-from lfmc.targets.npu.qdq_pairs import Pairs
+from lfmc.targets.npu.qdq_pairs import QdqGraph
 from lfmc.targets.qualcomm import delegate
 from lfmc.targets.qualcomm.socs import SOCS
 
 SIZE, TOKENS = 64, 16
-TOLERANCE = 1e-2  # of the largest result: float16
+TOLERANCE = 1e-2  # relative to the largest output value: float16
 
 
 class Block(nn.Module):
@@ -39,21 +40,21 @@ class Block(nn.Module):
         return (self.down(torch.sigmoid(gate) * value),)
 
 
-def attempt(soc: str) -> str:
-    """Compile, run and compare; what came of it."""
+def run_round(soc: str) -> str:
+    """Compile, run and compare; return the outcome in words."""
     torch.manual_seed(0)
     block, x = Block().eval(), torch.randn(1, TOKENS, SIZE)
     module = torch.export.export(block, (x,)).module()
-    with tempfile.TemporaryDirectory() as place, torch.no_grad():
-        path = Path(place) / "block.pte"
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / "block.pte"
         try:
-            delegate.compile_graph(Pairs(module, (x,), ()), SOCS[soc], path, halves=True)
-            made = delegate.open_pte(path, ["x"], ["y"])({"x": x})["y"]
+            delegate.compile_graph(QdqGraph(module, (x,), ()), SOCS[soc], path, float16=True)
+            actual = delegate.open_pte(path, ["x"], ["y"])({"x": x})["y"]
         except LfmcError as error:
             return f"refused: {error.got}"
-        (wanted,) = block(x)
-        apart = float((made - wanted).abs().max() / wanted.abs().max())
-    return "right" if apart < TOLERANCE else f"wrong by {apart:.1e}"
+        (expected,) = block(x)
+        error = float((actual - expected).abs().max() / expected.abs().max())
+    return "right" if error < TOLERANCE else f"wrong by {error:.1e}"
 
 
 @click.command(help=__doc__)
@@ -63,22 +64,22 @@ def attempt(soc: str) -> str:
 @click.option("--once", is_flag=True, hidden=True)
 def main(sdks: tuple[Path, ...], rounds: int, socs: tuple[str, ...], once: bool) -> None:
     if once:
-        print(json.dumps(attempt(socs[0])))
+        print(json.dumps(run_round(socs[0])))
         return
     for sdk in sdks:
         for soc in socs:
-            found = Counter(_process(sdk, soc) for _ in range(rounds))
-            print(f"{sdk} {soc}: {dict(found)}", flush=True)
+            outcomes = Counter(_run_process(sdk, soc) for _ in range(rounds))
+            print(f"{sdk} {soc}: {dict(outcomes)}", flush=True)
 
 
-def _process(sdk: Path, soc: str) -> str:
+def _run_process(sdk: Path, soc: str) -> str:
     command = [sys.executable, __file__, str(sdk), "--once", "--soc", soc]
     environment = {**os.environ, delegate.SDK_ROOT: str(sdk)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"ended with {done.returncode}"
-    answer: str = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode:
+        return f"ended with {process.returncode}"
+    outcome: str = json.loads(process.stdout.splitlines()[-1])
+    return outcome
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Methods against each other, on text.
+"""Compare the quality of methods on text.
 
 `python tests/benchmarks/quality.py MODEL_DIR... --text FILE.jsonl --bits 2.5,3,3.5,4.5` prints one
-markdown table; without arguments, of the bundled checkpoint on the bundled passages. The text is
-only for measuring: no plan ever sees it. A method is one of lfmc's, with an effort behind a colon
-(`auto:best`), or one of `rivals.py`, which have one size each.
+markdown table. Without arguments it measures the bundled checkpoint on the bundled passages. The
+text is only for measuring: no plan uses it. A method is one of lfmc's, with an optional effort
+after a colon (`auto:best`), or one of `rivals.py`, each of which has a single size.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from rivals import rival_weights
 from torch import Tensor
 
-from lfmc.calib_free.allocate.resources import ALONE, Resources
+from lfmc.calib_free.allocate.resources import LOCAL, Resources
 from lfmc.calib_free.alphaq.allocation import AlphaQOptions
 from lfmc.calib_free.grid.formats import GENERIC, Capabilities
 from lfmc.calib_free.make_plan import FAST, Budget, Effort, make_plan
@@ -38,7 +39,7 @@ COLUMNS = "model | method | budget | actual bits/weight | KL | top-1 | perplexit
 
 
 def read_text(path: Path) -> str:
-    """The text of a file: lines of JSON with a `text` each, or plain."""
+    """Return the text of a file: `text` of each JSON line of a .jsonl, else the whole file."""
     raw = path.read_text(encoding="utf-8")
     if path.suffix != ".jsonl":
         return raw
@@ -46,7 +47,7 @@ def read_text(path: Path) -> str:
 
 
 def capabilities_of(target: str, config: DecoderConfig) -> Capabilities:
-    """What a target stores, or the generic capabilities."""
+    """Return the capabilities of a target, or the generic ones."""
     if target == "generic":
         return GENERIC
     from lfmc.targets.base import get_target
@@ -54,31 +55,66 @@ def capabilities_of(target: str, config: DecoderConfig) -> Capabilities:
     return get_target(target).capabilities(config)
 
 
-def measure(
+def measure_plan(
     checkpoint: Checkpoint, reference: list[Tensor], tokens: Tensor, plan: BitPlan
 ) -> Quality:
-    """Quality of the weights of a plan against the reference logits."""
+    """Return the quality of a plan's weights compared with the reference logits."""
     return measure_weights(checkpoint, reference, tokens, dequantized_weights(checkpoint, plan))
 
 
 def measure_weights(
     checkpoint: Checkpoint, reference: list[Tensor], tokens: Tensor, weights: Mapping[str, Tensor]
 ) -> Quality:
-    """Quality of any weights against the reference logits."""
+    """Return the quality of any weights compared with the reference logits."""
     decoder = checkpoint.decoder(weights)
     meter = QualityMeter()
     with torch.inference_mode():
         parts = zip(reference, logits_of(decoder, tokens), tokens.split(8), strict=True)
-        for wide, narrow, part in parts:
-            meter.add(wide, narrow, part)
+        for reference_logits, logits, window in parts:
+            meter.add(reference_logits, logits, window)
     return meter.result()
 
 
-def table(options: argparse.Namespace) -> Iterator[str]:
-    """Lines of the table, one as soon as it is known."""
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `budget` is None for a rival, which has a single size."""
+
+    model: str
+    method: str
+    budget: float | None
+    bits_per_weight: float
+    quality: Quality
+    seconds: float
+
+    @property
+    def line(self) -> str:
+        budget = "-" if self.budget is None else self.budget
+        quality = self.quality
+        return (
+            f"| {self.model} | {self.method} | {budget} | {self.bits_per_weight:.4f} "
+            f"| {quality.kl:.4f} | {quality.top1:.3f} "
+            f"| {quality.perplexity:.2f} (fp32 {quality.reference_perplexity:.2f}) "
+            f"| {self.seconds:.0f} |"
+        )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A method that raised an error at this budget."""
+
+    model: str
+    method: str
+    budget: float
+    error: str
+
+    @property
+    def line(self) -> str:
+        return f"| {self.model} | {self.method} | {self.budget} | refused: {self.error} | | | | |"
+
+
+def table_rows(options: argparse.Namespace) -> Iterator[Row | Refusal]:
+    """Yield the rows of the table, each as soon as it is measured."""
     text = read_text(options.text)
-    yield f"| {COLUMNS} |"
-    yield "|" + "---|" * len(COLUMNS.split("|"))
     for model in options.models:
         checkpoint = open_checkpoint(model)
         bos = checkpoint.config.bos_id
@@ -89,37 +125,27 @@ def table(options: argparse.Namespace) -> Iterator[str]:
             yield rival_row(checkpoint, reference, tokens, method)
         for budget in options.bits:
             for method in options.methods:
-                yield row(checkpoint, reference, tokens, method, budget, options)
+                yield method_row(checkpoint, reference, tokens, method, budget, options)
 
 
-def rival_row(checkpoint: Checkpoint, reference: list[Tensor], tokens: Tensor, name: str) -> str:
-    """One line: a rival at the one size that it has."""
+def rival_row(checkpoint: Checkpoint, reference: list[Tensor], tokens: Tensor, name: str) -> Row:
+    """Return the row of a rival at its single size."""
     start = time.perf_counter()
     bits, weights = rival_weights(checkpoint, name)
     seconds = time.perf_counter() - start
-    found = measure_weights(checkpoint, reference, tokens, weights)
-    return _line(checkpoint, name, "-", bits, found, seconds)
+    quality = measure_weights(checkpoint, reference, tokens, weights)
+    return Row(checkpoint.name, name, None, bits, quality, seconds)
 
 
-def _line(
-    checkpoint: Checkpoint, method: str, budget: str, bits: float, found: Quality, seconds: float
-) -> str:
-    return (
-        f"| {checkpoint.name} | {method} | {budget} | {bits:.4f} | {found.kl:.4f} "
-        f"| {found.top1:.3f} | {found.perplexity:.2f} (fp32 {found.reference_perplexity:.2f}) "
-        f"| {seconds:.0f} |"
-    )
-
-
-def row(
+def method_row(
     checkpoint: Checkpoint,
     reference: list[Tensor],
     tokens: Tensor,
     method: str,
     budget: float,
     options: argparse.Namespace,
-) -> str:
-    """One line: a method at one budget, or why it refused."""
+) -> Row | Refusal:
+    """Return the row of a method at one budget, or the error that it raised."""
     start = time.perf_counter()
     name, _, level = method.partition(":")
     try:
@@ -135,14 +161,14 @@ def row(
                 Effort(level, options.minutes, options.device, options.gpus) if level else FAST
             ),
             alphaq=AlphaQOptions(gamma=options.gamma) if name == "alphaq" else None,
-            resources=Resources(cache=default_cache()) if options.cache else ALONE,
+            resources=Resources(cache=default_cache()) if options.cache else LOCAL,
         )
     except LfmcError as error:
-        return f"| {checkpoint.name} | {method} | {budget} | refused: {error.what} | | | | |"
+        return Refusal(checkpoint.name, method, budget, error.what)
     seconds = time.perf_counter() - start
     check_plan(plan, checkpoint, capabilities)
-    found = measure(checkpoint, reference, tokens, plan)
-    return _line(checkpoint, method, str(budget), plan.bits_per_weight, found, seconds)
+    quality = measure_plan(checkpoint, reference, tokens, plan)
+    return Row(checkpoint.name, method, budget, plan.bits_per_weight, quality, seconds)
 
 
 def main() -> None:
@@ -158,22 +184,32 @@ def main() -> None:
         "--methods", default=["auto", "alphaq", "uniform"], type=lambda s: s.split(",")
     )
     parser.add_argument("--rivals", default=[], type=lambda s: s.split(","))
-    parser.add_argument("--minutes", type=float, help="bound of each fitting")
-    parser.add_argument("--device", default="cpu", help="where to fit")
-    parser.add_argument("--gpus", default=1, type=int, help="to share what is learned end to end")
+    parser.add_argument("--minutes", type=float, help="time limit of each fitting")
+    parser.add_argument("--device", default="cpu", help="device for fitting")
     parser.add_argument(
-        "--cache", action="store_true", help="reuse what was measured before; seconds count less"
+        "--gpus", default=1, type=int, help="GPUs that share the end-to-end fitting"
+    )
+    parser.add_argument(
+        "--cache",
+        action="store_true",
+        help="reuse earlier measurements; planning times are then shorter",
     )
     parser.add_argument("--target", default="generic")
-    parser.add_argument("--seed", default=0, type=int, help="of what the model samples")
+    parser.add_argument("--seed", default=0, type=int, help="seed of the sampled text")
     parser.add_argument("--gamma", default=1.0, type=float)
-    parser.add_argument("--length", default=256, type=int, help="tokens a window")
+    parser.add_argument("--length", default=256, type=int, help="tokens per window")
     parser.add_argument("--count", type=int, help="windows, spread over the text")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     if options.count is None:
         options.count = 7 if options.text == PASSAGES else 32
-    for line in table(options):
-        print(line, flush=True)
+    print(f"| {COLUMNS} |\n|" + "---|" * len(COLUMNS.split("|")))
+    rows = []
+    for row in table_rows(options):
+        print(row.line, flush=True)
+        rows.append(asdict(row))
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     tokens = options.count * options.length
     print(f"\nKL(fp32 || quantized) in nats per token, on {tokens} tokens of {options.text}.")
 

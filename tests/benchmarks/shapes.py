@@ -1,4 +1,4 @@
-"""Checkpoints of real shapes with random weights, for what depends on size alone."""
+"""Checkpoints of real shapes with random weights, for measurements that depend on size alone."""
 
 from __future__ import annotations
 
@@ -72,14 +72,15 @@ COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 7,
 }
-POOL = 1 << 26  # random numbers, used again and again: nothing here depends on their independence
+POOL = 1 << 26  # random numbers that all tensors reuse: they need not be independent
 
 
 @contextmanager
 def checkpoint_of(shape: str, folder: Path | None, *, keep: bool = False) -> Iterator[Path]:
-    """A folder with a checkpoint of that shape: one that is there, or a new one.
+    """Yield a folder with a checkpoint of that shape: the existing `folder`, or a new one.
 
-    A new one is removed at the end, unless `keep`; it is temporary for `folder` None.
+    A new folder is removed at the end, unless `keep`. If `folder` is None, it is in the temporary
+    directory.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"lfmc-{shape}"
     if folder.exists():
@@ -94,10 +95,10 @@ def checkpoint_of(shape: str, folder: Path | None, *, keep: bool = False) -> Ite
 
 
 def write_checkpoint(shape: str, folder: Path) -> None:
-    """A checkpoint of random weights, one file a layer."""
-    changes, full = SHAPES[shape]
+    """Write a checkpoint of random weights, with one file per layer."""
+    changes, attention_layers = SHAPES[shape]
     kinds = ["conv"] * int(changes["num_hidden_layers"])
-    for layer in full:
+    for layer in attention_layers:
         kinds[layer] = "full_attention"
     raw = {**COMMON, **changes, "layer_types": kinds}
     folder.mkdir(parents=True)
@@ -116,20 +117,22 @@ def write_checkpoint(shape: str, folder: Path) -> None:
         index[name] = f"model-{part}.safetensors"
         total += value.numel()
     for file, tensors in files.items():
-        save_file({n: _random(n, v, pool, generator) for n, v in tensors.items()}, folder / file)
+        save_file(
+            {n: _random_tensor(n, v, pool, generator) for n, v in tensors.items()}, folder / file
+        )
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": index})
     )
     print(f"{shape}: {total / 1e9:.2f} billion parameters", flush=True)
 
 
-def _random(name: str, like: Tensor, pool: Tensor, generator: torch.Generator) -> Tensor:
+def _random_tensor(name: str, template: Tensor, pool: Tensor, generator: torch.Generator) -> Tensor:
     if "norm" in name:
-        return torch.ones(like.shape, dtype=torch.bfloat16)
+        return torch.ones(template.shape, dtype=torch.bfloat16)
     if name.endswith("expert_bias"):
-        return torch.zeros(like.shape)
-    count = like.numel()
+        return torch.zeros(template.shape)
+    count = template.numel()
     offset = int(torch.randint(0, 1 << 20, (), generator=generator))
     copies = -(-(count + offset) // len(pool))
     flat = pool.repeat(copies)[offset : offset + count]
-    return (flat * like.shape[-1] ** -0.5).view(like.shape).clone()
+    return (flat * template.shape[-1] ** -0.5).view(template.shape).clone()

@@ -1,4 +1,4 @@
-"""Small checkpoints: the one that ships with lfmc, and tiny random ones made by hand."""
+"""Fixtures of small checkpoints: the one that ships with lfmc, and tiny random ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def demo() -> Checkpoint:
 
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
-    """Writes a random checkpoint: `make_checkpoint("lfm2_moe", tie_word_embeddings=False)`."""
+    """Return a function that writes a random checkpoint.
+
+    Example: `make_checkpoint("lfm2_moe", tie_word_embeddings=False)`.
+    """
 
     def make(model_type: str = "lfm2_moe", **changes: object) -> Checkpoint:
         raw = {**TINY, "model_type": model_type, **changes}

@@ -12,21 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lfmc.calib_free.allocate.resources import Resources
-from lfmc.calib_free.alphaq import method as paper
+from lfmc.calib_free.alphaq import method as alphaq
 from lfmc.calib_free.alphaq.allocation import AlphaQOptions
 from lfmc.calib_free.auto import method as auto
 from lfmc.calib_free.auto.method import Sample
 from lfmc.calib_free.fit import fit
-from lfmc.calib_free.fit.fit import Effort, Work
-from lfmc.calib_free.fit.training_loop import Course
+from lfmc.calib_free.fit.fit import Effort, FitRecipe
+from lfmc.calib_free.fit.training_loop import TrainingSchedule
 from lfmc.calib_free.grid.formats import GENERIC, Capabilities, Format, parse_format
 from lfmc.calib_free.make_plan import METHODS, Budget, make_plan
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.check_plan import check_plan
-from lfmc.calib_free.plan.roles import QUANTIZED
+from lfmc.calib_free.plan.roles import QUANTIZED_ROLES
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError, LfmcError, UnsupportedError
-from lfmc.machine.cache import NOTHING, Cache
+from lfmc.machine.cache import NO_CACHE, Cache
 from tests.calib_free.conftest import MakeCheckpoint
 
 LINEAR = tuple(
@@ -45,7 +45,7 @@ PHONE = Capabilities(
 
 
 @pytest.fixture(autouse=True)
-def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "TEXTS", 2)
     monkeypatch.setattr(auto, "LENGTH", 16)
     monkeypatch.setattr(auto, "ROWS", 4)
@@ -53,7 +53,7 @@ def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("capabilities", [GENERIC, PHONE], ids=["generic", "phone"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_makes_a_plan_that_checks(
+def test_every_method_makes_a_valid_plan(
     demo: Checkpoint, method: str, capabilities: Capabilities
 ) -> None:
     if capabilities is PHONE and method in ("3", "6"):
@@ -67,7 +67,7 @@ def test_every_method_makes_a_plan_that_checks(
     assert (plan.method, plan.target, plan.num_params) == (method, "here", demo.num_params)
     for row in plan.rows:
         assert row.reason
-        assert (row.grid == "none") == (row.role not in QUANTIZED or method == "none")
+        assert (row.grid == "none") == (row.role not in QUANTIZED_ROLES or method == "none")
     if method in ("auto", "alphaq", "uniform"):
         assert plan.limit_nbytes is not None
         assert plan.nbytes <= plan.limit_nbytes
@@ -85,11 +85,11 @@ def test_every_method_makes_a_plan_that_checks(
     st.booleans(),
 )
 def test_a_budget_is_never_exceeded(
-    make_checkpoint: MakeCheckpoint, method: str, bits: float, bytes_too: bool
+    make_checkpoint: MakeCheckpoint, method: str, bits: float, has_max_bytes: bool
 ) -> None:
     checkpoint = make_checkpoint("lfm2_moe")
     limit = int(bits * checkpoint.num_params / 8)
-    budget = Budget(bits, limit - 100 if bytes_too else None)
+    budget = Budget(bits, limit - 100 if has_max_bytes else None)
     try:
         plan = make_plan(checkpoint, GENERIC, method, budget)
     except InputError:
@@ -99,13 +99,13 @@ def test_a_budget_is_never_exceeded(
 
 
 @pytest.mark.parametrize("method", ["auto", "uniform", "4", "none"])
-def test_a_budget_below_the_smallest_says_what_is_smallest(demo: Checkpoint, method: str) -> None:
+def test_a_budget_that_is_too_small_states_the_smallest(demo: Checkpoint, method: str) -> None:
     with pytest.raises(InputError) as caught:
         make_plan(demo, PHONE, method, Budget(bits_per_weight=1.0))
-    found = re.search(r"at least ([\d.]+) bits per weight, (\d+) bytes", str(caught.value))
-    assert found is not None
-    smallest = int(found.group(2))
-    assert float(found.group(1)) == pytest.approx(8 * smallest / demo.num_params, abs=1e-3)
+    sizes = re.search(r"at least ([\d.]+) bits per weight, (\d+) bytes", str(caught.value))
+    assert sizes is not None
+    smallest = int(sizes.group(2))
+    assert float(sizes.group(1)) == pytest.approx(8 * smallest / demo.num_params, abs=1e-3)
     if method == "auto":
         plan = make_plan(demo, PHONE, method, Budget(max_bytes=smallest))
         assert plan.nbytes == smallest
@@ -118,104 +118,108 @@ def test_the_same_seed_gives_the_same_plan_to_the_byte(
     make_checkpoint: MakeCheckpoint, method: str
 ) -> None:
     checkpoint, budget = make_checkpoint("lfm2_moe"), Budget(12.0)
-    first, again = (
+    first, second = (
         make_plan(checkpoint, PHONE, method, budget, seed=5).to_json() for _ in range(2)
     )
-    assert first == again
+    assert first == second
 
 
 def test_a_plan_opens_no_file_but_the_checkpoint_and_its_cache(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, kept = make_checkpoint("lfm2_moe"), tmp_path / "kept"
-    monkeypatch.setenv("LFMC_CACHE", str(kept))
+    checkpoint, cache = make_checkpoint("lfm2_moe"), tmp_path / "cache"
+    monkeypatch.setenv("LFMC_CACHE", str(cache))
     for effort in ("best", "max"):
-        monkeypatch.setitem(fit.WORK, effort, Work(8, 16, Course(2, 4), Course(2, 4)))
-    make_plan(own, PHONE, "auto", Budget(12.0), effort=Effort("best"))  # imports happen here
+        monkeypatch.setitem(
+            fit.RECIPES, effort, FitRecipe(8, 16, TrainingSchedule(2, 4), TrainingSchedule(2, 4))
+        )
+    make_plan(checkpoint, PHONE, "auto", Budget(12.0), effort=Effort("best"))  # imports happen here
     opened: list[str] = []
     watching = True
-    sink = (os.devnull, None, os.O_WRONLY | os.O_CLOEXEC)  # where the solver's own output goes
+    null_device = (os.devnull, None, os.O_WRONLY | os.O_CLOEXEC)  # for the output of the solver
 
     def watch(event: str, args: tuple[object, ...]) -> None:
-        if watching and event == "open" and args != sink:
+        if watching and event == "open" and args != null_device:
             opened.append(str(args[0]))
         assert not (watching and event.startswith("socket.")), event
 
     sys.addaudithook(watch)
-    fresh = Checkpoint(own.path, own.name, own.config, own.raw_config, own.tensors)
+    parts = checkpoint.path, checkpoint.name, checkpoint.config, checkpoint.raw_config
+    unread = Checkpoint(*parts, checkpoint.tensors)
     for method in ("auto", "alphaq", "uniform", "4"):
-        make_plan(fresh, PHONE, method, Budget(12.0), resources=Resources(cache=Cache(kept)))
+        make_plan(unread, PHONE, method, Budget(12.0), resources=Resources(cache=Cache(cache)))
     for effort in ("best", "max"):
-        make_plan(fresh, PHONE, "4", Budget(12.0), effort=Effort(effort))
+        make_plan(unread, PHONE, "4", Budget(12.0), effort=Effort(effort))
     watching = False
     assert opened
-    assert {p for p in opened if not p.startswith((str(own.path), str(kept)))} == set()
-    assert any(path.startswith(str(kept)) for path in opened)
+    assert {p for p in opened if not p.startswith((str(checkpoint.path), str(cache)))} == set()
+    assert any(path.startswith(str(cache)) for path in opened)
 
 
 def test_spectra_are_cached_by_their_matrix(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint, resources = make_checkpoint("lfm2_moe"), Resources(cache=Cache(tmp_path / "kept"))
-    wide = [
+    checkpoint = make_checkpoint("lfm2_moe")
+    resources = Resources(cache=Cache(tmp_path / "cache"))
+    plans = [
         make_plan(checkpoint, PHONE, "alphaq", Budget(bits), resources=resources)
         for bits in (12.0, 13.0)
     ]
-    assert wide[0] == make_plan(checkpoint, PHONE, "alphaq", Budget(12.0))
-    monkeypatch.setattr(paper, "measure_task", lambda task: pytest.fail("measured again"))
-    assert wide[1] == make_plan(checkpoint, PHONE, "alphaq", Budget(13.0), resources=resources)
+    assert plans[0] == make_plan(checkpoint, PHONE, "alphaq", Budget(12.0))
+    monkeypatch.setattr(alphaq, "measure_task", lambda task: pytest.fail("measured again"))
+    assert plans[1] == make_plan(checkpoint, PHONE, "alphaq", Budget(13.0), resources=resources)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_chooses_the_same_widths(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint("lfm2_moe")
-    here, there = (
+    by_cpu, by_gpu = (
         make_plan(checkpoint, PHONE, "alphaq", Budget(12.0), effort=Effort(device=device))
         for device in ("cpu", "cuda")
     )
-    assert {r.name: r.format for r in here.rows} == {r.name: r.format for r in there.rows}
+    assert {r.name: r.format for r in by_cpu.rows} == {r.name: r.format for r in by_gpu.rows}
 
 
 def test_a_cache_changes_no_plan(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    checkpoint, cache = make_checkpoint("lfm2_moe"), Cache(tmp_path / "kept")
-    told: list[str] = []
+    checkpoint, cache = make_checkpoint("lfm2_moe"), Cache(tmp_path / "cache")
+    messages: list[str] = []
 
-    def plan(bits: float, cache: Cache, seed: int = 0) -> str:
-        told.clear()
+    def plan_json(bits: float, cache: Cache, seed: int = 0) -> str:
+        messages.clear()
         resources = Resources(cache=cache)
-        made = make_plan(
+        plan = make_plan(
             checkpoint,
             PHONE,
             "auto",
             Budget(bits),
             seed=seed,
-            progress=told.append,
+            progress=messages.append,
             resources=resources,
         )
-        return made.to_json()
+        return plan.to_json()
 
-    first = plan(12.0, cache)
-    assert first == plan(12.0, NOTHING)
-    assert any(step.startswith("sensitivity") for step in told)
-    assert plan(13.0, cache) == plan(13.0, NOTHING)
-    plan(13.0, cache)
-    assert not any(step.startswith("sensitivity") for step in told)
-    plan(13.0, cache, seed=1)
-    assert any(step.startswith("sensitivity") for step in told)
+    first = plan_json(12.0, cache)
+    assert first == plan_json(12.0, NO_CACHE)
+    assert any(message.startswith("sensitivity") for message in messages)
+    assert plan_json(13.0, cache) == plan_json(13.0, NO_CACHE)
+    plan_json(13.0, cache)
+    assert not any(message.startswith("sensitivity") for message in messages)
+    plan_json(13.0, cache, seed=1)
+    assert any(message.startswith("sensitivity") for message in messages)
     entry = sorted(cache.folder.glob("*/*.json"))[0]  # type: ignore[union-attr]
     entry.write_text(entry.read_text()[:-20])
-    assert plan(12.0, cache) == first
+    assert plan_json(12.0, cache) == first
 
 
-def test_a_large_model_writes_shorter_texts(
+def test_a_large_model_uses_shorter_texts(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Sample.of(auto.LARGE - 1) == Sample(2, 16)
-    assert Sample.of(auto.LARGE) == Sample(96, 32)
+    assert Sample.for_model(auto.LARGE - 1) == Sample(2, 16)
+    assert Sample.for_model(auto.LARGE) == Sample(96, 32)
     for name, value in (("LARGE", 1), ("LARGE_TEXTS", 3), ("LARGE_LENGTH", 5)):
         monkeypatch.setattr(auto, name, value)
     plan = make_plan(make_checkpoint("lfm2"), GENERIC, "auto", Budget(5.0))
-    reasons = [row.reason for row in plan.rows if row.role in QUANTIZED]
+    reasons = [row.reason for row in plan.rows if row.role in QUANTIZED_ROLES]
     assert all(reason.endswith("3 texts of 5 tokens") for reason in reasons)
 
 
@@ -229,10 +233,10 @@ def test_auto_gives_experts_of_one_layer_one_layout(demo: Checkpoint) -> None:
             layer = row.name.split(".experts.")[0]
             layouts.setdefault(layer, set()).add((f.group, f.symmetric))
     assert len(layouts) == 5
-    assert all(len(found) == 1 for found in layouts.values())
+    assert all(len(pairs) == 1 for pairs in layouts.values())
 
 
-def test_alphaq_is_about_experts(demo: Checkpoint, make_checkpoint: MakeCheckpoint) -> None:
+def test_alphaq_allocates_to_experts(demo: Checkpoint, make_checkpoint: MakeCheckpoint) -> None:
     plan = make_plan(demo, GENERIC, "alphaq", Budget(3.5))
     for row in plan.rows:
         f = parse_format(row.format)
@@ -241,49 +245,49 @@ def test_alphaq_is_about_experts(demo: Checkpoint, make_checkpoint: MakeCheckpoi
             assert isinstance(f, Format)
             assert f.bits in (2, 3, 4, 8)
             assert (f.group, f.symmetric, row.grid) == (64, False, "minmax")
-        elif row.role in QUANTIZED:
+        elif row.role in QUANTIZED_ROLES:
             assert f == Format(4, 64, False, "float16")
     with pytest.raises(InputError, match="this model has none"):
         make_plan(make_checkpoint("lfm2"), GENERIC, "alphaq", None)
 
 
-def test_alphaq_refuses_what_leaves_no_room_for_experts(demo: Checkpoint) -> None:
+def test_alphaq_refuses_a_budget_too_small_for_experts(demo: Checkpoint) -> None:
     with pytest.raises(InputError, match="AlphaQ does not fit"):
         make_plan(demo, GENERIC, "alphaq", Budget(2.5))
 
 
-def test_the_knobs_of_alphaq(demo: Checkpoint) -> None:
-    def planned(**knobs: object) -> BitPlan:
-        options = AlphaQOptions(**knobs)  # type: ignore[arg-type]
+def test_options_of_alphaq(demo: Checkpoint) -> None:
+    def plan_with(**settings: object) -> BitPlan:
+        options = AlphaQOptions(**settings)  # type: ignore[arg-type]
         return make_plan(demo, GENERIC, "alphaq", Budget(4.0), alphaq=options)
 
-    base = planned()
-    assert planned(bits=(2, 3, 4, 8)) == base == make_plan(demo, GENERIC, "alphaq", Budget(4.0))
-    formats = {row.format for row in planned(bits=(3, 6)).rows if row.role == "expert"}
+    base = plan_with()
+    assert plan_with(bits=(2, 3, 4, 8)) == base == make_plan(demo, GENERIC, "alphaq", Budget(4.0))
+    formats = {row.format for row in plan_with(bits=(3, 6)).rows if row.role == "expert"}
     assert formats == {f"int{bits}-g64-asym-float16" for bits in (3, 6)}
     name = "model.layers.1.feed_forward.experts.0.w1.weight"
-    assert planned(tail=0.3).row(name).alpha != base.row(name).alpha
-    assert planned(block=64).row(name).alpha != base.row(name).alpha
-    steep = planned(gamma=10.0)
+    assert plan_with(tail=0.3).row(name).alpha != base.row(name).alpha
+    assert plan_with(block=64).row(name).alpha != base.row(name).alpha
+    steep = plan_with(gamma=10.0)
     assert steep.row(name).alpha == base.row(name).alpha
     assert [row.format for row in steep.rows] != [row.format for row in base.rows]
 
 
-def test_alphaq_refuses_widths_that_the_target_lacks(demo: Checkpoint) -> None:
-    with pytest.raises(InputError, match="can't store experts") as caught:
+def test_alphaq_refuses_unsupported_widths(demo: Checkpoint) -> None:
+    with pytest.raises(InputError, match="does not support all of the requested") as caught:
         make_plan(demo, PHONE, "alphaq", None, alphaq=AlphaQOptions(bits=(2, 3, 4)))
     assert caught.value.expected == "widths of 2, 4, 8"
 
 
 @pytest.mark.parametrize("method", ["auto", "uniform", "4", "none"])
-def test_knobs_of_another_method_are_refused(demo: Checkpoint, method: str) -> None:
+def test_options_of_another_method_are_refused(demo: Checkpoint, method: str) -> None:
     with pytest.raises(InputError, match="for method 'alphaq'"):
         make_plan(demo, GENERIC, method, None, alphaq=AlphaQOptions())
 
 
 def test_uniform_is_one_format(demo: Checkpoint) -> None:
     plan = make_plan(demo, GENERIC, "uniform", Budget(4.5))
-    formats = {row.format for row in plan.rows if row.role in QUANTIZED}
+    formats = {row.format for row in plan.rows if row.role in QUANTIZED_ROLES}
     assert formats == {"int4-g64-asym-float16"}
 
 
@@ -293,7 +297,7 @@ def test_uniform_is_one_format(demo: Checkpoint) -> None:
 )
 def test_a_plain_width(demo: Checkpoint, budget: Budget | None, expected: str) -> None:
     plan = make_plan(demo, GENERIC, "4", budget)
-    assert {row.format for row in plan.rows if row.role in QUANTIZED} == {expected}
+    assert {row.format for row in plan.rows if row.role in QUANTIZED_ROLES} == {expected}
 
 
 def test_a_plain_width_too_large_for_the_budget_is_refused(demo: Checkpoint) -> None:
@@ -301,20 +305,20 @@ def test_a_plain_width_too_large_for_the_budget_is_refused(demo: Checkpoint) -> 
         make_plan(demo, GENERIC, "8", Budget(4.5))
 
 
-def test_floats_keep_their_dtype_where_the_target_has_it(demo: Checkpoint) -> None:
-    own = make_plan(demo, GENERIC, "none", None)
-    assert own.row("model.embed_tokens.weight").format == "bfloat16"
-    assert own.row("model.layers.1.feed_forward.expert_bias").format == "float32"
-    other = make_plan(demo, PHONE, "none", None).row("model.embed_tokens.weight")
-    assert other.format == "float32"
-    assert other.reason.endswith("the target has no bfloat16")
+def test_floats_keep_their_dtype_if_the_target_supports_it(demo: Checkpoint) -> None:
+    generic = make_plan(demo, GENERIC, "none", None)
+    assert generic.row("model.embed_tokens.weight").format == "bfloat16"
+    assert generic.row("model.layers.1.feed_forward.expert_bias").format == "float32"
+    embedding = make_plan(demo, PHONE, "none", None).row("model.embed_tokens.weight")
+    assert embedding.format == "float32"
+    assert embedding.reason.endswith("the target has no bfloat16")
 
 
-def test_a_target_without_integers_can_only_keep(demo: Checkpoint) -> None:
-    plain = Capabilities((), (), (), ("bfloat16", "float32"))
+def test_a_target_without_integers_stores_floats(demo: Checkpoint) -> None:
+    floats_only = Capabilities((), (), (), ("bfloat16", "float32"))
     with pytest.raises(UnsupportedError, match="no integer format for embedding"):
-        make_plan(demo, plain, "auto", None)
-    make_plan(demo, plain, "none", None).check(demo, plain)
+        make_plan(demo, floats_only, "auto", None)
+    check_plan(make_plan(demo, floats_only, "none", None), demo, floats_only)
 
 
 def test_no_floats_at_all_is_refused(demo: Checkpoint) -> None:
@@ -337,9 +341,9 @@ def test_a_budget_is_a_positive_number(numbers: tuple[float | None, int | None])
 @pytest.mark.parametrize("model_type", ["lfm2", "lfm3"])
 def test_dense_models(make_checkpoint: MakeCheckpoint, model_type: str) -> None:
     checkpoint = make_checkpoint(model_type, tie_word_embeddings=False)
-    told: list[str] = []
-    plan = make_plan(checkpoint, GENERIC, "auto", Budget(5.0), progress=told.append)
+    messages: list[str] = []
+    plan = make_plan(checkpoint, GENERIC, "auto", Budget(5.0), progress=messages.append)
     check_plan(plan, checkpoint, GENERIC)
     assert plan.predicted_kl is not None
     assert plan.predicted_kl > 0
-    assert told[0] == "text from the model: token 2 of 16"
+    assert messages[0] == "text from the model: token 2 of 16"

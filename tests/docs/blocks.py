@@ -1,9 +1,9 @@
-"""Code blocks of the pages, and the commands of lfmc in them.
+"""Finds the code blocks of the pages, and the lfmc commands in them.
 
-A block that follows `<!-- run -->` is run by a test, in the order of its page and in one folder.
-Behind a colon it may say `slow` (more than some seconds), `exit N` (the code that it ends with),
-`needs TOOL` (a program or a Python package without which it is skipped); several are separated by
-commas.
+A test runs every block that follows `<!-- run -->`. The blocks of a page run in order, in one
+folder. Options follow after a colon, separated by commas: `slow` (takes more than a few seconds),
+`exit N` (the expected exit code), `needs TOOL` (the test is skipped without this program or Python
+package).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAGES = (
 )
 
 _FENCE = re.compile(
-    r"(?:^<!-- run(?P<how>:[^>]*)? -->\n)?^```(?P<language>\S*)[^\n]*\n(?P<text>.*?)^```$",
+    r"(?:^<!-- run(?P<options>:[^>]*)? -->\n)?^```(?P<language>\S*)[^\n]*\n(?P<text>.*?)^```$",
     re.M | re.S,
 )
 _INDENTED = re.compile(r"(?:^    \S[^\n]*\n)+", re.M)
@@ -31,7 +31,7 @@ _SPAN = re.compile(r"`(lfmc [^`]+)`")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block that is to be run."""
+    """A fenced block that a test runs."""
 
     text: str
     slow: bool
@@ -44,17 +44,17 @@ def name_of(page: Path) -> str:
 
 
 def runnable(page: Path) -> list[Block]:
-    """Blocks behind `<!-- run -->`, in order."""
+    """Return the blocks that follow `<!-- run -->`, in order."""
     return [
-        _block(found["how"] or "", found["text"])
-        for found in _FENCE.finditer(page.read_text(encoding="utf-8"))
-        if found[0].startswith("<!--")
+        _block(match["options"] or "", match["text"])
+        for match in _FENCE.finditer(page.read_text(encoding="utf-8"))
+        if match[0].startswith("<!--")
     ]
 
 
-def _block(how: str, text: str) -> Block:
+def _block(options: str, text: str) -> Block:
     slow, code, needs = False, 0, []
-    for word in filter(None, (part.strip() for part in how.lstrip(":").split(","))):
+    for word in filter(None, (part.strip() for part in options.lstrip(":").split(","))):
         kind, _, value = word.partition(" ")
         if kind == "slow":
             slow = True
@@ -63,17 +63,17 @@ def _block(how: str, text: str) -> Block:
         elif kind == "needs":
             needs.append(value)
         else:
-            raise ValueError(f"a block can't be run '{word}'")
+            raise ValueError(f"a block has the unknown option '{word}'")
     return Block(text, slow, code, tuple(needs))
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Arguments of every `lfmc` command in blocks for a shell, fenced or indented."""
+    """Yield the arguments of every `lfmc` command in shell blocks, fenced or indented."""
     text = page.read_text(encoding="utf-8")
-    blocks = [found["text"] for found in _FENCE.finditer(text) if found["language"] == "sh"]
+    blocks = [match["text"] for match in _FENCE.finditer(text) if match["language"] == "sh"]
     blocks += [
-        re.sub(r"^    ", "", found[0], flags=re.M)
-        for found in _INDENTED.finditer(_FENCE.sub("", text))
+        re.sub(r"^    ", "", match[0], flags=re.M)
+        for match in _INDENTED.finditer(_FENCE.sub("", text))
     ]
     for block in blocks:
         for line in block.replace("\\\n", " ").splitlines():
@@ -90,7 +90,7 @@ def _commands(line: str) -> Iterator[list[str]]:
         if not set(word) <= set("|&;<>"):
             command.append(word)
             continue
-        while command and "=" in command[0]:  # variables of this command
+        while command and "=" in command[0]:  # environment variables of the command
             command.pop(0)
         if command[:1] == ["lfmc"]:
             yield command[1:]
@@ -98,6 +98,6 @@ def _commands(line: str) -> Iterator[list[str]]:
 
 
 def spans(page: Path) -> Iterator[str]:
-    """Commands within a sentence; they may be shortened."""
+    """Yield the commands inside sentences; they may be abbreviated."""
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
-    yield from (found[1] for found in _SPAN.finditer(text))
+    yield from (match[1] for match in _SPAN.finditer(text))

@@ -1,4 +1,4 @@
-"""Every command in the pages is one that lfmc takes, and those marked so are run."""
+"""lfmc parses every command in the pages; blocks that are marked with `run` are run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.cli import COMMANDS, cli
 from lfmc.errors import UnsupportedError
-from lfmc.lowering.request import Options, request
+from lfmc.lowering.request import Options, make_request
 from lfmc.targets.base import get_target
 from tests.docs.blocks import PAGES, Block, commands, name_of, runnable, spans
 
@@ -24,8 +24,8 @@ BITS = {None, "auto", "alphaq", "uniform", "none", "2", "3", "4", "6", "8"}
 LETTERS = re.compile(r"--?[a-zA-Z][\w-]*")
 
 
-def parsed(arguments: list[str]) -> click.Context:
-    """The context of a subcommand; raises what click raises for a wrong command line."""
+def parse(arguments: list[str]) -> click.Context:
+    """Return the context of a subcommand; raise click's exceptions for a wrong command."""
     with cli.make_context("lfmc", list(arguments)) as outer:
         name, command, rest = cli.resolve_command(outer, [*outer._protected_args, *outer.args])
         assert name is not None
@@ -34,67 +34,67 @@ def parsed(arguments: list[str]) -> click.Context:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_are_taken(page: Path) -> None:
+def test_commands_are_valid(page: Path) -> None:
     for arguments in commands(page):
         try:
-            context = parsed(arguments)
+            context = parse(arguments)
         except click.exceptions.Exit:  # --help, --version
             continue
         except click.ClickException as error:
             pytest.fail(f"lfmc {' '.join(arguments)}: {error.format_message()}")
-        given = context.params
-        assert given.get("bits") in BITS, arguments
+        params = context.params
+        assert params.get("bits") in BITS, arguments
         if context.info_name == "export":
-            check_export(given, arguments)
+            check_export(params, arguments)
 
 
-def check_export(given: dict[str, object], arguments: list[str]) -> None:
-    """The target takes these options; for the checkpoint that ships with lfmc or for another."""
-    if given["target"] == "toy":  # an example: tests/docs/test_toy_target.py installs it
+def check_export(params: dict[str, object], arguments: list[str]) -> None:
+    """Assert that the target accepts these options for the checkpoint that ships with lfmc."""
+    if params["target"] == "toy":  # an example: tests/docs/test_toy_target.py installs it
         return
-    flags = {name: str(given[name]) for name in ("device", "soc", "accelerator") if given[name]}
-    chosen = {**dict(given["target_options"]), **flags}  # type: ignore[call-overload]
+    flags = {name: str(params[name]) for name in ("device", "soc", "accelerator") if params[name]}
+    target_options = {**dict(params["target_options"]), **flags}  # type: ignore[call-overload]
     options = Options(
-        bits=given["bits"],  # type: ignore[arg-type]
-        target_options=chosen,
-        check=str(given["check"]),
-        max_kl=given["max_kl"],  # type: ignore[arg-type]
-        min_top1=given["min_top1"],  # type: ignore[arg-type]
+        bits=params["bits"],  # type: ignore[arg-type]
+        target_options=target_options,
+        check=str(params["check"]),
+        max_kl=params["max_kl"],  # type: ignore[arg-type]
+        min_top1=params["min_top1"],  # type: ignore[arg-type]
     )
     try:
-        request(open_checkpoint(), get_target(str(given["target"])), options)
-    except UnsupportedError:  # of this machine, or of this checkpoint: experts, mostly
-        assert given["target"], arguments
+        make_request(open_checkpoint(), get_target(str(params["target"])), options)
+    except UnsupportedError:  # by this machine, or for this checkpoint (mostly experts)
+        assert params["target"], arguments
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_flags_within_sentences_exist(page: Path) -> None:
+def test_flags_inside_sentences_exist(page: Path) -> None:
     for text in spans(page):
         words = text.split()
         if len(words) < 2 or words[1] not in COMMANDS:
             assert words[1].startswith(("-", "|")) or not words[1].islower(), text
             continue
-        known = {
-            name for p in parsed_command(words[1]).params for name in (*p.opts, *p.secondary_opts)
+        flags = {
+            name for p in get_command(words[1]).params for name in (*p.opts, *p.secondary_opts)
         }
-        known |= {"-h", "--help"}
+        flags |= {"-h", "--help"}
         for flag in (word for word in words[2:] if LETTERS.fullmatch(word)):
-            assert flag in known or flag.endswith("-..."), text
+            assert flag in flags or flag.endswith("-..."), text
 
 
-def parsed_command(name: str) -> click.Command:
-    found = cli.get_command(click.Context(cli), name)
-    assert found is not None
-    return found
+def get_command(name: str) -> click.Command:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return command
 
 
-def test_wrong_commands_are_noticed() -> None:
+def test_wrong_commands_are_errors() -> None:
     with pytest.raises(click.NoSuchOption):
-        parsed(["export", "--no-such-flag"])
+        parse(["export", "--no-such-flag"])
     with pytest.raises(click.UsageError):
-        parsed(["explode"])
+        parse(["explode"])
     with pytest.raises(click.BadParameter):
-        parsed(["plan", "--bits-per-weight", "many"])
+        parse(["plan", "--bits-per-weight", "many"])
 
 
 RUN = [page for page in PAGES if any(not block.slow for block in runnable(page))]
@@ -116,7 +116,7 @@ def test_all_blocks_run(page: Path, tmp_path: Path) -> None:
 
 
 def run(block: Block, folder: Path) -> None:
-    """Run a block by bash in `folder`, with this environment's lfmc, and compare its exit code."""
+    """Run a block with bash in `folder`, with the lfmc of this environment; check the exit code."""
     for tool in block.needs:
         if shutil.which(tool) is None and find_spec(tool) is None:
             pytest.skip(f"'{tool}' is not on this machine")
@@ -126,7 +126,7 @@ def run(block: Block, folder: Path) -> None:
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.text],
         cwd=folder,
         env=environment,
@@ -135,4 +135,6 @@ def run(block: Block, folder: Path) -> None:
         check=False,
         timeout=1200,
     )
-    assert done.returncode == block.exit_code, f"{block.text}\n{done.stdout}\n{done.stderr}"
+    assert process.returncode == block.exit_code, (
+        f"{block.text}\n{process.stdout}\n{process.stderr}"
+    )

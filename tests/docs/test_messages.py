@@ -1,11 +1,10 @@
-"""Every message that the page about errors quotes stands in the code."""
+"""Every error message that docs/troubleshooting.md quotes is in the code."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ QUOTED = re.findall(r"^#### `(.+)`$", PAGE.read_text(encoding="utf-8"), re.M)
 
 
 def messages(source: str) -> Iterator[str]:
-    """First arguments of errors that are raised; what is filled in is a gap."""
+    """Yield the messages of the errors in the source; a gap stands for each formatted value."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
             first = node.args[0]
@@ -34,17 +33,17 @@ def text_of(node: ast.Constant | ast.JoinedStr) -> str:
     return "".join(str(v.value) if isinstance(v, ast.Constant) else GAP for v in node.values)
 
 
-def is_of(quoted: str, message: str) -> bool:
-    """`...` stands for a gap, and so may a word: the start of a message is often a name."""
+def is_quote(quoted: str, message: str) -> bool:
+    """Return whether a quote matches a message; any text in the quote may stand for a gap."""
     literal = "".join(message.split(GAP))
     pattern = "(.+)".join(map(re.escape, message.split(GAP)))
     return re.fullmatch(pattern, quoted) is not None and 2 * len(literal) > len(quoted)
 
 
 @pytest.fixture(scope="module")
-def known() -> set[str]:
+def code_messages() -> set[str]:
     files = [path for folder in FOLDERS for path in (REPO / folder).rglob("*.py")]
-    return {own for path in files for own in messages(Path(path).read_text(encoding="utf-8"))}
+    return {text for path in files for text in messages(path.read_text(encoding="utf-8"))}
 
 
 def test_messages_are_quoted_once() -> None:
@@ -53,11 +52,11 @@ def test_messages_are_quoted_once() -> None:
 
 
 @pytest.mark.parametrize("quoted", QUOTED)
-def test_the_code_has_the_message(quoted: str, known: set[str]) -> None:
-    assert any(is_of(quoted, message) for message in known), quoted
+def test_the_code_contains_the_message(quoted: str, code_messages: set[str]) -> None:
+    assert any(is_quote(quoted, message) for message in code_messages), quoted
 
 
-def test_other_messages_are_noticed(known: set[str]) -> None:
-    assert not any(is_of("there is no such bundel", message) for message in known)
-    assert is_of("tensor '...' is lost", f"tensor '{GAP}' is lost")
-    assert not is_of("tensor is lost", f"tensor '{GAP}' is lost")
+def test_other_messages_are_errors(code_messages: set[str]) -> None:
+    assert not any(is_quote("there is no such bundel", message) for message in code_messages)
+    assert is_quote("tensor '...' is lost", f"tensor '{GAP}' is lost")
+    assert not is_quote("tensor is lost", f"tensor '{GAP}' is lost")

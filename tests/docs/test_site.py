@@ -1,4 +1,4 @@
-"""The site builds without a warning, loads nothing from elsewhere, and links lead somewhere."""
+"""The site builds without warnings, loads nothing from other hosts, and has no dead links."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from tests.docs.blocks import PAGES, REPO, name_of
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
-_SHOWN = re.compile(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", re.M | re.S)
-_LOADED = re.compile(
+_QUOTED_FILE = re.compile(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", re.M | re.S)
+_EXTERNAL_RESOURCE = re.compile(
     r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?(https?:)?//|<link[^>]*rel=[\"']?(?:stylesheet|preload|preconnect|icon)[^>]*href=[\"']?(?:https?:)?//"
 )
 
@@ -23,7 +23,7 @@ _LOADED = re.compile(
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'lfmc[docs]'")
     folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
         cwd=REPO,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
@@ -31,19 +31,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     return folder
 
 
 def test_every_page_is_built(site: Path) -> None:
     for page in (REPO / "docs").rglob("*.md"):
-        built = page.relative_to(REPO / "docs").with_suffix(".html")
-        assert (site / built).is_file()
+        html = page.relative_to(REPO / "docs").with_suffix(".html")
+        assert (site / html).is_file()
 
 
-def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+def test_nothing_is_loaded_from_other_hosts(site: Path) -> None:
     for page in site.rglob("*.html"):
-        assert not _LOADED.search(page.read_text(encoding="utf-8")), page
+        assert not _EXTERNAL_RESOURCE.search(page.read_text(encoding="utf-8")), page
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", sheet.read_text()), sheet
 
@@ -66,46 +66,44 @@ def test_reference_has_flags_and_signatures(site: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_to_files(page: Path) -> None:
+def test_links_point_to_existing_files(page: Path) -> None:
     for target in _LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
 
 
-def test_the_hook_rewrites_links_that_leave_the_pages(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_hook_rewrites_links_to_files_outside_the_docs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     sys.path.insert(0, str(REPO / "docs" / "site"))
     try:
         import links
     finally:
         sys.path.pop(0)
 
-    def rewritten(text: str, repo_url: str, source: str = "coreml.md") -> str:
+    def rewrite(text: str, repo_url: str, source: str = "coreml.md") -> str:
         return links._LINK.sub(
-            lambda found: links.rewrite(found, source, REPO / "docs", repo_url), text
+            lambda match: links.rewrite(match, source, REPO / "docs", repo_url), text
         )
 
-    named = "[examples/ios](../examples/ios/README.md)"
+    link = "[examples/ios](../examples/ios/README.md)"
+    assert rewrite("[an app](../examples/ios/README.md)", "") == "an app (`examples/ios/README.md`)"
+    assert rewrite("[examples/ios](../examples/ios)", "") == "examples/ios"
     assert (
-        rewritten("[an app](../examples/ios/README.md)", "") == "an app (`examples/ios/README.md`)"
-    )
-    assert rewritten("[examples/ios](../examples/ios)", "") == "examples/ios"
-    assert (
-        rewritten(named, "https://host/o/n/")
+        rewrite(link, "https://host/o/n/")
         == "[examples/ios](https://host/o/n/blob/main/examples/ios/README.md)"
     )
-    assert (
-        rewritten("[x](../parity.md#rung-4)", "", "tutorials/ci.md") == "[x](../parity.md#rung-4)"
-    )
+    assert rewrite("[x](../parity.md#rung-4)", "", "tutorials/ci.md") == "[x](../parity.md#rung-4)"
     assert not caplog.records
-    rewritten("[x](../no/such/file)", "")
+    rewrite("[x](../no/such/file)", "")
     assert "does not exist" in caplog.text
 
 
-def test_code_in_the_pages_is_that_of_the_files() -> None:
-    shown = {}
+def test_code_in_the_pages_equals_the_files() -> None:
+    num_lines = {}
     for page in PAGES:
-        for path, text in _SHOWN.findall(page.read_text(encoding="utf-8")):
+        for path, text in _QUOTED_FILE.findall(page.read_text(encoding="utf-8")):
             assert text == (REPO / path).read_text(encoding="utf-8"), f"{name_of(page)}: {path}"
-            shown[path] = text.count("\n")
-    assert shown["examples/toy_pass.py"] < 100
-    assert shown["examples/toy_target/lfmc_toy.py"] < 100
+            num_lines[path] = text.count("\n")
+    assert num_lines["examples/toy_pass.py"] < 100
+    assert num_lines["examples/toy_target/lfmc_toy.py"] < 100

@@ -1,4 +1,4 @@
-"""The table of capabilities is what the targets say."""
+"""docs/targets.md and the pages of the targets match the targets' capabilities."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def numbers(values: set[int]) -> str:
 
 
 def scales(formats: tuple[Format, ...]) -> str:
-    """Columns a scale; what holds for some widths only is said of these."""
+    """Describe the columns per scale, with exceptions for some bit widths."""
     groups = numbers({f.group for f in formats if f.group > 0})
     rows = {f.bits for f in formats if f.group == ROW}
     tables = numbers({f.bits for f in formats if f.palette})
     if not groups:
-        return "a row"
-    said = groups + "".join(f"; of {bits} bits a row" for bits in sorted(rows))
+        return "one row"
+    text = groups + "".join(f"; {bits} bits: one row" for bits in sorted(rows))
     *head, last = tables.split(", ")
-    return said + (f"; of {', '.join(head)} and {last} bits a table a row" if tables else "")
+    return text + (f"; {', '.join(head)} and {last} bits: a table per row" if tables else "")
 
 
 def test_every_target_has_a_row() -> None:
@@ -42,15 +42,16 @@ def test_every_target_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
-def test_a_row_is_what_the_target_says(name: str) -> None:
-    own = get_target(name).capabilities(open_checkpoint().config)
-    everywhere = (*own.linear, *own.embedding, *own.expert)
+def test_a_row_matches_the_capabilities_of_the_target(name: str) -> None:
+    capabilities = get_target(name).capabilities(open_checkpoint().config)
+    matrix_formats = (*capabilities.linear, *capabilities.embedding)
+    formats = (*matrix_formats, *capabilities.expert)
     assert rows()[name] == [
-        numbers({f.bits for f in (*own.linear, *own.embedding)}),
-        numbers({f.bits for f in own.expert}),
-        scales(everywhere),
-        "yes" if any(not f.symmetric for f in everywhere) else "no",
-        UNITS[own.expert_unit],
+        numbers({f.bits for f in matrix_formats}),
+        numbers({f.bits for f in capabilities.expert}),
+        scales(formats),
+        "yes" if any(not f.symmetric for f in formats) else "no",
+        UNITS[capabilities.expert_unit],
     ]
 
 
@@ -60,8 +61,8 @@ def test_every_target_has_a_page_with_its_options(name: str) -> None:
     for option in get_target(name).options:
         assert re.search(rf"`{option.name}`|-O {option.name}=", page), option.name
         missing = [choice for choice in option.choices if f"`{choice}`" not in page]
-        families = {"accelerator"}  # told as a range
-        assert option.name in families or not missing, (option.name, missing)
+        ranges = {"accelerator"}  # its page describes the choices as a range
+        assert option.name in ranges or not missing, (option.name, missing)
 
 
 ASPECTS = {
@@ -73,7 +74,7 @@ ASPECTS = {
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
-def test_every_page_answers_the_four_questions(name: str) -> None:
+def test_every_page_has_the_four_sections(name: str) -> None:
     page = (REPO / "docs" / f"{name}.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## (.*)$", page, re.M)
     for aspect, pattern in ASPECTS.items():

@@ -1,4 +1,4 @@
-"""halve-rotary-angles, the pass of docs/architecture.md."""
+"""halve-rotary-angles, the example pass of docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from lfmc.parity.compare import FLOAT_TOLERANCE
 from lfmc.passes.base import apply
 from lfmc.passes.remove_no_ops import RemoveNoOps
 from lfmc.run.stepper import TorchStepper, decoder_stepper
-from tests.passes.graphs import changed, program_of, random
+from tests.passes.graphs import count_rewrites, program_of, random
 
 
 class Angles(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        twice = torch.cat([x, x], dim=-1)
-        return twice.cos(), twice.sin(), torch.cat([x, y], dim=-1).cos()
+        angles = torch.cat([x, x], dim=-1)
+        return angles.cos(), angles.sin(), torch.cat([x, y], dim=-1).cos()
 
 
-def test_fires_on_halves_that_are_equal_and_on_no_others() -> None:
+def test_fires_only_if_both_halves_are_equal() -> None:
     inputs = random(2, 4), random(2, 4, seed=1)
     program = program_of(Angles(), *inputs)
-    assert changed(HalveRotaryAngles(), program, *inputs) == 2
+    assert count_rewrites(HalveRotaryAngles(), program, *inputs) == 2
     sizes = {node.meta["val"].shape[-1] for node in program.nodes("aten.sin")}
     assert sizes == {4}
     assert sorted(n.meta["val"].shape[-1] for n in program.nodes("aten.cos")) == [4, 8]
 
 
-def test_the_decoder_computes_the_same_to_the_bit() -> None:
+def test_the_logits_of_the_decoder_keep_every_bit() -> None:
     checkpoint = open_checkpoint()
     tokens = torch.arange(20)
 
@@ -42,7 +42,7 @@ def test_the_decoder_computes_the_same_to_the_bit() -> None:
         module = program.bind(lambda name, weight: weights[name])
         return TorchStepper(module, checkpoint.config, 32).step(tokens)
 
-    after = logits(HalveRotaryAngles())
-    assert torch.equal(after, logits())
-    plain = decoder_stepper(checkpoint.decoder(), 32).step(tokens)
-    assert (after - plain).abs().max() <= FLOAT_TOLERANCE * plain.abs().max()
+    actual = logits(HalveRotaryAngles())
+    assert torch.equal(actual, logits())
+    expected = decoder_stepper(checkpoint.decoder(), 32).step(tokens)
+    assert (actual - expected).abs().max() <= FLOAT_TOLERANCE * expected.abs().max()

@@ -1,4 +1,4 @@
-"""The toy target of docs/architecture.md: installed as a package of its own, exported, run."""
+"""The toy target of docs/architecture.md: pip installs it, lfmc exports to it and runs it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SOURCE = REPO / "examples" / "toy_target"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package and its entry point, as pip installs them."""
+    """A folder in which pip installed the package and its entry point."""
     copy, folder = tmp_path_factory.mktemp("source") / "toy", tmp_path_factory.mktemp("site")
     shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    how = ("--no-deps", "--no-build-isolation", "--no-index", "--target", folder)
-    pip = [sys.executable, "-m", "pip", "install", "-q", *how, copy]
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--target", folder)
+    pip = [sys.executable, "-m", "pip", "install", "-q", *options, copy]
     subprocess.run(pip, check=True, capture_output=True)
     return folder
 
@@ -43,12 +43,12 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def export(
     installed: None, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> Callable[[str], Path]:
-    """`export(kind)`: the folder that `lfmc export --target toy` wrote of a tiny checkpoint."""
+    """`export(kind)` runs `lfmc export --target toy` on a tiny checkpoint; returns the bundle."""
 
     def run(kind: str) -> Path:
         model, output = str(tiny_checkpoint(kind)), str(tmp_path / "out")
-        how = ("--bits", "4", "--check", "fast", "--context", "64", "--output", output)
-        command = ["export", model, "--target", "toy", *how]
+        options = ("--bits", "4", "--check", "fast", "--context", "64", "--output", output)
+        command = ["export", model, "--target", "toy", *options]
         CliRunner().invoke(cli, command, catch_exceptions=False, standalone_mode=False)
         return tmp_path / "out"
 
@@ -64,27 +64,28 @@ def test_parity_and_reading_back_pass(kind: str, export: Callable[[str], Path]) 
     rungs = {rung["number"]: rung for rung in report["parity"]}
     assert {number for number, rung in rungs.items() if rung["passed"]} == {1, 2, 3}
     assert rungs[3]["worst"] <= 1e-5
-    matrices = [own for own in manifest["tensors"] if own["part"] == "codes"]
-    assert len(report["measured_errors"]) == len({s for own in matrices for s in own["sources"]})
-    verified = CliRunner().invoke(cli, ["verify", str(folder)], catch_exceptions=False)
-    assert "golden prompts" in verified.output
-    told = CliRunner().invoke(cli, ["generate", str(folder), "A house", "--max-tokens", "4"])
-    assert told.exit_code == 0
+    matrices = [tensor for tensor in manifest["tensors"] if tensor["part"] == "codes"]
+    sources = {source for tensor in matrices for source in tensor["sources"]}
+    assert len(report["measured_errors"]) == len(sources)
+    verify = CliRunner().invoke(cli, ["verify", str(folder)], catch_exceptions=False)
+    assert "golden prompts" in verify.output
+    generate = CliRunner().invoke(cli, ["generate", str(folder), "A house", "--max-tokens", "4"])
+    assert generate.exit_code == 0
 
 
-def test_a_code_that_is_not_the_plans_is_noticed(
+def test_a_code_that_differs_from_the_plan_is_an_error(
     export: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import lfmc_toy
 
     save = lfmc_toy.save_file
 
-    def with_a_fault(tensors: dict[str, object], *rest: object) -> None:
+    def save_with_a_wrong_code(tensors: dict[str, object], *rest: object) -> None:
         codes = next(name for name in tensors if name.endswith(".codes"))
         save({**tensors, codes: tensors[codes] ^ 1}, *rest)  # type: ignore[operator]
 
-    monkeypatch.setattr(lfmc_toy, "save_file", with_a_fault)
-    with pytest.raises(GateError, match="on disk are not the plan's"):
+    monkeypatch.setattr(lfmc_toy, "save_file", save_with_a_wrong_code)
+    with pytest.raises(GateError, match="on disk differ from the plan"):
         export("lfm2_moe")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Small bundles as apps open them: of the bundled checkpoint, unproven."""
+"""Export small bundles of the bundled checkpoint for apps, without parity checks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import lfmc
 from lfmc.bundle.bundle import Bundle
 
 
-def app_bundle(output: Path, target: str, bits: str, **choices: str) -> Bundle:
-    """An export to `output` for 64 tokens; `choices` are the target's options."""
+def app_bundle(output: Path, target: str, bits: str, **options: str) -> Bundle:
+    """Export to `output` for 64 tokens, with the target's `options`."""
     return lfmc.export(
         target=target,
         bits=bits,
         output=output,
         check="off",
         context=64,
-        target_options=choices,
+        target_options=options,
     )

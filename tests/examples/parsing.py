@@ -1,4 +1,4 @@
-"""Parsing sources of example apps, whose compilers are not on this machine."""
+"""Parse the sources of example apps, whose compilers are not on this machine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tree_sitter import Language, Node, Parser
 
 
 def broken_lines(grammar: object, source: bytes) -> list[int]:
-    """Lines, from 1, where a source does not parse; `grammar` is what a tree-sitter package has."""
+    """Return the lines, from 1, that do not parse; `grammar` comes from a tree-sitter package."""
     root = Parser(Language(grammar)).parse(source).root_node
-    wrong = (node for node in _walk(root) if node.type == "ERROR" or node.is_missing)
-    return [node.start_point[0] + 1 for node in wrong]
+    errors = (node for node in _walk(root) if node.type == "ERROR" or node.is_missing)
+    return [node.start_point[0] + 1 for node in errors]
 
 
 def _walk(node: Node) -> Iterator[Node]:

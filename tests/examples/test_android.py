@@ -1,4 +1,4 @@
-"""What can be said of the Android app without its tools: it parses, and speaks of what there is."""
+"""Checks of the Android app without its tools: it parses, and its names match a real bundle."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_kotlin_parses(path: Path) -> None:
     assert not broken_lines(tree_sitter_kotlin.language(), path.read_bytes())
 
 
-def test_the_parser_notices_nonsense() -> None:
+def test_the_parser_reports_invalid_code() -> None:
     assert broken_lines(tree_sitter_kotlin.language(), b"fun f( { val = }")
 
 
-def test_the_gradle_files_name_what_the_catalogue_has() -> None:
+def test_the_gradle_files_use_the_entries_of_the_catalogue() -> None:
     catalogue = tomllib.loads((ANDROID / "gradle" / "libs.versions.toml").read_text())
     used = {name for path in GRADLE for name in re.findall(r"libs\.([\w.]+)", path.read_text())}
     libraries = {name.replace("-", ".") for name in catalogue["libraries"]}
@@ -51,12 +51,12 @@ def test_the_gradle_files_name_what_the_catalogue_has() -> None:
     assert (ANDROID / module.strip(":") / "build.gradle.kts").is_file()
 
 
-def test_the_library_is_of_the_version_that_exports() -> None:
+def test_the_library_has_the_version_of_the_exporter() -> None:
     catalogue = tomllib.loads((ANDROID / "gradle" / "libs.versions.toml").read_text())
     assert catalogue["versions"]["executorch"] == version("executorch")
 
 
-def test_the_manifest_names_what_is_there() -> None:
+def test_the_manifest_refers_to_existing_names() -> None:
     key = "{http://schemas.android.com/apk/res/android}"
     main = ANDROID / "app" / "src" / "main"
     application = ElementTree.parse(main / "AndroidManifest.xml").getroot().find("application")
@@ -83,7 +83,7 @@ def test_fields_are_found() -> None:
     assert fields(SOURCES["Manifest"], "Model") == {"name", "vocab_size"}
 
 
-def test_kotlin_reads_what_the_bundle_has(bundle: Bundle) -> None:
+def test_kotlin_reads_existing_fields_of_the_bundle(bundle: Bundle) -> None:
     assert fields(SOURCES["Manifest"], "Manifest") == {
         "target",
         "artifact",
@@ -97,7 +97,7 @@ def test_kotlin_reads_what_the_bundle_has(bundle: Bundle) -> None:
     assert_bundle_is_read(bundle)
 
 
-def test_kotlin_calls_the_program_as_it_is(bundle: Bundle) -> None:
+def test_kotlin_calls_the_program_with_its_inputs(bundle: Bundle) -> None:
     from executorch.runtime import Runtime
 
     program = Runtime.get().load_program(bundle.path / "model.pte")

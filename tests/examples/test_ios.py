@@ -1,4 +1,4 @@
-"""What can be said of the iPhone app without Xcode: it parses, and it speaks of what there is."""
+"""Checks of the iPhone app without Xcode: it parses, and its names match a real bundle."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ def test_swift_parses(path: Path) -> None:
     assert not broken_lines(tree_sitter_swift.language(), path.read_bytes())
 
 
-def test_the_parser_notices_nonsense() -> None:
+def test_the_parser_reports_invalid_code() -> None:
     assert broken_lines(tree_sitter_swift.language(), b"func f( { let = }")
 
 
-def test_the_project_names_what_is_there() -> None:
+def test_the_project_refers_to_existing_objects_and_files() -> None:
     project = OpenStepDecoder.ParseFromFile((IOS / "LfmDemo.xcodeproj/project.pbxproj").open())
     objects: dict[str, dict[str, Any]] = project["objects"]
 
-    def named(value: Any) -> Iterator[str]:
+    def object_ids(value: Any) -> Iterator[str]:
         if isinstance(value, dict):
             for inner in value.values():
-                yield from named(inner)
+                yield from object_ids(inner)
         elif isinstance(value, list):
             for inner in value:
-                yield from named(inner)
+                yield from object_ids(inner)
         elif re.fullmatch(r"[0-9A-F]{23,24}", value):
             yield value
 
     assert project["rootObject"] in objects
-    assert set(named(objects)) <= set(objects)
+    assert set(object_ids(objects)) <= set(objects)
     folders = [o["path"] for o in objects.values() if "SynchronizedRootGroup" in o["isa"]]
     packages = [o["relativePath"] for o in objects.values() if "LocalSwiftPackage" in o["isa"]]
     assert folders == ["LfmDemo"]
     assert packages == ["LfmKit"]
     assert all((IOS / path).is_dir() for path in (*folders, *packages))
     assert (IOS / packages[0] / "Package.swift").is_file()
-    copied = {o["path"] for o in objects.values() if o.get("lastKnownFileType") == "folder"}
-    assert copied == {"Bundle"}  # what step 1 of the README writes
+    resources = {o["path"] for o in objects.values() if o.get("lastKnownFileType") == "folder"}
+    assert resources == {"Bundle"}  # the output of step 1 of the README
     assert "--output examples/ios/Bundle" in (IOS / "README.md").read_text()
     assert "examples/ios/Bundle/" in (IOS.parents[1] / ".gitignore").read_text()
 
@@ -71,12 +71,12 @@ def snake(name: str) -> str:
 
 
 def fields(source: str, struct: str) -> set[str]:
-    """Stored properties of a Swift struct that are decoded, as JSON has them."""
+    """Return the JSON names of the decoded stored properties of a Swift struct."""
     body = source.split(f"struct {struct}", 1)[1]
-    own = re.split(r"\n    (?:}|public struct)", body, maxsplit=1)[0]
+    properties = re.split(r"\n    (?:}|public struct)", body, maxsplit=1)[0]
     if struct == "Manifest":
-        own = re.sub(r"public struct .*?\n    }", "", body, flags=re.S)
-    return {snake(name) for name in re.findall(r"^\s+(?:public )?let (\w+):", own, re.M)}
+        properties = re.sub(r"public struct .*?\n    }", "", body, flags=re.S)
+    return {snake(name) for name in re.findall(r"^\s+(?:public )?let (\w+):", properties, re.M)}
 
 
 def test_fields_are_found() -> None:
@@ -92,7 +92,7 @@ def test_fields_are_found() -> None:
     assert fields(KIT["Manifest"], "State") == {"name", "shape", "kept_by"}
 
 
-def test_swift_reads_what_the_manifest_has(bundles: dict[str, Bundle]) -> None:
+def test_swift_reads_existing_fields_of_the_manifest(bundles: dict[str, Bundle]) -> None:
     source = KIT["Manifest"]
     for bundle in bundles.values():
         manifest = bundle.manifest
@@ -105,27 +105,29 @@ def test_swift_reads_what_the_manifest_has(bundles: dict[str, Bundle]) -> None:
     assert fields(KIT["SelfTest"], "Golden") <= set(golden)
 
 
-def test_swift_calls_what_the_package_has(bundles: dict[str, Bundle]) -> None:
+def test_swift_uses_existing_functions_and_inputs_of_the_package(
+    bundles: dict[str, Bundle],
+) -> None:
     from lfmc.targets.coreml.package import load_program
 
     source = KIT["LanguageModel"]
-    asked = set(re.findall(r'function: "(\w+)"', source))
-    given = set(re.findall(r'inputs\["(\w+)"\]', source))
+    functions = set(re.findall(r'function: "(\w+)"', source))
+    input_names = set(re.findall(r'inputs\["(\w+)"\]', source))
     for layout, bundle in bundles.items():
         program = load_program(bundle.path)
-        assert asked == set(program.functions) == set(bundle.manifest["functions"])
-        passed = {s["name"] for s in bundle.manifest["states"] if s["kept_by"] != "MLState"}
-        kept = {s["name"] for s in bundle.manifest["states"]} - passed
-        assert bool(passed) == (layout == "conv-io")
+        assert functions == set(program.functions) == set(bundle.manifest["functions"])
+        io_states = {s["name"] for s in bundle.manifest["states"] if s["kept_by"] != "MLState"}
+        mlstates = {s["name"] for s in bundle.manifest["states"]} - io_states
+        assert bool(io_states) == (layout == "conv-io")
         for name, tokens in bundle.manifest["functions"].items():
             inputs = program.functions[name].inputs
-            unpadded = given - {"valid"} if name == "decode" else given
-            assert set(inputs) == unpadded | kept | passed
+            expected = input_names - {"valid"} if name == "decode" else input_names
+            assert set(inputs) == expected | mlstates | io_states
             assert inputs["input_ids"].shape == (1, tokens)
             assert inputs["position"].shape == (1,)
             for state in bundle.manifest["states"]:
                 assert list(inputs[state["name"]].shape) == state["shape"]
             outputs = {var.name for var in program.functions[name].outputs}
-            assert outputs == {"logits"} | {f"{state}_out" for state in passed}
+            assert outputs == {"logits"} | {f"{state}_out" for state in io_states}
     assert 'item.name + "_out"' in source
     assert 'featureValue(for: "logits")' in source

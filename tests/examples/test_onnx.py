@@ -1,4 +1,4 @@
-"""The example runs on a real bundle, without torch or lfmc."""
+"""The example runs a real bundle without torch or lfmc."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "onnx" / "run.py"
 
 def test_self_test_and_generation(tmp_path: Path) -> None:
     bundle = lfmc.export(bits="4", output=tmp_path / "b", check="off", context=128)
-    tested = run(str(bundle.path), "--self-test")
-    assert tested.returncode == 0, tested.stderr
-    assert "3 golden prompts" in tested.stdout
+    self_test = run(str(bundle.path), "--self-test")
+    assert self_test.returncode == 0, self_test.stderr
+    assert "3 golden prompts" in self_test.stdout
     golden = bundle.read_json("golden.json")[0]
-    told = run(str(bundle.path), golden["text"], "--tokens", "16")
-    assert told.stdout.rstrip("\n") == golden["text"] + golden["continuation"].rstrip("\n")
+    generation = run(str(bundle.path), golden["text"], "--tokens", "16")
+    assert generation.stdout.rstrip("\n") == golden["text"] + golden["continuation"].rstrip("\n")
 
 
-def test_self_test_notices_other_tokens(tmp_path: Path) -> None:
+def test_the_self_test_fails_for_other_tokens(tmp_path: Path) -> None:
     bundle = lfmc.export(bits="4", output=tmp_path / "b", check="off", context=128)
     path = bundle.path / "golden.json"
     first = bundle.read_json("golden.json")[0]["tokens"][0]

@@ -1,8 +1,8 @@
-"""A fault of lowering, and a target that has it.
+"""Faults of lowering, and a target that lowers with a fault.
 
-The target lowers something else than it is given: an `edit` changes a copy of the program, `stored`
-a tensor on its way into the artifact. What the artifact is compared with stays right. So a fault is
-made alike in every target, in the whole program and in all that a trace cuts out of it.
+The target lowers a wrong copy of its inputs. `edit` changes the copy of the program. `stored` and
+`floats` change tensors before they are stored. The reference stays right. So every target can have
+the same fault, in the whole program and in every part that a trace cuts out of it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from lfmc.calib_free.grid.packed_tensor import PackedTensor, stack_rows
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
 from lfmc.targets.base import Artifact, Request, Target
-from lfmc.verification.locate.cut import copied
-from tests.faults.softmax import knowing_softmax
+from lfmc.verification.locate.cut import copy_program
+from tests.faults.softmax import softmax_handler
 
 Edit = Callable[[Program], None]
-FUNCTIONAL = frozenset({"onnx", "coreml", "mlir"})  # states are values there, not written in place
+FUNCTIONAL = frozenset({"onnx", "coreml", "mlir"})  # these do not write states in place
 ALL = frozenset({"onnx", "coreml", "executorch", "tvm", "mlir"})
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, in which kind of model (`tests.factories.KINDS`), and what has to name it.
+    """A fault in a kind of model (`tests.factories.KINDS`), and the place that lfmc must name.
 
-    `part` and `operator` are the place that a trace must name: an operator of a layer, or of a
-    stored tensor which piece, and then `tensor` is a part of its name. `targets` can have it.
+    A trace must name `part` and `operator`: a layer and its operator, or "stored tensor" and the
+    part of that tensor. In the latter case, `tensor` is a substring of the tensor's name. `targets`
+    are the targets that can have the fault.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultyTarget:
-    """A target that lowers with a fault; all else is the target's own."""
+    """A target that lowers with a fault, and otherwise behaves as `target`."""
 
     target: Target
     fault: Fault
@@ -65,27 +66,29 @@ class FaultyTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
-        given = copied(program)
+        wrong_program = copy_program(program)
         if self.fault.edit is not None:
             with torch.no_grad():
-                self.fault.edit(given)
-        wrong = FaultyWeights(weights.checkpoint, weights.plan, fault=self.fault, right=weights)
-        with knowing_softmax(self.target.name):
-            return self.target.lower(given, wrong, request, folder)
+                self.fault.edit(wrong_program)
+        wrong_weights = FaultyWeights(
+            weights.checkpoint, weights.plan, fault=self.fault, right=weights
+        )
+        with softmax_handler(self.target.name):
+            return self.target.lower(wrong_program, wrong_weights, request, folder)
 
 
 @dataclass
 class FaultyWeights(PlannedWeights):
-    """Weights of which some are not those that `right` has."""
+    """Weights with a fault; `right` are the weights without it."""
 
     fault: Fault = field(kw_only=True)
     right: PlannedWeights = field(kw_only=True)
 
     def packed(self, sources: tuple[str, ...]) -> PackedTensor:
         order = sources if self.fault.sources is None else self.fault.sources(sources)
-        return stack_rows([self._wrong(name) for name in order])
+        return stack_rows([self._wrong_packed(name) for name in order])
 
-    def _wrong(self, name: str) -> PackedTensor:
+    def _wrong_packed(self, name: str) -> PackedTensor:
         packed = self.right.packed((name,))
         for part, change in self.fault.stored.items():
             packed = change(packed) if part in name else packed

@@ -1,4 +1,4 @@
-"""Forms of a softmax for targets that have none: no LFM has one of its own."""
+"""Handlers of a softmax for targets without one; no LFM has a separate softmax operator."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def _softmax_forms(target: str) -> tuple[dict[str, Any], Callable[..., Any]]:
-    """A target's table of forms, and one for the operator that no LFM has."""
+def _softmax_handler(target: str) -> tuple[dict[str, Any], Callable[..., Any]]:
+    """Return the handler table of a target, and a handler of softmax."""
     if target == "onnx":
         from lfmc.targets.onnx import handlers as onnx
 
-        return onnx.HANDLERS, lambda low, node: low.emit.op(
-            "Softmax", low.value(node.args[0]), axis=-1
+        return onnx.HANDLERS, lambda lowering, node: lowering.emitter.op(
+            "Softmax", lowering.value(node.args[0]), axis=-1
         )
     from coremltools.converters.mil import Builder
 
     from lfmc.targets.coreml import handlers as coreml
 
-    return coreml.HANDLERS, lambda low, node: Builder.softmax(x=low.value(node.args[0]), axis=-1)
+    return coreml.HANDLERS, lambda lowering, node: Builder.softmax(
+        x=lowering.value(node.args[0]), axis=-1
+    )
 
 
 @contextmanager
-def knowing_softmax(target: str) -> Iterator[None]:
-    """A target that has a form for a softmax of its own, where it runs no plain operators."""
+def softmax_handler(target: str) -> Iterator[None]:
+    """Add a softmax handler to a target that does not run torch operators without a handler."""
     if target not in ("onnx", "coreml"):
         yield
         return
-    table, form = _softmax_forms(target)
-    table["aten.softmax"] = form
+    handlers, handler = _softmax_handler(target)
+    handlers["aten.softmax"] = handler
     try:
         yield
     finally:
-        del table["aten.softmax"]
+        del handlers["aten.softmax"]

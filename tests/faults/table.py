@@ -1,4 +1,4 @@
-"""The seeded faults, one a row."""
+"""The table of seeded faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def stored_fault(
     name: str,
     about: str,
     kind: str,
-    piece: str,
+    part: str,
     tensor: str,
     packed: Callable[[PackedTensor], PackedTensor] | None = None,
     *,
@@ -23,13 +23,13 @@ def stored_fault(
     sources: Callable[[tuple[str, ...]], tuple[str, ...]] | None = None,
     targets: frozenset[str] = ALL,
 ) -> Fault:
-    """A fault of a tensor's `piece`: codes, scales, zeros or values."""
+    """Return a fault of a part of a stored tensor: codes, scales, zeros or values."""
     return Fault(
         name,
         about,
         kind,
         "stored tensor",
-        piece,
+        part,
         stored={} if packed is None else {tensor: packed},
         floats={} if floats is None else {tensor: floats},
         sources=sources,
@@ -41,177 +41,176 @@ def stored_fault(
 FAULTS = (
     Fault(
         "w1 and w3 swapped",
-        "the gate and the other half of a dense feed-forward change places",
+        "the gate and up projections of a dense feed-forward block are swapped",
         "lfm2",
         "layer 1",
         "lfm.swiglu",
-        edits.exchanged("lfm.swiglu", "layer 1", 0, 1),
+        edits.swap_arguments("lfm.swiglu", "layer 1", 0, 1),
     ),
     Fault(
         "experts' w1 and w3 swapped",
-        "the same in every expert of a layer",
+        "the gate and up projections of every expert of a layer are swapped",
         "lfm2_moe",
         "layer 2",
         "lfm.moe",
-        edits.exchanged("lfm.moe", "layer 2", 3, 4),
+        edits.swap_arguments("lfm.moe", "layer 2", 3, 4),
     ),
     Fault(
         "missing expert bias",
-        "experts are chosen by their scores alone",
+        "experts are selected by their scores without the bias",
         "lfm2_moe",
         "layer 1",
         "lfm.moe",
-        edits.with_argument("lfm.moe", "layer 1", 2, lambda node: node.args[1]),
+        edits.set_argument("lfm.moe", "layer 1", 2, lambda node: node.args[1]),
     ),
     Fault(
         "bias in the scores",
-        "the expert bias takes part in the weights, not only in the choice",
+        "the expert bias changes the weights of the experts, not only their selection",
         "lfm2_moe",
         "layer 3",
         "lfm.moe",
-        edits.with_argument("lfm.moe", "layer 3", 1, lambda node: node.args[2]),
+        edits.set_argument("lfm.moe", "layer 3", 1, lambda node: node.args[2]),
     ),
     Fault(
         "shares not normalized",
-        "the chosen experts' weights do not sum to one",
+        "the weights of the selected experts do not sum to one",
         "lfm2_moe",
         "layer 1",
         "lfm.moe",
-        edits.with_argument("lfm.moe", "layer 1", 7, False),
+        edits.set_argument("lfm.moe", "layer 1", 7, False),
     ),
     Fault(
         "routing scale dropped",
-        "what experts give is not multiplied by the routing scale",
+        "the output of the experts is not multiplied by the routing scale",
         "lfm2_moe-scaled",
         "layer 2",
         "lfm.moe",
-        edits.with_argument("lfm.moe", "layer 2", 8, 1.0),
+        edits.set_argument("lfm.moe", "layer 2", 8, 1.0),
     ),
     Fault(
         "one expert too few",
-        "each token goes to one expert less",
+        "each token is sent to one expert fewer",
         "lfm2_moe",
         "layer 3",
         "lfm.moe",
-        edits.with_argument("lfm.moe", "layer 3", 6, 1),
-        targets=ALL - {"coreml"},  # its interpreter tells experts of layers that choose as many
+        edits.set_argument("lfm.moe", "layer 3", 6, 1),
+        # Core ML's interpreter reports the selected experts only if all layers select as many.
+        targets=ALL - {"coreml"},
     ),
     Fault(
         "rope off by one",
-        "each pair of dims turns by the angle of the next one",
+        "each pair of dims is rotated by the angle of the next pair",
         "lfm2",
         "layer 1",
         "lfm.attention",
-        edits.rope_off_by_one,
+        edits.shift_rope,
     ),
     Fault(
         "sliding window off by one",
-        "a layer sees one position less than it should",
+        "a sliding layer attends to one position too few",
         "lfm3",
         "layer 1",
         "lfm.attention",
-        edits.with_argument("lfm.attention", "layer 1", 10, 7),
+        edits.set_argument("lfm.attention", "layer 1", 10, 7),
     ),
     Fault(
         "sliding window dropped",
-        "a sliding layer sees every position",
+        "a sliding layer attends to every position",
         "lfm3",
         "layer 1",
         "lfm.attention",
-        edits.with_argument("lfm.attention", "layer 1", 10, 0),
+        edits.set_argument("lfm.attention", "layer 1", 10, 0),
     ),
     Fault(
         "q and k norms swapped",
-        "queries are scaled by the gains of keys, and keys by those of queries",
+        "queries are scaled by the gains of keys, and keys by the gains of queries",
         "lfm2",
         "layer 3",
         "lfm.attention",
-        edits.exchanged("lfm.attention", "layer 3", 3, 4),
+        edits.swap_arguments("lfm.attention", "layer 3", 3, 4),
     ),
     Fault(
         "keys and values swapped",
-        "the projections of keys and of values change places",
+        "the projections of keys and values are swapped",
         "lfm3",
         "layer 2",
         "lfm.attention",
-        edits.exchanged("lfm.attention", "layer 2", 1, 2),
+        edits.swap_arguments("lfm.attention", "layer 2", 1, 2),
     ),
     Fault(
         "heads not gated",
-        "the gate of attention's heads lacks its sigmoid",
+        "the gate of the attention heads lacks its sigmoid",
         "lfm3",
         "layer 1",
         "aten.sigmoid",
-        edits.raw_gate,
+        edits.drop_gate_sigmoid,
     ),
     Fault(
         "norm behind a block skipped",
-        "the second norm of a sandwich is left out",
+        "the second norm of a sandwich is skipped",
         "lfm3",
         "layer 2",
         "lfm.rms_norm",
-        edits.skipped("lfm.rms_norm", "layer 2", "post_ffn_norm"),
+        edits.skip_operator("lfm.rms_norm", "layer 2", "post_ffn_norm"),
     ),
     Fault(
         "wrong epsilon",
-        "a norm adds 1e-2 to the mean square, not 1e-5",
+        "a norm adds 1e-2 to the mean square, instead of 1e-5",
         "lfm2",
         "layer 2",
         "lfm.add_rms_norm",
-        edits.with_argument("lfm.add_rms_norm", "layer 2", 3, 1e-2, "operator_norm"),
+        edits.set_argument("lfm.add_rms_norm", "layer 2", 3, 1e-2, "operator_norm"),
     ),
     Fault(
         "residual lost",
-        "a block's result is added to itself, not to what came in",
+        "the output of a block is added to itself instead of to the input of the block",
         "lfm2",
         "layer 2",
         "lfm.add_rms_norm",
-        edits.with_argument(
-            "lfm.add_rms_norm", "layer 2", 1, lambda node: node.args[0], "ffn_norm"
-        ),
+        edits.set_argument("lfm.add_rms_norm", "layer 2", 1, lambda node: node.args[0], "ffn_norm"),
     ),
     Fault(
         "gain of another layer",
-        "a norm is given the gains of the layer before",
+        "a norm uses the gains of the previous layer",
         "lfm2",
         "layer 2",
         "lfm.add_rms_norm",
-        edits.gain_of_another_layer,
+        edits.use_gain_of_previous_layer,
     ),
     Fault(
         "stale conv state",
-        "a filter's state is given back as it came",
+        "the state of a short convolution is returned without its update",
         "lfm2",
         "layer 0",
         "lfm.gated_short_conv",
-        edits.stale_state("conv"),
+        edits.return_stale_state("conv"),
         targets=FUNCTIONAL,
     ),
     Fault(
         "conv states exchanged",
-        "two layers get each other's state with the next call",
+        "two layers read each other's state in the next call",
         "lfm2",
         "layer 0",
         "lfm.gated_short_conv",
-        edits.states_exchanged,
+        edits.swap_conv_states,
         targets=FUNCTIONAL,
     ),
     Fault(
         "stale keys",
-        "a cache of keys is given back as it came",
+        "a cache of keys is returned without its update",
         "lfm2",
         "layer 1",
         "lfm.attention",
-        edits.stale_state("key"),
+        edits.return_stale_state("key"),
         targets=FUNCTIONAL,
     ),
     Fault(
         "softmax router",
-        "scores of experts compete by a softmax; each should be a sigmoid of its own",
+        "the scores of experts are a softmax instead of one sigmoid per expert",
         "lfm2_moe",
         "layer 2",
         "aten.sigmoid",
-        edits.softmax_router,
+        edits.use_softmax_router,
         targets=frozenset({"onnx", "coreml", "mlir"}),
     ),
     Fault(
@@ -220,20 +219,20 @@ FAULTS = (
         "lfm2-conv-bias",
         "layer 2",
         "lfm.gated_short_conv",
-        edits.with_argument("lfm.gated_short_conv", "layer 2", 2, None),
+        edits.set_argument("lfm.gated_short_conv", "layer 2", 2, None),
     ),
     stored_fault(
         "dropped zero point",
-        "codes are centred, whatever their zero points",
+        "codes are centered, and the zero points are ignored",
         "lfm2",
         "zeros",
         "layers.1.self_attn.q_proj",
-        edits.no_zero_point,
-        targets=ALL - {"executorch"},  # XNNPACK has none
+        edits.drop_zero_point,
+        targets=ALL - {"executorch"},  # XNNPACK has no zero points
     ),
     stored_fault(
         "scales one group off",
-        "each group of a row has the scale of the one before",
+        "each group of a row has the scale of the previous group",
         "lfm2",
         "scales",
         "layers.0.conv.in_proj",
@@ -241,23 +240,23 @@ FAULTS = (
     ),
     stored_fault(
         "scales one row off",
-        "each row has the scales of the one before",
+        "each row has the scales of the previous row",
         "lfm2",
         "scales",
         "layers.2.feed_forward.w2",
-        edits.scale_of_next_row,
+        edits.shift_scales_by_row,
     ),
     stored_fault(
         "wrong group order",
-        "a row's groups of codes stand from the last to the first",
+        "the groups of codes of each row are reversed",
         "lfm3",
         "codes",
         "layers.2.self_attn.o_proj",
-        edits.turn_groups,
+        edits.reverse_groups,
     ),
     stored_fault(
         "nibbles swapped",
-        "the two codes of a byte change places",
+        "the two codes of each byte are swapped",
         "lfm2",
         "codes",
         "embed_tokens",
@@ -265,31 +264,31 @@ FAULTS = (
     ),
     stored_fault(
         "codes of the other sign",
-        "the highest bit of every code is turned",
+        "the highest bit of every code is flipped",
         "lfm2_moe",
         "codes",
         "layers.3.feed_forward.experts.4.w2",
-        edits.turn_sign,
+        edits.flip_sign_bit,
     ),
     stored_fault(
         "experts exchanged",
-        "two experts of a layer lie in each other's place",
+        "two experts of a layer are swapped",
         "lfm2_moe",
         "codes",
         "layers.1.feed_forward.experts.0",
-        sources=edits.experts_exchanged,
+        sources=edits.swap_experts,
     ),
     stored_fault(
         "merged rows in another order",
-        "of q, k and v in one matrix, v comes first",
+        "in the merged matrix of q, k and v, v comes first",
         "lfm2",
         "codes",
         "layers.1.self_attn.q_proj",
-        sources=edits.in_other_order,
+        sources=edits.reverse_merged_rows,
     ),
     stored_fault(
         "transposed conv kernel",
-        "a filter's taps stand from the newest to the oldest",
+        "the taps of a filter are reversed",
         "lfm2",
         "values",
         "layers.0.conv.conv",
@@ -297,7 +296,7 @@ FAULTS = (
     ),
     stored_fault(
         "rounded router",
-        "the router's weights are rounded once more, to bfloat16",
+        "the weights of the router are also rounded to bfloat16",
         "lfm2_moe",
         "values",
         "layers.2.feed_forward.gate",
@@ -305,7 +304,7 @@ FAULTS = (
     ),
     stored_fault(
         "centred gains",
-        "the gains of a norm are stored less one",
+        "the gains of a norm are stored minus one",
         "lfm2",
         "values",
         "layers.3.ffn_norm",
@@ -315,11 +314,11 @@ FAULTS = (
 
 
 def fault_table() -> str:
-    """The faults as a table of Markdown, for docs/parity.md."""
+    """Return the faults as a Markdown table, for docs/parity.md."""
     lines = ["| fault | what is wrong | caught by | the place | targets |", "|---|---|---|---|---|"]
-    for own in FAULTS:
-        gate = "read back" if own.is_stored else "rung 3"
-        where = f"the {own.operator}" if own.is_stored else f"`{own.operator}`, {own.part}"
-        targets = "all" if own.targets == ALL else ", ".join(sorted(own.targets))
-        lines.append(f"| {own.name} | {own.about} | {gate} | {where} | {targets} |")
+    for fault in FAULTS:
+        gate = "read back" if fault.is_stored else "rung 3"
+        where = f"the {fault.operator}" if fault.is_stored else f"`{fault.operator}`, {fault.part}"
+        targets = "all" if fault.targets == ALL else ", ".join(sorted(fault.targets))
+        lines.append(f"| {fault.name} | {fault.about} | {gate} | {where} | {targets} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What several tests of this folder share: a verified export, and facts about plans."""
+"""Fixtures of this folder: a verified export, and facts about plans."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lfmc.targets.base import get_target
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Report]:
-    """`--bits uniform` with the full check; its folder must not be changed."""
+    """Export with `--bits uniform` and the full check; tests must not change the folder."""
     output = tmp_path_factory.mktemp("export") / "bundle"
     options = Options(bits="uniform", context=200)
     checkpoint, target = open_checkpoint(), get_target("onnx")
@@ -34,14 +34,15 @@ def bundle_path(exported: tuple[Bundle, Report]) -> Path:
 
 @pytest.fixture(scope="session")
 def plan_facts(any_checkpoint: Callable[[str], Checkpoint]) -> Callable[[str, str], PlanFacts]:
-    """`plan_facts(name, bits)`: facts about the ONNX plan of a checkpoint, gathered once."""
+    """Return `plan_facts(name, bits)`: cached facts about the ONNX plan of a checkpoint."""
 
     @cache
     def gather(name: str, bits: str) -> PlanFacts:
-        checkpoint, target, seen = any_checkpoint(name), get_target("onnx"), list[Allocation]()
-        plan = plan_for(checkpoint, target, Options(bits=bits), Silent(), seen.append)
+        checkpoint, target = any_checkpoint(name), get_target("onnx")
+        allocations = list[Allocation]()
+        plan = plan_for(checkpoint, target, Options(bits=bits), Silent(), allocations.append)
         capabilities = target.capabilities(checkpoint.config)
-        measured = seen[0].measured if seen else None
-        return gather_plan(checkpoint, capabilities, plan, measured, lambda message: None)
+        matrix_costs = allocations[0].matrix_costs if allocations else None
+        return gather_plan(checkpoint, capabilities, plan, matrix_costs, lambda message: None)
 
     return gather

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: output, exit codes, JSON."""
+"""The command line in separate processes: output, exit codes, JSON."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ def lfmc(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
-def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
-    done = lfmc("--help")
-    assert done.returncode == 0
-    assert all(name in done.stdout for name in COMMANDS)
+def test_help_lists_every_command_and_imports_no_large_package() -> None:
+    process = lfmc("--help")
+    assert process.returncode == 0
+    assert all(name in process.stdout for name in COMMANDS)
     code = (
         "import sys; sys.argv = ['lfmc', '--help']\n"
         "from lfmc.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'transformers', 'onnx', 'rich', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "large = {'torch', 'numpy', 'transformers', 'onnx', 'rich', 'scipy'} & set(sys.modules)\n"
+        "assert not large, large"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
-    done = lfmc(command, "--help")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Usage:")
+    process = lfmc(command, "--help")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("Usage:")
 
 
 def test_doctor_and_inspect(tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ def test_doctor_and_inspect(tmp_path: Path) -> None:
     assert onnx["options"] == {"layout": ["plain", "genai", "transformers.js"]}
     lines = [line.strip() for line in lfmc("doctor", cwd=tmp_path).stdout.splitlines()]
     assert any(line.startswith("-O layout=plain | genai | transformers.js:") for line in lines)
-    shown = json.loads(lfmc("inspect", "--json", cwd=tmp_path).stdout)
-    assert shown["parameters"] == 7_881_256
-    first = shown["memory"][0]
+    inspection = json.loads(lfmc("inspect", "--json", cwd=tmp_path).stdout)
+    assert inspection["parameters"] == 7_881_256
+    first = inspection["memory"][0]
     assert (first["context"], first["attention"], first["conv"]) == (512, 2**20, 4 * 256 * 2 * 4)
     assert first["total"] == first["weights"] + first["attention"] + first["conv"]
     assert first["all_attention_total"] == first["weights"] + 3 * 2**20
@@ -58,91 +58,91 @@ def test_doctor_and_inspect(tmp_path: Path) -> None:
     assert "estimate" in table
 
 
-def test_pages_are_written_once(tmp_path: Path) -> None:
+def test_reports_are_only_overwritten_with_force(tmp_path: Path) -> None:
     for command in (["inspect"], ["plan", "--bits", "uniform"]):
         page = tmp_path / f"{command[0]}.html"
-        done = lfmc(*command, "--report", page)
-        assert done.returncode == 0, done.stderr
+        process = lfmc(*command, "--report", page)
+        assert process.returncode == 0, process.stderr
         assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-        assert f"report: {page}" in done.stdout
-        again = lfmc(*command, "--report", page)
-        assert again.returncode == 2
-        assert "--force" in again.stderr
+        assert f"report: {page}" in process.stdout
+        repeated = lfmc(*command, "--report", page)
+        assert repeated.returncode == 2
+        assert "--force" in repeated.stderr
         assert lfmc(*command, "--report", page, "--force").returncode == 0
 
 
 def test_plan_prints_a_table_and_writes_a_file(tmp_path: Path) -> None:
-    done = lfmc("plan", "--bits", "4", "--output", "plan.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "experts" in done.stdout
-    assert "no MODEL given" in done.stderr
+    process = lfmc("plan", "--bits", "4", "--output", "plan.json", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "experts" in process.stdout
+    assert "bits per weight" in process.stdout
+    assert "no MODEL given" in process.stderr
     assert len(json.loads((tmp_path / "plan.json").read_text())["rows"]) == 171
-    again = lfmc("plan", "--bits", "4", "--output", "plan.json", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "--force" in again.stderr
+    repeated = lfmc("plan", "--bits", "4", "--output", "plan.json", cwd=tmp_path)
+    assert repeated.returncode == 2
+    assert "--force" in repeated.stderr
 
 
-def test_the_knobs_of_alphaq_reach_the_plan(tmp_path: Path) -> None:
-    knobs = ("--alphaq-bits", "2,8", "--alphaq-gamma", "10", "--alphaq-block", "64")
-    done = lfmc("plan", "--bits", "alphaq", "--json", *knobs, "--alphaq-tail", "0.2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [row for row in json.loads(done.stdout)["rows"] if row["role"] == "expert"]
+def test_the_options_of_alphaq_reach_the_plan(tmp_path: Path) -> None:
+    options = ("--alphaq-bits", "2,8", "--alphaq-gamma", "10", "--alphaq-block", "64")
+    options += ("--alphaq-tail", "0.2")
+    process = lfmc("plan", "--bits", "alphaq", "--json", *options, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    rows = [row for row in json.loads(process.stdout)["rows"] if row["role"] == "expert"]
     assert {row["format"].split("-")[0] for row in rows} == {"int2", "int8"}
 
 
 def test_export_dry_run_writes_nothing(tmp_path: Path) -> None:
-    done = lfmc("export", "--bits", "4", "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "nothing was written" in done.stdout
+    process = lfmc("export", "--bits", "4", "--dry-run", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "nothing was written" in process.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_prints_one_table_and_json(tmp_path: Path) -> None:
-    done = lfmc("export", "--bits", "4", "--check", "fast", "--context", "64", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_export_prints_tables_and_writes_one_folder(tmp_path: Path) -> None:
+    process = lfmc("export", "--bits", "4", "--check", "fast", "--context", "64", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
     for word in ("fuse-gated-short-conv 4", "parity", "KL", "top-1", "bits per weight", "bundle:"):
-        assert word in done.stdout
-    assert "Warning" not in done.stderr
-    assert done.stderr.count("\n") == 1  # that the bundled checkpoint is used, and nothing else
+        assert word in process.stdout
+    assert "Warning" not in process.stderr
+    assert process.stderr.count("\n") == 1  # only the note about the test model
     assert (tmp_path / "lfmc2").exists() is False
     assert [p.name for p in tmp_path.iterdir()] == ["lfm2-moe-8m-onnx"]
 
 
 def test_generate_verify_and_bench(bundle_path: Path) -> None:
     text = lfmc("generate", bundle_path, "Once upon a time", "--max-tokens", "8", "--json")
-    found = json.loads(text.stdout)
-    assert len(found["tokens"]) == 8
+    assert len(json.loads(text.stdout)["tokens"]) == 8
     chat = lfmc("generate", bundle_path, "Hello", "--chat", "--max-tokens", "4")
     assert chat.returncode == 0, chat.stderr
-    sampled = [
+    samples = [
         lfmc("generate", bundle_path, "The", "--temperature", "1", "--seed", seed, "--json").stdout
         for seed in ("1", "1", "2")
     ]
-    assert sampled[0] == sampled[1] != sampled[2]
-    done = lfmc("verify", bundle_path)
-    assert done.returncode == 0, done.stderr
-    assert "golden prompts: 3" in done.stdout
-    timed = lfmc("bench", bundle_path, "--prompt", "16", "--tokens", "4", "--rounds", "2", "--json")
-    assert json.loads(timed.stdout)["decode"]["best"] > 0
+    assert samples[0] == samples[1] != samples[2]
+    verification = lfmc("verify", bundle_path)
+    assert verification.returncode == 0, verification.stderr
+    assert "golden prompts: 3" in verification.stdout
+    lengths = ("--prompt", "16", "--tokens", "4", "--rounds", "2")
+    rates = json.loads(lfmc("bench", bundle_path, *lengths, "--json").stdout)
+    assert rates["decode"]["best"] > 0
 
 
 def test_verify_against_the_checkpoint(bundle_path: Path) -> None:
-    done = lfmc("verify", bundle_path, "demo", "--check", "fast", "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert all(rung["passed"] for rung in found["parity"])
+    process = lfmc("verify", bundle_path, "demo", "--check", "fast", "--json")
+    assert process.returncode == 0, process.stderr
+    assert all(rung["passed"] for rung in json.loads(process.stdout)["parity"])
 
 
-def test_verify_notices_a_changed_bundle(bundle_path: Path, tmp_path: Path) -> None:
+def test_verify_rejects_a_changed_bundle(bundle_path: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle_path, tmp_path / "b")
-    data = tmp_path / "b" / "model.onnx.data"
-    data.write_bytes(data.read_bytes()[:-1] + b"\x00\x01"[:1])
-    changed = bytearray(data.read_bytes())
-    changed[1000] ^= 1
-    data.write_bytes(bytes(changed))
-    done = lfmc("verify", tmp_path / "b")
-    assert done.returncode == 3
-    assert "model.onnx.data" in done.stderr
+    path = tmp_path / "b" / "model.onnx.data"
+    data = bytearray(path.read_bytes()[:-1] + b"\x00\x01"[:1])
+    data[1000] ^= 1
+    path.write_bytes(bytes(data))
+    process = lfmc("verify", tmp_path / "b")
+    assert process.returncode == 3
+    assert "model.onnx.data" in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -180,24 +180,24 @@ def test_verify_notices_a_changed_bundle(bundle_path: Path, tmp_path: Path) -> N
 def test_bad_input_is_one_clear_error(
     tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
-    done = lfmc(*arguments, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) <= 24
+    process = lfmc(*arguments, cwd=tmp_path)
+    assert process.returncode == code, process.stderr
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert len(process.stderr.splitlines()) <= 24
     assert list(tmp_path.iterdir()) == []
 
 
-def test_json_reports_errors_too(tmp_path: Path) -> None:
-    done = lfmc("export", "nowhere", "--json", cwd=tmp_path)
-    assert json.loads(done.stdout)["exit_code"] == done.returncode == 2
+def test_errors_are_also_reported_as_json(tmp_path: Path) -> None:
+    process = lfmc("export", "nowhere", "--json", cwd=tmp_path)
+    assert json.loads(process.stdout)["exit_code"] == process.returncode == 2
 
 
-def test_workers_that_are_not_there_are_wrong_input(tmp_path: Path) -> None:
+def test_unreachable_workers_are_wrong_input(tmp_path: Path) -> None:
     for address in ("tcp://127.0.0.1:1", "dask://127.0.0.1:9"):
-        done = lfmc("plan", "--bits", "uniform", "--workers", address, cwd=tmp_path)
-        assert done.returncode == 2, done.stderr
-        assert "where" in done.stderr or "expected" in done.stderr
+        process = lfmc("plan", "--bits", "uniform", "--workers", address, cwd=tmp_path)
+        assert process.returncode == 2, process.stderr
+        assert "where" in process.stderr or "expected" in process.stderr
 
 
 def test_workers_without_dask_name_the_extra(tmp_path: Path) -> None:
@@ -207,12 +207,13 @@ def test_workers_without_dask_name_the_extra(tmp_path: Path) -> None:
         "sys.argv = ['lfmc', 'plan', '--workers', 'dask://127.0.0.1:9']\n"
         "from lfmc.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 4, done.stderr
-    assert "pip install 'lfmc[dask]'" in done.stderr
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 4, process.stderr
+    assert "pip install 'lfmc[dask]'" in process.stderr
 
 
-def test_what_was_measured_is_kept_unless_told_otherwise(
+def test_measurements_are_cached_unless_no_cache_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LFMC_CACHE", str(tmp_path / "cache"))
@@ -231,7 +232,8 @@ def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
         f"{str(tmp_path / 'b')!r}]\n"
         "from lfmc.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 4, done.stderr
-    assert "pip install 'lfmc[onnx]'" in done.stderr
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 4, process.stderr
+    assert "pip install 'lfmc[onnx]'" in process.stderr
     assert list(tmp_path.iterdir()) == []

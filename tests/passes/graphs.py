@@ -1,4 +1,4 @@
-"""Programs made from a few lines of torch, and what a pass did to them."""
+"""Builds programs from small torch modules, and checks passes on them."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ from tests.factories import KINDS
 
 
 def program_of(module: nn.Module, *inputs: Any, clean: bool = False, **options: Any) -> Program:
-    """The exported graph of a module, with its real weights; `clean` takes the no-ops out."""
+    """Export a module with its real weights; `clean` removes no-ops."""
     exported = torch.export.export(module.eval().requires_grad_(False), inputs, **options)
     graph_module, names = lift_constants(exported)
-    config = read_config(KINDS["lfm2"])  # no pass reads it
+    config = read_config(KINDS["lfm2"])  # passes do not read it
     program = Program(graph_module, config, (), {name: Weight((name,)) for name in names})
     if clean:
         apply([RemoveNoOps()], program)
     return program
 
 
-def run(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
+def run_program(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
     program.module.recompile()
     return tuple(program.module(*inputs))
 
 
-def changed(step: Pass, program: Program, *inputs: Tensor) -> int:
-    """Apply a pass; assert that it changes no result beyond its tolerance; how often it fired."""
-    before = run(program, *inputs)
-    weights = {name: copy.copy(get(program, name)) for name in program.weights}
+def count_rewrites(step: Pass, program: Program, *inputs: Tensor) -> int:
+    """Apply a pass, assert that results stay within its tolerance, return the rewrites."""
+    before = run_program(program, *inputs)
+    weights = {name: copy.copy(get_constant(program, name)) for name in program.weights}
     (record,) = apply([step], program)
-    bound = program.bind(
+    module = program.bind(
         lambda name, weight: (
             torch.cat([weights[s] for s in weight.sources])
             if name not in weights
             else weights[name]
         )
     )
-    after = bound(*inputs)
+    after = module(*inputs)
     for old, new in zip(before, after, strict=True):
         assert old.shape == new.shape
         assert float((old - new).abs().max()) <= step.tolerance * float(old.abs().max())
     return record.changed
 
 
-def get(program: Program, name: str) -> Tensor:
+def get_constant(program: Program, name: str) -> Tensor:
     value: Any = program.module
     for part in name.split("."):
         value = getattr(value, part)
@@ -70,10 +70,10 @@ def weight(*shape: int, seed: int = 1) -> nn.Parameter:
     return nn.Parameter(random(*shape, seed=seed))
 
 
-def rounded(values: Tensor, number_format: Format) -> PackedTensor:
-    """A matrix rounded to the nearest code between each group's smallest and largest value."""
+def quantize(values: Tensor, number_format: Format) -> PackedTensor:
+    """Quantize a matrix to nearest codes; the scales cover the range of each group."""
     (rows, columns), top = values.shape, (1 << number_format.bits) - 1
-    groups = number_format.groups(columns)
+    groups = number_format.groups_per_row(columns)
     pad = groups * number_format.group - columns
     grouped = nn.functional.pad(values, (0, pad)).view(rows, groups, -1)
     low = grouped.amin(-1).clamp(max=0)
@@ -95,8 +95,8 @@ def rounded(values: Tensor, number_format: Format) -> PackedTensor:
 
 
 @dataclass(frozen=True)
-class Rounded:
-    """Tensors by name, each in its format: values for `Program.bind`, and what they stand for."""
+class QuantizedWeights:
+    """Tensors by name, each with a format; computes values for `Program.bind`."""
 
     tensors: Mapping[str, Tensor]
     formats: Mapping[str, Format | Floats]
@@ -105,7 +105,7 @@ class Rounded:
         number_format = self.formats[name]
         if not isinstance(number_format, Format):
             return None
-        return rounded(self.tensors[name], number_format)
+        return quantize(self.tensors[name], number_format)
 
     def dequantized(self, name: str) -> Tensor:
         packed = self.packed(name)
@@ -116,7 +116,7 @@ class Rounded:
             return self.tensors[name]
         if weight.part == "values":
             return torch.cat([self.tensors[source] for source in weight.sources])
-        pieces = []
+        tensors = []
         for source in weight.sources:
             packed = self.packed(source)
             assert packed is not None
@@ -125,5 +125,5 @@ class Rounded:
                 "scales": packed.scales,
                 "zeros": packed.zeros,
             }
-            pieces.append(parts[weight.part])
-        return torch.cat(pieces)
+            tensors.append(parts[weight.part])
+        return torch.cat(tensors)

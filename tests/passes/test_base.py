@@ -1,4 +1,4 @@
-"""How passes are run, and what is said about one that breaks the graph."""
+"""Running passes, and the errors for a pass that breaks the graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Negated(nn.Module):
 
 @dataclass(frozen=True)
 class Step:
-    """A pass that does what a test tells it to."""
+    """A pass that runs the `action` of a test."""
 
     action: Any
     name: ClassVar[str] = "step"
@@ -46,7 +46,7 @@ def program() -> Program:
     return program_of(Negated(), torch.ones(2))
 
 
-def test_a_record_of_what_ran(program: Program) -> None:
+def test_apply_returns_a_record_of_the_passes(program: Program) -> None:
     assert apply([RemoveNoOps(), Step(remove_neg)], program) == [
         Applied("remove-no-ops", 0),
         Applied("step", 1),
@@ -54,7 +54,7 @@ def test_a_record_of_what_ran(program: Program) -> None:
     assert torch.equal(program.module(torch.tensor([1.0, -1.0]))[0], torch.tensor([1.0, 0.0]))
 
 
-def test_an_operator_that_a_pass_promised_to_remove(program: Program) -> None:
+def test_an_operator_that_a_pass_should_remove_is_an_error(program: Program) -> None:
     with pytest.raises(PassError) as caught:
         apply([RemoveNoOps(), Step(lambda program: None)], program)
     message = str(caught.value)
@@ -78,20 +78,20 @@ def use_before_definition(program: Program) -> None:
 
 
 @pytest.mark.parametrize("action", [fail, use_before_definition])
-def test_a_broken_pass(program: Program, action: Any) -> None:
+def test_a_broken_pass_is_an_error(program: Program, action: Any) -> None:
     with pytest.raises(PassError) as caught:
         apply([RemoveNoOps(), Step(action)], program)
     assert "'step' failed" in str(caught.value)
     assert "after: remove-no-ops (0)" in str(caught.value)
 
 
-def test_the_first_pass_has_none_before_it(program: Program) -> None:
+def test_an_error_of_the_first_pass_names_no_earlier_pass(program: Program) -> None:
     with pytest.raises(PassError, match="failed") as caught:
         apply([Step(fail)], program)
     assert "after: none" in str(caught.value)
 
 
-def test_a_users_error_stays_one(program: Program) -> None:
+def test_an_input_error_of_a_pass_is_raised_unchanged(program: Program) -> None:
     def refuse(program: Program) -> None:
         raise InputError("the plan is wrong")
 
@@ -99,7 +99,7 @@ def test_a_users_error_stays_one(program: Program) -> None:
         apply([Step(refuse)], program)
 
 
-def test_names_are_unique_and_without_merging_projections_stay_apart() -> None:
+def test_names_are_unique_and_merging_can_be_disabled() -> None:
     names = [step.name for step in pipeline({})]
     assert len(set(names)) == len(names)
     assert names[: len(fusion())] == [step.name for step in fusion()]

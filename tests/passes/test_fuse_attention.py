@@ -1,4 +1,4 @@
-"""fuse-attention: from the projections' outputs to the mixed values and the written caches."""
+"""fuse-attention: from the outputs of the projections to the output and the new caches."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lfmc.graph.program import Program
-from lfmc.model.attention import CACHE_WRITES, attend, visible, write_cache
+from lfmc.model.attention import CACHE_WRITES, attend, attention_mask, write_cache
 from lfmc.model.norm import RmsNorm
 from lfmc.model.rope import rotate, rotation
 from lfmc.passes.base import apply
 from lfmc.passes.fuse_attention import FuseAttention
 from lfmc.passes.fuse_rms_norm import FuseRmsNorm
-from tests.passes.graphs import changed, program_of, random, weight
+from tests.passes.graphs import count_rewrites, program_of, random, weight
 
 HEADS, KV_HEADS, D, T, C = 4, 2, 8, 3, 6
 INPUTS = (
@@ -30,32 +30,34 @@ INPUTS = (
 
 
 class Attend(nn.Module):
-    """The decoder's attention between its projections; subclasses spoil one detail each."""
+    """The decoder's attention between its projections; each subclass changes one detail."""
 
-    def __init__(self, how: str = "index_copy", window: int | None = None, eps: float = 1e-5):
+    def __init__(
+        self, cache_write: str = "index_copy", window: int | None = None, eps: float = 1e-5
+    ):
         super().__init__()
         self.q_norm, self.k_norm = RmsNorm(D, 1e-5), RmsNorm(D, eps)
         self.q_norm.weight, self.k_norm.weight = weight(D), weight(D, seed=2)
         self.inv_freq = nn.Buffer(torch.tensor([1.0, 0.1, 0.01, 0.0]))
-        self.how, self.window = how, window
+        self.cache_write, self.window = cache_write, window
 
     def positions_of_keys(self, positions: Tensor) -> Tensor:
         return positions
 
     def mask(self, positions: Tensor) -> Tensor:
-        return visible(positions, C, self.window)
+        return attention_mask(positions, C, self.window)
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         return attend(q, keys, values, mask)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, *caches: Tensor) -> Any:
-        turn = rotation(positions, self.inv_freq)
-        at = rotation(self.positions_of_keys(positions), self.inv_freq)
-        q = rotate(self.q_norm(q.unflatten(-1, (HEADS, -1))).transpose(1, 2), *turn)
-        k = rotate(self.k_norm(k.unflatten(-1, (KV_HEADS, -1))).transpose(1, 2), *at)
+        query_rotation = rotation(positions, self.inv_freq)
+        key_rotation = rotation(self.positions_of_keys(positions), self.inv_freq)
+        q = rotate(self.q_norm(q.unflatten(-1, (HEADS, -1))).transpose(1, 2), *query_rotation)
+        k = rotate(self.k_norm(k.unflatten(-1, (KV_HEADS, -1))).transpose(1, 2), *key_rotation)
         v = v.unflatten(-1, (KV_HEADS, -1)).transpose(1, 2)
-        keys = write_cache(caches[0], k, positions, self.how)
-        values = write_cache(caches[1], v, positions, self.how)
+        keys = write_cache(caches[0], k, positions, self.cache_write)
+        values = write_cache(caches[1], v, positions, self.cache_write)
         return self.attend(q, keys, values, self.mask(positions)), keys, values
 
 
@@ -66,16 +68,16 @@ def traced(module: nn.Module) -> Program:
 
 
 @pytest.mark.parametrize("window", [None, 2])
-@pytest.mark.parametrize("how", CACHE_WRITES)
-def test_fires(how: str, window: int | None, golden: Callable[[str, str], None]) -> None:
-    program = traced(Attend(how, window))
+@pytest.mark.parametrize("cache_write", CACHE_WRITES)
+def test_fires(cache_write: str, window: int | None, golden: Callable[[str, str], None]) -> None:
+    program = traced(Attend(cache_write, window))
     before = program.text()
-    assert changed(FuseAttention(), program, *INPUTS) == 1
+    assert count_rewrites(FuseAttention(), program, *INPUTS) == 1
     (fused,) = program.nodes("lfm.attention")
-    assert fused.args[-3:] == (1e-5, window or 0, how)
+    assert fused.args[-3:] == (1e-5, window or 0, cache_write)
     assert not program.count("aten.softmax")
     assert not program.count("lfm.rms_norm")
-    if how == "scatter" and window:
+    if cache_write == "scatter" and window:
         golden("fuse_attention", f"{before}\n--\n{program.text()}")
 
 
@@ -84,7 +86,7 @@ class OtherScale(Attend):
         return attend(q * 1.5, keys, values, mask)
 
 
-class ScoresScaledOtherwise(Attend):
+class OtherScoreScale(Attend):
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         groups = q.unflatten(1, (KV_HEADS, HEADS // KV_HEADS))
         scores = (groups @ keys.unsqueeze(2).transpose(3, 4)) * 0.25
@@ -92,7 +94,7 @@ class ScoresScaledOtherwise(Attend):
         return (shares @ values.unsqueeze(2)).flatten(1, 2).transpose(1, 2)
 
 
-class Capped(Attend):
+class CappedValues(Attend):
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         return attend(q, keys, values.tanh(), mask)
 
@@ -107,7 +109,7 @@ class SeesOnlyThePast(Attend):
         return torch.arange(C).unsqueeze(0) < positions.unsqueeze(1)
 
 
-class KeysTurnedOtherwise(Attend):
+class KeysRotatedFurther(Attend):
     def positions_of_keys(self, positions: Tensor) -> Tensor:
         return positions + 1
 
@@ -116,11 +118,11 @@ class KeysTurnedOtherwise(Attend):
     "module",
     [
         OtherScale(),
-        ScoresScaledOtherwise(),
-        Capped(),
+        OtherScoreScale(),
+        CappedValues(),
         SeesTheFuture(),
         SeesOnlyThePast(),
-        KeysTurnedOtherwise(),
+        KeysRotatedFurther(),
         Attend(eps=1e-6),
     ],
     ids=lambda module: type(module).__name__,
@@ -128,5 +130,5 @@ class KeysTurnedOtherwise(Attend):
 def test_must_not_fire(module: nn.Module) -> None:
     program = traced(module)
     text = program.text()
-    assert changed(FuseAttention(), program, *INPUTS) == 0
+    assert count_rewrites(FuseAttention(), program, *INPUTS) == 0
     assert program.text() == text

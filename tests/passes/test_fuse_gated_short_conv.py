@@ -1,4 +1,4 @@
-"""fuse-gated-short-conv: on small graphs, and on transformers' own models."""
+"""fuse-gated-short-conv: on small graphs, and on the models of transformers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.export import Dim
 
 from lfmc.passes.fuse_gated_short_conv import FuseGatedShortConv
 from tests.factories import reference_model
-from tests.passes.graphs import changed, program_of, random, weight
+from tests.passes.graphs import count_rewrites, program_of, random, weight
 
 H, TAPS, T = 4, 3, 5
 BCX, STATE = random(2, T, 3 * H), random(2, H, TAPS - 1, seed=2)
 
 
 class Stateful(nn.Module):
-    """The decoder's form; options spoil one detail each."""
+    """The block of lfmc's decoder; each option changes one detail."""
 
     def __init__(self, bias: bool = False, groups: int = H, last: Any = None) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class Stateful(nn.Module):
 
     def forward(self, bcx: Tensor, state: Tensor) -> tuple[Tensor, ...]:
         gate, out_gate, value = bcx.transpose(1, 2).chunk(3, dim=1)
-        seen = torch.cat([state, gate * value], dim=2)
-        mixed = F.conv1d(seen, self.weight, self.bias, groups=self.groups)
-        return (out_gate * mixed).transpose(1, 2), seen[:, :, self.last]
+        inputs = torch.cat([state, gate * value], dim=2)
+        mixed = F.conv1d(inputs, self.weight, self.bias, groups=self.groups)
+        return (out_gate * mixed).transpose(1, 2), inputs[:, :, self.last]
 
 
 class OneShot(nn.Module):
-    """transformers' form, without a state; options spoil one detail each."""
+    """The block of transformers, without a state; each option changes one detail."""
 
     def __init__(self, padding: int = TAPS - 1, length: int = T, dilation: int = 1) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class OneShot(nn.Module):
 
 
 class SharedProduct(Stateful):
-    """B * x is a result too: fusing must leave it there."""
+    """B * x is also an output, so the pass must keep it."""
 
     def forward(self, bcx: Tensor, state: Tensor) -> tuple[Tensor, ...]:
         gate, _, value = bcx.transpose(1, 2).chunk(3, dim=1)
         return *super().forward(bcx, state), gate * value
 
 
-class NothingCarried(Stateful):
+class NoNewState(Stateful):
     def forward(self, bcx: Tensor, state: Tensor) -> tuple[Tensor, ...]:
         gate, out_gate, value = bcx.transpose(1, 2).chunk(3, dim=1)
         mixed = F.conv1d(torch.cat([state, gate * value], dim=2), self.weight, groups=H)
@@ -68,20 +68,20 @@ class NothingCarried(Stateful):
 
 
 class OtherOrder(Stateful):
-    """C, B, x side by side: not this block."""
+    """The input is C, B, x: not a gated short convolution."""
 
     def forward(self, bcx: Tensor, state: Tensor) -> tuple[Tensor, ...]:
         out_gate, gate, value = bcx.transpose(1, 2).chunk(3, dim=1)
-        seen = torch.cat([state, gate * value], dim=2)
-        mixed = F.conv1d(seen, self.weight, None, groups=H)
-        return (out_gate * mixed).transpose(1, 2), seen[:, :, 1 - TAPS :]
+        inputs = torch.cat([state, gate * value], dim=2)
+        mixed = F.conv1d(inputs, self.weight, None, groups=H)
+        return (out_gate * mixed).transpose(1, 2), inputs[:, :, 1 - TAPS :]
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_fires_with_a_state(golden: Callable[[str, str], None], bias: bool) -> None:
     program = program_of(Stateful(bias), BCX, STATE, clean=True)
     before = program.text()
-    assert changed(FuseGatedShortConv(), program, BCX, STATE) == 1
+    assert count_rewrites(FuseGatedShortConv(), program, BCX, STATE) == 1
     assert program.count("aten.conv1d") == 0
     if not bias:
         golden("fuse_gated_short_conv", f"{before}\n--\n{program.text()}")
@@ -90,13 +90,13 @@ def test_fires_with_a_state(golden: Callable[[str, str], None], bias: bool) -> N
 def test_fires_without_a_state(golden: Callable[[str, str], None]) -> None:
     program = program_of(OneShot(), BCX, clean=True)
     before = program.text()
-    assert changed(FuseGatedShortConv(), program, BCX) == 1
+    assert count_rewrites(FuseGatedShortConv(), program, BCX) == 1
     golden("fuse_gated_short_conv_one_shot", f"{before}\n--\n{program.text()}")
 
 
-def test_an_inner_result_that_is_used_elsewhere_stays() -> None:
+def test_an_inner_result_with_other_users_stays() -> None:
     program = program_of(SharedProduct(), BCX, STATE, clean=True)
-    assert changed(FuseGatedShortConv(), program, BCX, STATE) == 1
+    assert count_rewrites(FuseGatedShortConv(), program, BCX, STATE) == 1
     assert program.count("aten.mul") == 1
 
 
@@ -107,27 +107,27 @@ def test_an_inner_result_that_is_used_elsewhere_stays() -> None:
         Stateful(groups=2),
         Stateful(last=slice(-1, None)),
         Stateful(last=slice(1 - TAPS, -1)),
-        NothingCarried(),
+        NoNewState(),
         OtherOrder(),
     ],
-    ids=["dense", "grouped", "short-state", "cut-state", "nothing-carried", "other-order"],
+    ids=["dense", "grouped", "short-state", "cut-state", "no-new-state", "other-order"],
 )
 def test_must_not_fire_with_a_state(module: nn.Module) -> None:
     program = program_of(module, BCX, STATE, clean=True)
     text = program.text()
-    assert changed(FuseGatedShortConv(), program, BCX, STATE) == 0
+    assert count_rewrites(FuseGatedShortConv(), program, BCX, STATE) == 0
     assert program.text() == text
 
 
 @pytest.mark.parametrize(
     "module",
     [OneShot(padding=1), OneShot(padding=3), OneShot(length=1), OneShot(padding=4, dilation=2)],
-    ids=["looks-ahead", "lags", "cut-to-one", "dilated"],
+    ids=["future-inputs", "delayed", "cut-to-one", "dilated"],
 )
 def test_must_not_fire_without_a_state(module: nn.Module) -> None:
     program = program_of(module, BCX, clean=True)
     text = program.text()
-    assert changed(FuseGatedShortConv(), program, BCX) == 0
+    assert count_rewrites(FuseGatedShortConv(), program, BCX) == 0
     assert program.text() == text
 
 
@@ -142,7 +142,7 @@ class LogitsOnly(nn.Module):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("kind", ["lfm2", "lfm3"])
-def test_fires_on_every_convolution_of_transformers_own_model(
+def test_fires_on_every_convolution_of_the_transformers_model(
     tiny_checkpoint: Callable[..., Path], kind: str, dynamic: bool
 ) -> None:
     model = reference_model(tiny_checkpoint(kind, vocab_size=48))
@@ -151,6 +151,6 @@ def test_fires_on_every_convolution_of_transformers_own_model(
     program = program_of(LogitsOnly(model), tokens, clean=True, **options)
     layers = model.config.layer_types.count("conv")
     assert program.count("aten.conv1d") == layers == 2
-    assert changed(FuseGatedShortConv(), program, tokens) == layers
+    assert count_rewrites(FuseGatedShortConv(), program, tokens) == layers
     assert program.count("lfm.gated_short_conv") == layers
     assert program.count("aten.conv1d") == 0

@@ -1,4 +1,4 @@
-"""fuse-swiglu."""
+"""fuse-swiglu: graphs in which the pass fires, and graphs in which it must not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfmc.passes.fuse_swiglu import FuseSwiglu
-from tests.passes.graphs import changed, program_of, random
+from tests.passes.graphs import count_rewrites, program_of, random
 
 
 class Apply(nn.Module):
@@ -30,7 +30,7 @@ def shared(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return gate * y, gate
 
 
-MUST_NOT: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+NOT_SWIGLU: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "another-activation": lambda x, y: (F.gelu(x) * y,),
     "times-a-number": lambda x, y: (F.silu(x) * 2.0,),
     "broadcast": lambda x, y: (F.silu(x) * y[:1],),
@@ -41,21 +41,21 @@ MUST_NOT: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 @pytest.mark.parametrize("order", [lambda x, y: (F.silu(x) * y,), lambda x, y: (y * F.silu(x),)])
 def test_fires(order: Callable[..., tuple[Tensor, ...]]) -> None:
     program = program_of(Apply(order), *INPUTS)
-    assert changed(FuseSwiglu(), program, *INPUTS) == 1
+    assert count_rewrites(FuseSwiglu(), program, *INPUTS) == 1
     x, y = (n for n in program.graph.nodes if n.op == "placeholder")
     assert next(program.nodes("lfm.swiglu")).args == (x, y)
 
 
-@pytest.mark.parametrize("name", MUST_NOT)
+@pytest.mark.parametrize("name", NOT_SWIGLU)
 def test_must_not_fire(name: str) -> None:
-    program = program_of(Apply(MUST_NOT[name]), *INPUTS)
+    program = program_of(Apply(NOT_SWIGLU[name]), *INPUTS)
     text = program.text()
-    assert changed(FuseSwiglu(), program, *INPUTS) == 0
+    assert count_rewrites(FuseSwiglu(), program, *INPUTS) == 0
     assert program.text() == text
 
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
     program = program_of(Apply(lambda x, y: (torch.relu(F.silu(x) * y),)), *INPUTS)
     before = program.text()
-    changed(FuseSwiglu(), program, *INPUTS)
+    count_rewrites(FuseSwiglu(), program, *INPUTS)
     golden("fuse_swiglu", f"{before}\n--\n{program.text()}")

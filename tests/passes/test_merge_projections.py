@@ -1,4 +1,4 @@
-"""merge-projections."""
+"""merge-projections: graphs in which the pass fires, and graphs in which it must not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lfmc.graph.program import Weight
 from lfmc.passes.merge_projections import MergeProjections
-from tests.passes.graphs import changed, program_of, random
+from tests.passes.graphs import count_rewrites, program_of, random
 
 X = random(2, 3, 8)
 POSITIONS = torch.arange(3)
@@ -36,8 +36,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        steps = self.gain[:2]
-        norms = (self.gain, self.gain, steps)
+        inv_freq = self.gain[:2]
+        norms = (self.gain, self.gain, inv_freq)
         return torch.ops.lfm.attention(  # type: ignore[no-any-return]
             q, k, v, *norms, positions, *caches, 1e-5, 0, "scatter"
         )
@@ -65,21 +65,21 @@ class NotALinear(Mlp):
         return (torch.ops.lfm.swiglu(self.mlp.w1(x).relu(), self.mlp.w3(x)),)
 
 
-class MeetElsewhere(Mlp):
+class OtherOperator(Mlp):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (self.mlp.w1(x) + self.mlp.w3(x),)
 
 
-class OneForBoth(Mlp):
+class SameProjection(Mlp):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        both = self.mlp.w1(x)
-        return (torch.ops.lfm.swiglu(both, both),)
+        gate = self.mlp.w1(x)
+        return (torch.ops.lfm.swiglu(gate, gate),)
 
 
 def test_fires_on_a_feed_forward(golden: Callable[[str, str], None]) -> None:
     program = program_of(Mlp(), X, clean=True)
     before = program.text()
-    assert changed(MergeProjections(), program, X) == 1
+    assert count_rewrites(MergeProjections(), program, X) == 1
     merged = program.weights["mlp.w1+w3.weight"]
     assert merged == Weight(("mlp.w1.weight", "mlp.w3.weight"))
     assert program.count("aten.linear") == 1
@@ -89,7 +89,7 @@ def test_fires_on_a_feed_forward(golden: Callable[[str, str], None]) -> None:
 def test_fires_on_attention() -> None:
     inputs = (X, POSITIONS, *CACHES)
     program = program_of(Attention(), *inputs, clean=True)
-    assert changed(MergeProjections(), program, *inputs) == 1
+    assert count_rewrites(MergeProjections(), program, *inputs) == 1
     assert program.count("aten.linear") == 1
     sources = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
     assert Weight(sources) in program.weights.values()
@@ -103,13 +103,13 @@ def test_fires_on_attention() -> None:
         SharedGate(),
         ComputedWeight(),
         NotALinear(),
-        MeetElsewhere(),
-        OneForBoth(),
+        OtherOperator(),
+        SameProjection(),
     ],
     ids=lambda module: type(module).__name__,
 )
 def test_must_not_fire(module: nn.Module) -> None:
     program = program_of(module, X, clean=True)
     text = program.text()
-    assert changed(MergeProjections(), program, X) == 0
+    assert count_rewrites(MergeProjections(), program, X) == 0
     assert program.text() == text

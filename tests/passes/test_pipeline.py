@@ -1,4 +1,4 @@
-"""All passes on whole decoders: what is left in the graph, and that its numbers are the plan's."""
+"""All passes on whole decoders: the operators that remain, and the results of the graph."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lfmc.model import DecoderConfig, initial_state
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
 from tests.factories import random_tokens
-from tests.passes.graphs import Rounded
+from tests.passes.graphs import QuantizedWeights
 
 CONTEXT = 16
 EXPERTS = (Format(2, 32, True, "float16"), Format(4, 32, False, "float16"), Floats("float32"))
 
 
-def plan(checkpoint: Checkpoint) -> dict[str, Format | Floats]:
-    """Every kind of format: a plan that no method would make."""
+def plan_formats(checkpoint: Checkpoint) -> dict[str, Format | Floats]:
+    """Return formats of every kind, unlike the plan of any method."""
     formats: dict[str, Format | Floats] = {}
     for index, (name, info) in enumerate(checkpoint.tensors.items()):
         if ".experts." in name:
@@ -60,9 +60,9 @@ def expected_operators(config: DecoderConfig) -> Counter[str]:
             + 2 * dense
             + 1,
             "aten.split_with_sizes": merged,
-            "aten.linear": gates + sparse,  # lfm3's gate, and routers
+            "aten.linear": gates + sparse,  # the gate of lfm3, and routers
             "aten.sigmoid": gates + sparse,
-            "aten.add": sparse if config.moe and config.moe.use_bias else 0,  # the bias
+            "aten.add": sparse if config.moe and config.moe.use_bias else 0,  # the expert bias
             "aten.flatten": attentions + sparse,
             "aten.view_as": sparse,
             "aten.unsqueeze": gates,
@@ -77,40 +77,40 @@ def operators(program: Program) -> Counter[str]:
     return Counter(name for name in map(operator_name, calls) if name not in ignored)
 
 
-def assert_is_the_decoder(
+def assert_equals_decoder(
     program: Program, checkpoint: Checkpoint, batch: int, length: int
 ) -> None:
-    weights = rounded(checkpoint)
+    weights = quantized_weights(checkpoint)
     decoder = checkpoint.decoder({n: weights.dequantized(n) for n in checkpoint.tensors})
     state = [torch.randn(s.shape) for s in initial_state(checkpoint.config, batch, CONTEXT)]
     tokens = random_tokens(checkpoint.config, batch, length)
     positions = torch.arange(3, 3 + length)
     logits, states = decoder(tokens, positions, state)
     results = program.module(tokens, positions, *state)
-    for ours, theirs in zip(results, (logits, *states), strict=True):
-        assert float((ours - theirs).abs().max()) <= 2e-6 * float(theirs.abs().max())
+    for actual, expected in zip(results, (logits, *states), strict=True):
+        assert float((actual - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
 
 
-def rounded(checkpoint: Checkpoint) -> Rounded:
+def quantized_weights(checkpoint: Checkpoint) -> QuantizedWeights:
     constants = checkpoint.decoder().state_dict()
     tensors: dict[str, Tensor] = {name: value.float() for name, value in constants.items()}
-    return Rounded(tensors, plan(checkpoint))
+    return QuantizedWeights(tensors, plan_formats(checkpoint))
 
 
-def quantized(checkpoint: Checkpoint, spec: TraceSpec, merge: bool = True) -> Program:
+def quantized_program(checkpoint: Checkpoint, spec: TraceSpec, merge: bool = True) -> Program:
     program = trace(checkpoint.config, spec)
-    apply(pipeline(plan(checkpoint), merge=merge), program)
-    program.bind(rounded(checkpoint).value)
+    apply(pipeline(plan_formats(checkpoint), merge=merge), program)
+    program.bind(quantized_weights(checkpoint).value)
     return program
 
 
 @pytest.mark.parametrize("kind", ["lfm2", "lfm2_moe", "lfm3"])
 def test_a_dynamic_graph(any_checkpoint: Callable[[str], Checkpoint], kind: str) -> None:
     checkpoint = any_checkpoint(kind)
-    program = quantized(checkpoint, TraceSpec(CONTEXT, batch=None, length=None))
+    program = quantized_program(checkpoint, TraceSpec(CONTEXT, batch=None, length=None))
     assert operators(program) == expected_operators(checkpoint.config)
     for batch, length in ((1, 1), (1, 5), (3, 4)):
-        assert_is_the_decoder(program, checkpoint, batch, length)
+        assert_equals_decoder(program, checkpoint, batch, length)
 
 
 @pytest.mark.parametrize(
@@ -128,26 +128,26 @@ def test_a_static_graph(
     any_checkpoint: Callable[[str], Checkpoint], kind: str, cache_write: str
 ) -> None:
     checkpoint = any_checkpoint(kind)
-    program = quantized(checkpoint, TraceSpec(CONTEXT, 1, 3, cache_write))
+    program = quantized_program(checkpoint, TraceSpec(CONTEXT, 1, 3, cache_write))
     assert operators(program) == expected_operators(checkpoint.config)
-    assert_is_the_decoder(program, checkpoint, 1, 3)
+    assert_equals_decoder(program, checkpoint, 1, 3)
 
 
 def test_without_merging(any_checkpoint: Callable[[str], Checkpoint]) -> None:
     checkpoint = any_checkpoint("lfm2")
-    program = quantized(checkpoint, TraceSpec(CONTEXT, 1, 1), merge=False)
+    program = quantized_program(checkpoint, TraceSpec(CONTEXT, 1, 1), merge=False)
     assert program.count("aten.split_with_sizes") == 0
     assert program.count("lfm.linear_nbits") == 2 * 2 + 4 * 2 + 3 * 4 + 1
-    assert_is_the_decoder(program, checkpoint, 1, 1)
+    assert_equals_decoder(program, checkpoint, 1, 1)
 
 
-def test_every_constant_is_read_and_every_stored_tensor_has_one(
+def test_every_constant_is_used_and_every_stored_tensor_is_a_constant(
     any_checkpoint: Callable[[str], Checkpoint],
 ) -> None:
     checkpoint = any_checkpoint("lfm2_moe")
     program = trace(checkpoint.config, TraceSpec(CONTEXT, 1, 1))
-    apply(pipeline(plan(checkpoint)), program)
-    read = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
-    assert read == set(program.weights)
+    apply(pipeline(plan_formats(checkpoint)), program)
+    targets = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
+    assert targets == set(program.weights)
     sources = {source for weight in program.weights.values() for source in weight.sources}
     assert sources == set(checkpoint.tensors)

@@ -1,4 +1,4 @@
-"""quantize-embedding, alone and with a head that is tied to it."""
+"""quantize-embedding, without a head and with a tied head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lfmc.passes.base import apply
 from lfmc.passes.quantize_embedding import QuantizeEmbedding
 from lfmc.passes.quantize_linears import QuantizeLinears
 from lfmc.passes.remove_dead_code import RemoveDeadCode
-from tests.passes.graphs import Rounded, program_of, random
+from tests.passes.graphs import QuantizedWeights, program_of, random
 
 FORMATS = {"table.weight": Format(8, 32, False, "float16")}
 IDS = torch.tensor([[0, 6, 6]])
@@ -41,13 +41,13 @@ class Computed(Tied):
 
 def quantized(module: nn.Module, formats: dict[str, Format | Floats]) -> tuple[Program, list[int]]:
     program = program_of(module, IDS, clean=True)
-    weights = Rounded({"table.weight": random(7, 40)}, formats)
+    weights = QuantizedWeights({"table.weight": random(7, 40)}, formats)
     steps = [QuantizeEmbedding(formats), QuantizeLinears(formats), RemoveDeadCode()]
     record = apply(steps, program)
     result = program.bind(weights.value)(IDS)[0]
     module.load_state_dict({"table.weight": weights.dequantized("table.weight")})
     assert torch.equal(result, module(IDS)[0])
-    return program, [done.changed for done in record[:2]]
+    return program, [entry.changed for entry in record[:2]]
 
 
 def test_fires(golden: Callable[[str, str], None]) -> None:

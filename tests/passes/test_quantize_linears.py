@@ -1,4 +1,4 @@
-"""quantize-linears: the formats of a plan, to the letter."""
+"""quantize-linears: every weight gets exactly the format of the plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lfmc.graph.program import Program, Weight
 from lfmc.passes.base import apply
 from lfmc.passes.merge_projections import MergeProjections
 from lfmc.passes.quantize_linears import QuantizeLinears
-from tests.passes.graphs import Rounded, program_of, random
+from tests.passes.graphs import QuantizedWeights, program_of, random
 
 FLOAT = Floats("float32")
 FOUR = Format(4, 32, False, "float16")
@@ -47,15 +47,17 @@ class Experts(nn.Module):
 def quantized(
     module: nn.Module, formats: dict[str, Format | Floats], *inputs: Tensor
 ) -> tuple[Program, int]:
-    """The program after the pass, and how often it fired; its results are asserted to be those of
-    the module with the weights that its codes stand for."""
+    """Return the program after the pass and its number of rewrites.
+
+    Assert that its results equal those of the module with dequantized weights.
+    """
     program = program_of(module, *inputs, clean=True)
-    weights = Rounded({k: v.clone() for k, v in module.state_dict().items()}, formats)
+    weights = QuantizedWeights({k: v.clone() for k, v in module.state_dict().items()}, formats)
     (record,) = apply([QuantizeLinears(formats)], program)
     results = program.bind(weights.value)(*inputs)
     module.load_state_dict({name: weights.dequantized(name) for name in module.state_dict()})
-    for ours, theirs in zip(results, module(*inputs), strict=True):
-        assert torch.equal(ours, theirs)
+    for actual, expected in zip(results, module(*inputs), strict=True):
+        assert torch.equal(actual, expected)
     return program, record.changed
 
 
@@ -95,7 +97,7 @@ def test_must_not_fire_on_a_weight_that_is_computed() -> None:
     assert (record.changed, program.text()) == (0, text)
 
 
-def test_experts_of_one_layer_have_their_own_formats() -> None:
+def test_experts_of_one_layer_can_have_different_formats() -> None:
     module = Experts()
     formats = dict(zip(module.state_dict(), [FOUR, THREE, FLOAT, THREE, FLOAT, FOUR], strict=True))
     scores = torch.tensor([[0.6, 0.4], [0.3, 0.7]])
@@ -115,15 +117,15 @@ class Gated(nn.Module):
         return (torch.ops.lfm.swiglu(self.mlp.w1(x), self.mlp.w3(x)),)
 
 
-def merged(formats: dict[str, Format | Floats]) -> tuple[Program, Rounded, nn.Module]:
+def merged(formats: dict[str, Format | Floats]) -> tuple[Program, QuantizedWeights, nn.Module]:
     module = Gated()
     program = program_of(module, X, clean=True)
-    weights = Rounded({k: v.clone() for k, v in module.state_dict().items()}, formats)
+    weights = QuantizedWeights({k: v.clone() for k, v in module.state_dict().items()}, formats)
     apply([MergeProjections(), QuantizeLinears(formats)], program)
     return program, weights, module
 
 
-def test_a_merged_matrix_is_its_parts_one_below_the_other() -> None:
+def test_a_merged_matrix_stacks_its_sources() -> None:
     program, weights, module = merged(dict.fromkeys(("mlp.w1.weight", "mlp.w3.weight"), FOUR))
     sources = ("mlp.w1.weight", "mlp.w3.weight")
     assert program.weights["mlp.w1+w3.codes"] == Weight(sources, "codes")
@@ -134,13 +136,15 @@ def test_a_merged_matrix_is_its_parts_one_below_the_other() -> None:
     torch.testing.assert_close(result, module(X)[0], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("other", [THREE, FLOAT])
-def test_merged_matrices_with_different_formats(other: Format | Floats) -> None:
+@pytest.mark.parametrize("w3_format", [THREE, FLOAT])
+def test_merged_matrices_with_different_formats_are_an_input_error(
+    w3_format: Format | Floats,
+) -> None:
     with pytest.raises(InputError) as caught:
-        merged({"mlp.w1.weight": FOUR, "mlp.w3.weight": other})
+        merged({"mlp.w1.weight": FOUR, "mlp.w3.weight": w3_format})
     message = str(caught.value)
     assert "mlp.w1.weight, mlp.w3.weight" in message
-    assert f"{FOUR.name}, {other.name}" in message
+    assert f"{FOUR.name}, {w3_format.name}" in message
     assert caught.value.exit_code == 2
 
 

@@ -1,4 +1,4 @@
-"""route-experts."""
+"""route-experts: graphs in which the pass fires, and graphs in which it must not."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lfmc.passes.fuse_swiglu import FuseSwiglu
 from lfmc.passes.remove_dead_code import RemoveDeadCode
 from lfmc.passes.route_experts import RouteExperts
 from tests.factories import KINDS
-from tests.passes.graphs import changed, program_of, random
+from tests.passes.graphs import count_rewrites, program_of, random
 
 H, E, K, INNER = 8, 4, 2, 6
 X = random(1, 5, H)
 
 
 class Experts(SparseMoe):
-    """The decoder's block; subclasses spoil one detail each."""
+    """The block of the decoder; each subclass changes one detail."""
 
     def __init__(self, normalize: bool = True, use_bias: bool = True, scale: float = 1.0) -> None:
         config = read_config({**KINDS["lfm2_moe"], "hidden_size": H})
@@ -33,20 +33,20 @@ class Experts(SparseMoe):
         for seed, tensor in enumerate([*self.parameters(), *self.buffers()]):
             tensor.data.copy_(0.5 * random(*tensor.shape, seed=seed))
 
-    def base(self, flat: Tensor) -> Tensor:
+    def initial_shares(self, flat: Tensor) -> Tensor:
         return flat.new_zeros(flat.shape[0], E)
 
     def term(self, index: int, flat: Tensor, shares: Tensor) -> Tensor:
         return self.experts[index](flat) * shares[:, index : index + 1]
 
-    def begin(self, flat: Tensor) -> Tensor:
+    def initial_sum(self, flat: Tensor) -> Tensor:
         return torch.zeros_like(flat)
 
     def forward(self, x: Tensor) -> Any:
         flat = x.flatten(0, 1)
-        chosen, weights = self.route(flat)
-        shares = self.base(flat).scatter(1, chosen, weights)
-        y = self.begin(flat)
+        expert_ids, weights = self.route(flat)
+        shares = self.initial_shares(flat).scatter(1, expert_ids, weights)
+        y = self.initial_sum(flat)
         for index in range(E):
             y = y + self.term(index, flat, shares)
         return (y.view_as(x),)
@@ -64,7 +64,7 @@ def traced(module: nn.Module) -> Program:
 )
 def test_fires(normalize: bool, use_bias: bool, scale: float) -> None:
     program = traced(Experts(normalize, use_bias, scale))
-    assert changed(RouteExperts(), program, X) == 1
+    assert count_rewrites(RouteExperts(), program, X) == 1
     (fused,) = program.nodes("lfm.moe")
     assert fused.args[-3:] == (K, normalize, scale)
     for position, leaf in ((3, "w1"), (4, "w3"), (5, "w2")):
@@ -75,12 +75,12 @@ def test_fires(normalize: bool, use_bias: bool, scale: float) -> None:
     assert not program.count("aten.topk")
 
 
-def test_fires_on_the_decoders_own_block(golden: Callable[[str, str], None]) -> None:
-    class Own(Experts):
+def test_fires_on_the_block_of_the_decoder(golden: Callable[[str, str], None]) -> None:
+    class DecoderExperts(Experts):
         forward = SparseMoe.forward
 
-    program = traced(Own())
-    assert changed(RouteExperts(), program, X) == 1
+    program = traced(DecoderExperts())
+    assert count_rewrites(RouteExperts(), program, X) == 1
     golden("route_experts", program.text())
 
 
@@ -101,41 +101,41 @@ class WideShare(Experts):
 
 
 class SharedExpert(Experts):
-    def begin(self, flat: Tensor) -> Tensor:
+    def initial_sum(self, flat: Tensor) -> Tensor:
         return flat
 
 
 class SharesStartAtOne(Experts):
-    def base(self, flat: Tensor) -> Tensor:
+    def initial_shares(self, flat: Tensor) -> Tensor:
         return flat.new_ones(flat.shape[0], E)
 
 
 class LargerEps(Experts):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.sigmoid(F.linear(x, self.gate.weight))
-        _, chosen = torch.topk(scores + self.expert_bias, K, dim=-1)
-        weights = scores.gather(1, chosen)
-        return chosen, weights / (weights.sum(-1, keepdim=True) + 1e-2)
+        _, expert_ids = torch.topk(scores + self.expert_bias, K, dim=-1)
+        weights = scores.gather(1, expert_ids)
+        return expert_ids, weights / (weights.sum(-1, keepdim=True) + 1e-2)
 
 
 class Smallest(Experts):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.sigmoid(F.linear(x, self.gate.weight))
-        _, chosen = torch.topk(scores, K, dim=-1, largest=False)
-        return chosen, scores.gather(1, chosen)
+        _, expert_ids = torch.topk(scores, K, dim=-1, largest=False)
+        return expert_ids, scores.gather(1, expert_ids)
 
 
 class LearnedScale(Experts):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        chosen, weights = super().route(x)
-        return chosen, weights * self.expert_bias.sum()
+        expert_ids, weights = super().route(x)
+        return expert_ids, weights * self.expert_bias.sum()
 
 
 class PartialSumUsedElsewhere(Experts):
     def forward(self, x: Tensor) -> Any:
         flat = x.flatten(0, 1)
-        shares = self.base(flat).scatter(1, *self.route(flat))
-        first = self.begin(flat) + self.term(0, flat, shares)
+        shares = self.initial_shares(flat).scatter(1, *self.route(flat))
+        first = self.initial_sum(flat) + self.term(0, flat, shares)
         y = first
         for index in range(1, E):
             y = y + self.term(index, flat, shares)
@@ -160,5 +160,5 @@ class PartialSumUsedElsewhere(Experts):
 def test_must_not_fire(module: nn.Module) -> None:
     program = traced(module)
     text = program.text()
-    assert changed(RouteExperts(), program, X) == 0
+    assert count_rewrites(RouteExperts(), program, X) == 0
     assert program.text() == text

@@ -1,9 +1,9 @@
-"""Artifacts for tests: a checkpoint, formats of one's own choice, and everything on the way."""
+"""Lower checkpoints for tests, with formats that the test chooses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -14,22 +14,23 @@ from lfmc.calib_free.make_plan import make_plan
 from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.lowering.build import Build, build
-from lfmc.lowering.request import Options, request
+from lfmc.lowering.request import Options, make_request
 from lfmc.machine.progress import Silent
 from lfmc.targets.base import Artifact, get_target
+from tests.run_cache import RunCache
 
 Choose = Callable[[PlanRow], Format | Floats]
 
 
 @dataclass(frozen=True)
 class Lowered(Build):
-    """An artifact in a folder and what it was made from; the program is bound to its weights."""
+    """An artifact in a folder and its build; the program is bound to its weights."""
 
     folder: Path
     artifact: Artifact
 
     def reference(self, *, exact: bool) -> torch.nn.Module:
-        return self.target.reference(self.program, self.asked, self.folder, exact=exact)
+        return self.target.reference(self.program, self.request, self.folder, exact=exact)
 
 
 def lower(
@@ -41,42 +42,73 @@ def lower(
     options: Mapping[str, str] | None = None,
     context: int = 96,
 ) -> Lowered:
-    """Lower a checkpoint to a target with the format that `choose` gives each quantizable row."""
+    """Lower a checkpoint to a target; `choose` returns the format of each quantizable row."""
+    export_build = build_for(checkpoint, choose, name, options or {}, context)
+    return _lowered(export_build, folder, export_build.lower(folder))
+
+
+def lower_once(
+    checkpoint: Checkpoint,
+    choose: Choose,
+    run_cache: RunCache,
+    *,
+    name: str = "onnx",
+    options: Mapping[str, str] | None = None,
+    context: int = 96,
+) -> Lowered:
+    """Lower like `lower`, but once in a test run for the same plan, target and options."""
+    export_build = build_for(checkpoint, choose, name, options or {}, context)
+    key = (name, sorted((options or {}).items()), context, export_build.plan.to_json())
+    folder, artifact = run_cache.make_once(key, export_build.lower)
+    return _lowered(export_build, folder, artifact)
+
+
+def build_for(
+    checkpoint: Checkpoint, choose: Choose, name: str, options: Mapping[str, str], context: int
+) -> Build:
+    """Trace and fuse a checkpoint for a target, with the formats that `choose` returns."""
     target = get_target(name)
     plan = choose_formats(checkpoint, choose, target.capabilities(checkpoint.config))
-    asked = request(checkpoint, target, Options(context=context, target_options=options or {}))
-    made, _ = build(checkpoint, target, plan, asked, Silent())
-    artifact = made.lower(folder)
-    made.bind()
-    return Lowered(checkpoint, made.weights, made.program, target, asked, folder, artifact)
+    request = make_request(checkpoint, target, Options(context=context, target_options=options))
+    return build(checkpoint, target, plan, request, Silent())[0]
+
+
+def _lowered(export_build: Build, folder: Path, artifact: Artifact) -> Lowered:
+    export_build.bind()
+    parts = (getattr(export_build, field.name) for field in fields(Build))
+    return Lowered(*parts, folder, artifact)
 
 
 def choose_formats(
     checkpoint: Checkpoint, choose: Choose, capabilities: Capabilities = GENERIC
 ) -> BitPlan:
-    """A plan without a budget, whose quantizable rows have the formats that are chosen; some of
-    the scales are negative, where the target takes such."""
+    """Return a plan without a budget; `choose` returns the format of each quantizable row.
+
+    Some scales are negative if the target supports negative scales.
+    """
     base = make_plan(checkpoint, GENERIC, "4", None)
     return replace(base, rows=tuple(_row(row, choose, capabilities) for row in base.rows))
 
 
 def _row(row: PlanRow, choose: Choose, capabilities: Capabilities) -> PlanRow:
     if row.role not in ("embedding", "head", "linear", "expert"):
-        own = Floats(row.format if row.format in capabilities.floats else "float32")
-        return replace(row, format=own.name, nbytes=own.nbytes(row.shape))
-    chosen = choose(row)
+        float_format = Floats(row.format if row.format in capabilities.floats else "float32")
+        return replace(row, format=float_format.name, nbytes=float_format.nbytes(row.shape))
+    tensor_format = choose(row)
     grid = "none"
-    if isinstance(chosen, Format):
+    if isinstance(tensor_format, Format):
         symmetric = "signed" if capabilities.negative_scales else "clip"
-        grid = PALETTE if chosen.palette else symmetric if chosen.symmetric else "minmax"
-    nbytes = capabilities.copies(row.role) * chosen.nbytes(row.shape)
-    return replace(row, format=chosen.name, grid=grid, nbytes=nbytes)
+        grid = (
+            PALETTE if tensor_format.palette else symmetric if tensor_format.symmetric else "minmax"
+        )
+    nbytes = capabilities.copies(row.role) * tensor_format.nbytes(row.shape)
+    return replace(row, format=tensor_format.name, grid=grid, nbytes=nbytes)
 
 
 def expert_of(row: PlanRow) -> int:
-    """Which expert of its layer a row belongs to; 0 for a row of none."""
-    _, found, rest = row.name.partition(".experts.")
-    return int(rest.split(".")[0]) if found else 0
+    """Return the index of a row's expert in its layer, or 0 if the row belongs to no expert."""
+    _, separator, rest = row.name.partition(".experts.")
+    return int(rest.split(".")[0]) if separator else 0
 
 
 def four_bit(row: PlanRow) -> Format:
@@ -84,7 +116,7 @@ def four_bit(row: PlanRow) -> Format:
 
 
 def mixed(row: PlanRow) -> Format:
-    """Experts of 2, 4 and 8 bits in turn, an 8-bit embedding, symmetric 4-bit matmuls."""
+    """Experts of 2, 4 and 8 bits, an 8-bit embedding, symmetric 4-bit matmuls."""
     if row.role == "expert":
         return Format((2, 4, 8)[expert_of(row) % 3], 32, False, "float16")
     bits = 8 if row.role in ("embedding", "head") else 4
@@ -92,7 +124,7 @@ def mixed(row: PlanRow) -> Format:
 
 
 def wide_groups(row: PlanRow) -> Format:
-    """Groups that do not divide the rows of a tiny model's matmuls: padded tails."""
+    """Groups that do not divide the rows of a tiny model's matmuls, so the tails are padded."""
     return Format(4, 128 if row.role == "linear" else 32, False, "float16")
 
 

@@ -1,4 +1,4 @@
-"""What a test of any target asks of an artifact that runs, and of an export."""
+"""Checks of running artifacts and of exports that the tests of all targets share."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.factories import random_tokens
 from tests.targets.lowering import Lowered
 
 
-def assert_matrix(made: Lowered, stepper: Stepper) -> None:
-    """The whole matrix, to float precision, against the same quantized weights in torch."""
-    config, context = made.checkpoint.config, made.asked.context
+def assert_matrix(build: Lowered, stepper: Stepper) -> None:
+    """The full parity matrix agrees with torch on the same quantized weights, to 1e-5."""
+    config, context = build.checkpoint.config, build.request.context
     rung = compare(
         3,
         "artifact",
         stepper,
-        TorchStepper(made.program.module, config, context),
+        TorchStepper(build.program.module, config, context),
         cases(config, context, full=True),
         config.vocab_size,
         tolerance=1e-5,
@@ -40,10 +40,10 @@ def assert_matrix(made: Lowered, stepper: Stepper) -> None:
     assert rung.passed, rung
 
 
-def assert_starts_over(made: Lowered, chunk: int) -> None:
-    """A reset forgets everything, and pieces of a text give what all of it gives."""
-    tokens = random_tokens(made.checkpoint.config, 1, 2 * chunk + 4)[0]
-    stepper = made.target.run(made.folder)
+def assert_starts_over(build: Lowered, chunk: int) -> None:
+    """A reset clears all states, and a text in pieces gives the same logits as the whole text."""
+    tokens = random_tokens(build.checkpoint.config, 1, 2 * chunk + 4)[0]
+    stepper = build.target.run(build.folder)
     first = stepper.step(tokens)
     stepper.step(tokens[: chunk // 2])
     stepper.reset()
@@ -51,14 +51,14 @@ def assert_starts_over(made: Lowered, chunk: int) -> None:
     assert torch.equal(torch.cat(pieces), first)
 
 
-def assert_context_ends(made: Lowered) -> None:
-    """The context is used to its end, what comes behind is refused, and so is a wrong token."""
-    config, context = made.checkpoint.config, made.asked.context
+def assert_context_ends(build: Lowered) -> None:
+    """The whole context can be used; a token beyond it and an invalid token are refused."""
+    config, context = build.checkpoint.config, build.request.context
     tokens = random_tokens(config, 1, context)[0]
-    stepper = made.target.run(made.folder)
-    found = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])
-    expected = TorchStepper(made.program.module, config, context).step(tokens)
-    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    stepper = build.target.run(build.folder)
+    actual = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])
+    expected = TorchStepper(build.program.module, config, context).step(tokens)
+    assert torch.allclose(actual, expected, atol=1e-5 * float(expected.abs().max()))
     with pytest.raises(InputError, match="longer than the exported context"):
         stepper.step([1])
     stepper.reset()
@@ -66,34 +66,34 @@ def assert_context_ends(made: Lowered) -> None:
         stepper.step([config.vocab_size])
 
 
-def export_demo(
-    name: str, output: Path, bits_per_weight: float, model: Path | None = None, **options: str
+def export_checked(
+    name: str, output: Path, bits_per_weight: float, model: Path, **options: str
 ) -> Bundle:
-    """An export of the bundled checkpoint, or of another with its tokenizer, for 128 tokens,
-    verified and within its budget."""
-    asked = Options(
+    """Export a checkpoint for 128 tokens; check parity and budget."""
+    request_options = Options(
         budget=Budget(bits_per_weight=bits_per_weight),
         context=128,
         target_options=options,
         check="fast",
-        cache=False,
     )
     checkpoint, target = open_checkpoint(model), get_target(name)
-    made, report = export(checkpoint, target, output, asked, force=False, progress=Silent())
+    bundle, report = export(
+        checkpoint, target, output, request_options, force=False, progress=Silent()
+    )
     assert report.verification is not None
     assert all(rung.passed for rung in report.verification.rungs)
     assert report.nbytes <= (report.plan.limit_nbytes or 0)
-    return made
+    return bundle
 
 
 def assert_example_agrees(bundle: Bundle) -> None:
-    """A target's `generate.py`, which has nothing of lfmc, continues a text as lfmc does."""
+    """A target's `generate.py`, which does not import lfmc, continues a text as lfmc does."""
     example = Path(__file__).parents[2] / "examples" / bundle.target / "generate.py"
     prompt, count = "Once upon a time", 12
     command = [sys.executable, str(example), str(bundle.path), prompt, str(count)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     tokenizer = open_checkpoint().tokenizer()
     ids = [bundle.manifest["tokens"]["bos"], *tokenizer.encode(prompt).ids]
     stop = bundle.manifest["tokens"]["stop"]
-    own = list(continue_tokens(lfmc.load(bundle.path), ids, count, stop))
-    assert said == tokenizer.decode(own) + "\n"
+    expected = list(continue_tokens(lfmc.load(bundle.path), ids, count, stop))
+    assert output == tokenizer.decode(expected) + "\n"

@@ -1,4 +1,4 @@
-"""Programs that tests are about."""
+"""Checkpoints and plans that the tests of several targets use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.targets.lowering import Choose, expert_of, four_bit
 
 
 def mixed(row: PlanRow) -> Format:
-    """Every width, experts' w2 of others than their w1 and w3, with and without zero points."""
+    """Every bit width, with and without zero points; w2 of an expert differs from its w1 and w3."""
     if row.role == "expert":
         turn = expert_of(row) + row.name.endswith("w2.weight")
         return Format((2, 3, 4, 6, 8)[turn % 5], 32, turn % 2 == 0, "float16")
@@ -38,9 +38,9 @@ PROGRAMS: list[tuple[str, Choose]] = [
 
 
 def mostly_slow(programs: Sequence[tuple[str, Choose]], quick: str) -> list[Any]:
-    """Programs as parameters: that of the checkpoint `quick` in every run, the others with --slow.
+    """Return programs as test parameters; all but the checkpoint `quick` run with --slow only.
 
-    For runtimes that take a minute each, and go the same ways for all programs of one target.
+    Use it for runtimes that take a minute per program and run the same code for all programs.
     """
     marks = {False: [pytest.mark.slow], True: []}
-    return [pytest.param(*own, marks=marks[own[0] == quick]) for own in programs]
+    return [pytest.param(*program, marks=marks[program[0] == quick]) for program in programs]

@@ -1,4 +1,4 @@
-"""The C++ runners of `examples/cpp`: built for this machine or for Arm, and driven as steppers."""
+"""Build the C++ runners of `examples/cpp` for this machine or for Arm, and use them as steppers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.targets.lowering import Lowered
 
 SOURCES = Path(__file__).parents[2] / "examples" / "cpp"
 ARM = "aarch64-linux-gnu"
-# Packages whose wheels a runner's libraries and headers come from, by the modules that they bring.
+# The packages whose wheels contain a runner's libraries and headers, by their modules.
 PACKAGES: Mapping[str, Mapping[str, str]] = {
     "executorch": {"executorch": "executorch"},
     "tvm": {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi"},
@@ -66,48 +66,48 @@ class RunnerStepper:
         self._process.communicate()
 
 
-def as_bundle(made: Lowered, folder: Path) -> Path:
-    """A folder with the artifact and as much of a manifest as a runner reads."""
+def as_bundle(build: Lowered, folder: Path) -> Path:
+    """Make a folder with the artifact and the part of a manifest that a runner reads."""
     folder.mkdir(exist_ok=True)
-    config, asked = made.checkpoint.config, made.asked
+    config, request = build.checkpoint.config, build.request
     manifest = {
-        "target": made.target.name,
-        "options": dict(asked.options),
-        "artifact": list(made.artifact.files),
-        "context": asked.context,
-        "chunk": made.artifact.facts["chunk"],
+        "target": build.target.name,
+        "options": dict(request.options),
+        "artifact": list(build.artifact.files),
+        "context": request.context,
+        "chunk": build.artifact.facts["chunk"],
         "model": {"vocab_size": config.vocab_size},
-        "tokens": {"bos": config.bos_id, "stop": list(made.checkpoint.stop_ids)},
+        "tokens": {"bos": config.bos_id, "stop": list(build.checkpoint.stop_ids)},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    for name in made.artifact.files:
-        shutil.copy(made.folder / name, folder)
+    for name in build.artifact.files:
+        shutil.copy(build.folder / name, folder)
     return folder
 
 
 def native(folder: Path, target: str) -> list[str]:
-    """The command of a runner for this machine; skips where it can't be built."""
+    """Return the command of a runner for this machine, or skip if it can't be built."""
     roots = [_root(module) for module in PACKAGES[target]]
     return [str(_build(folder, target, roots[0].parent))]
 
 
 def arm(folder: Path, target: str) -> list[str]:
-    """The command of a runner for 64-bit Arm, under qemu; skips where it can't be built or run."""
-    emulated = under_qemu()
+    """Return the command of a runner for 64-bit Arm, under qemu, or skip if it can't be built."""
+    emulator = under_qemu()
     site = folder / "site"
     for package in PACKAGES[target].values():
         unpack_for_arm(package, site)
     toolchain = f"-DCMAKE_TOOLCHAIN_FILE={SOURCES / 'host' / ARM}.cmake"
-    return [*emulated, str(_build(folder, target, site, toolchain))]
+    return [*emulator, str(_build(folder, target, site, toolchain))]
 
 
 def under_qemu() -> list[str]:
-    """What runs a program for 64-bit Arm; skips where its tools are not."""
+    """Return the command that runs a program for 64-bit Arm, or skip if its tools are missing."""
     for tool in (f"{ARM}-g++", "qemu-aarch64"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not on this machine")
-    # Without SME: there, 8-bit products of several tokens are wrong, those of ExecuTorch's own
-    # exporter too (qemu 7.2). Whether the emulator or XNNPACK's kernels are, a device would tell.
+    # SME is off: with it, 8-bit products of several tokens are wrong, even from ExecuTorch's own
+    # exporter (qemu 7.2). Only a device could show whether the emulator or XNNPACK is at fault.
     return ["qemu-aarch64", "-cpu", "max,sme=off", "-L", f"/usr/{ARM}"]
 
 
@@ -119,7 +119,7 @@ def _root(module: str) -> Path:
 
 
 def unpack_for_arm(package: str, site: Path) -> None:
-    """A package's libraries and headers for Arm, of the version that is installed here."""
+    """Unpack a package's libraries and headers for Arm, in the version that is installed here."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     platforms = [f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 24, 17)]
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
@@ -137,12 +137,14 @@ def _build(folder: Path, target: str, site: Path, *options: str) -> Path:
         pytest.skip("a C++ compiler or CMake is not on this machine")
     if not Path("/usr/include/nlohmann/json.hpp").is_file():
         pytest.skip("nlohmann-json is not on this machine")
-    build, source = folder / "build", SOURCES / f"{target}_runner"
-    places = [f"-DCMAKE_PREFIX_PATH={site / 'executorch'};/usr", f"-DSITE={site}"]
+    build_folder, source = folder / "build", SOURCES / f"{target}_runner"
+    settings = [f"-DCMAKE_PREFIX_PATH={site / 'executorch'};/usr", f"-DSITE={site}"]
     for command in (
-        [cmake, "-S", source, "-B", build, *places, *options],
-        [cmake, "--build", build, "-j2"],
+        [cmake, "-S", source, "-B", build_folder, *settings, *options],
+        [cmake, "--build", build_folder, "-j2"],
     ):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return build / f"{target}_runner"
+        process = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, check=False
+        )
+        assert process.returncode == 0, process.stdout + process.stderr
+    return build_folder / f"{target}_runner"

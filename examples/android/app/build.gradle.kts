@@ -18,10 +18,10 @@ android {
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
 
-    // The bundle is copied out of the package at the first start: nothing is won by compressing it.
+    // The first start copies the bundle out of the package, so compression would save nothing.
     androidResources { noCompress += listOf("pte", "onnx", "safetensors") }
 
-    // The DSP opens its half of QNN as a file.
+    // The DSP opens its part of QNN as a file.
     packaging { jniLibs { useLegacyPackaging = true } }
 
     buildFeatures { compose = true }

@@ -1,4 +1,4 @@
-// A program of ExecuTorch, which keeps its states itself and forgets them at position 0.
+// An ExecuTorch program. It stores its states itself and resets them at position 0.
 #include "model.h"
 
 #include <executorch/extension/module/module.h>
@@ -28,9 +28,9 @@ class Program : public Model {
     std::vector<int64_t> ids = tokens;
     auto input = from_blob(ids.data(), {1, static_cast<int>(ids.size())}, ScalarType::Long);
     auto position = from_blob(&start, {1}, ScalarType::Long);
-    const auto found = module_.forward({input, position});
-    if (!found.ok()) throw Failure("the runtime failed in a step");
-    const auto& tensor = found->at(0).toTensor();
+    const auto result = module_.forward({input, position});
+    if (!result.ok()) throw Failure("the runtime failed in a step");
+    const auto& tensor = result->at(0).toTensor();
     const float* end = tensor.const_data_ptr<float>() + tensor.numel();
     const float* begin = last_only ? end - manifest().vocab_size : end - tensor.numel();
     logits.insert(logits.end(), begin, end);

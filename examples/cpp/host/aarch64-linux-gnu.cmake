@@ -1,4 +1,4 @@
-# A toolchain file: build for 64-bit Arm on another machine, with Debian's g++-aarch64-linux-gnu.
+# A toolchain file to cross-compile for 64-bit Arm with Debian's g++-aarch64-linux-gnu.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)

@@ -3,8 +3,8 @@
 //   RUNNER BUNDLE 1,523,88 [TOKENS]   continues these tokens, greedily, as text
 //   RUNNER BUNDLE --serve             answers lines of stdin: `step 1 523 88`, `reset`
 //
-// An answer to `step` is a line with a count, then so many float32 logits; to `reset`, `0`; to what
-// can't be done, `-1` and the reason in the line.
+// The answer to `step` is a line with a count, followed by that many float32 logits. The answer to
+// `reset` is `0`. The answer to a failed request is a line with `-1` and the reason.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -23,21 +23,21 @@ double seconds_since(Clock::time_point start) {
 }
 
 std::vector<int64_t> numbers(const std::string& text, char separator) {
-  std::vector<int64_t> found;
+  std::vector<int64_t> values;
   std::stringstream stream(text);
   for (std::string part; std::getline(stream, part, separator);) {
     if (part.empty()) continue;
-    size_t used = 0;
+    size_t length = 0;
     int64_t number = 0;
     try {
-      number = std::stoll(part, &used);
+      number = std::stoll(part, &length);
     } catch (const std::logic_error&) {
-      used = 0;
+      length = 0;
     }
-    if (used != part.size()) throw Failure("'" + part + "' is no token");
-    found.push_back(number);
+    if (length != part.size()) throw Failure("'" + part + "' is no token");
+    values.push_back(number);
   }
-  return found;
+  return values;
 }
 
 int64_t best(const std::vector<float>& logits, int64_t vocab_size) {
@@ -48,20 +48,20 @@ int64_t best(const std::vector<float>& logits, int64_t vocab_size) {
 void generate(Model& model, const Vocabulary& vocabulary, const std::vector<int64_t>& prompt,
               int64_t count) {
   const Manifest& manifest = model.manifest();
-  const auto begun = Clock::now();
+  const auto start = Clock::now();
   int64_t token = best(model.step(prompt, true), manifest.vocab_size);
-  const double prefill = seconds_since(begun);
+  const double prefill = seconds_since(start);
   const auto first = Clock::now();
   const int64_t room = manifest.context - static_cast<int64_t>(prompt.size());
-  int64_t made = 0;
-  for (; made < std::min(count, room); ++made) {
+  int64_t generated = 0;
+  for (; generated < std::min(count, room); ++generated) {
     if (std::count(manifest.stop.begin(), manifest.stop.end(), token)) break;
     std::cout << vocabulary.text(token) << std::flush;
     token = best(model.step({token}), manifest.vocab_size);
   }
   std::cout << "\n";
-  std::cerr << prompt.size() / prefill << " tokens/s of prompt, " << made / seconds_since(first)
-            << " tokens/s after it\n";
+  std::cerr << prompt.size() / prefill << " tokens/s of prompt, "
+            << generated / seconds_since(first) << " tokens/s after it\n";
 }
 
 void serve(Model& model) {

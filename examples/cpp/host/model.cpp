@@ -12,23 +12,23 @@ Manifest Manifest::read(const std::string& bundle, const std::string& target) {
   std::ifstream file(path);
   if (!file) throw Failure("there is no bundle: " + path + " is missing");
   try {
-    const json all = json::parse(file);
-    if (all.at("target") != target) {
-      throw Failure("a bundle for " + all.at("target").get<std::string>() + ", not " + target);
+    const json root = json::parse(file);
+    if (root.at("target") != target) {
+      throw Failure("a bundle for " + root.at("target").get<std::string>() + ", not " + target);
     }
-    Manifest found;
-    for (const std::string name : all.at("artifact")) {
-      found.files.push_back(bundle + "/" + name);
-      if (!std::ifstream(found.files.back())) throw Failure(found.files.back() + " is missing");
+    Manifest manifest;
+    for (const std::string name : root.at("artifact")) {
+      manifest.files.push_back(bundle + "/" + name);
+      if (!std::ifstream(manifest.files.back())) throw Failure(manifest.files.back() + " is missing");
     }
-    found.context = all.at("context");
-    found.chunk = all.at("chunk");
-    found.vocab_size = all.at("model").at("vocab_size");
-    found.last_only = all.at("options").value("logits", "all") == "last";
-    const json& tokens = all.at("tokens");
-    if (!tokens.at("bos").is_null()) found.bos = tokens.at("bos");
-    found.stop = tokens.at("stop").get<std::vector<int64_t>>();
-    return found;
+    manifest.context = root.at("context");
+    manifest.chunk = root.at("chunk");
+    manifest.vocab_size = root.at("model").at("vocab_size");
+    manifest.last_only = root.at("options").value("logits", "all") == "last";
+    const json& tokens = root.at("tokens");
+    if (!tokens.at("bos").is_null()) manifest.bos = tokens.at("bos");
+    manifest.stop = tokens.at("stop").get<std::vector<int64_t>>();
+    return manifest;
   } catch (const json::exception& error) {
     throw Failure(path + ": " + error.what());
   }

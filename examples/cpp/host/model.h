@@ -1,4 +1,4 @@
-// A bundle's model as an app uses it: tokens in, logits out, the conversation kept inside.
+// A bundle's model for an app: tokens in, logits out. The model stores the conversation.
 #pragma once
 
 #include <cstdint>
@@ -7,35 +7,36 @@
 #include <string>
 #include <vector>
 
-// What is wrong with a bundle or a request, in words for the user.
+// An error of a bundle or a request, with a message for the user.
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 struct Manifest {
-  std::vector<std::string> files;  // of the artifact, with their paths
-  int64_t context = 0;             // most tokens of a conversation
-  int64_t chunk = 0;               // most tokens of a call
+  std::vector<std::string> files;  // paths of the artifact's files
+  int64_t context = 0;             // maximum tokens per conversation
+  int64_t chunk = 0;               // maximum tokens per call
   int64_t vocab_size = 0;
-  bool last_only = false;  // whether a call gives logits of its last token only
+  bool last_only = false;  // whether a call only returns logits of its last token
   int64_t bos = -1;
   std::vector<int64_t> stop;
 
-  // Throws Failure where the folder is no bundle for the target.
+  // Throws Failure if the folder is no bundle for the target.
   static Manifest read(const std::string& bundle, const std::string& target);
 };
 
-// What runtimes have in common; each runner has one kind.
+// The interface of all runtimes; each runner implements it once.
 class Model {
  public:
   virtual ~Model() = default;
 
-  // The next token begins a conversation.
+  // Starts a new conversation with the next token.
   void reset();
 
-  // Logits of every token, row after row: tokens.size() x vocab_size; of the last token where it is
-  // all that is asked for, or all that the program gives. Throws Failure, and leaves the
-  // conversation as it was, for no tokens, a token outside of the vocabulary, or a full context.
+  // Appends tokens and returns their logits, tokens.size() x vocab_size, row by row. Returns only
+  // the row of the last token if `last_only` is true or the program returns no other logits.
+  // Throws Failure, without a change to the conversation, for no tokens, a token outside of the
+  // vocabulary, or a full context.
   std::vector<float> step(const std::vector<int64_t>& tokens, bool last_only = false);
 
   const Manifest& manifest() const { return manifest_; }
@@ -43,10 +44,10 @@ class Model {
  protected:
   explicit Model(Manifest manifest) : manifest_(std::move(manifest)) {}
 
-  // Bring states back to what they are at the start of a conversation.
+  // Resets the states to their values at the start of a conversation.
   virtual void forget() {}
 
-  // Append the logits of a call of at most `chunk` tokens, the first of them at position `start`.
+  // Appends to `logits` those of at most `chunk` tokens, the first of which is at position `start`.
   virtual void call(const std::vector<int64_t>& tokens, int64_t start, bool last_only,
                     std::vector<float>& logits) = 0;
 
@@ -55,5 +56,5 @@ class Model {
   int64_t length_ = 0;
 };
 
-// The model of a bundle, by the runtime that this program is for. Throws Failure.
+// Opens a bundle with the runtime of this runner. Throws Failure.
 std::unique_ptr<Model> open_model(const std::string& bundle);

@@ -10,7 +10,7 @@ using nlohmann::json;
 
 namespace {
 
-// Byte-level vocabularies write a byte that is no printable character of Latin-1 as one from 256 on.
+// Byte-level vocabularies write a byte that is not printable in Latin-1 as a character from 256 on.
 std::unordered_map<char32_t, char> byte_alphabet() {
   std::unordered_map<char32_t, char> found;
   char32_t next = 256;

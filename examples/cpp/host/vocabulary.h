@@ -1,4 +1,4 @@
-// From token ids to text, for tokenizers of bytes (`tokenizer.json` with a ByteLevel decoder).
+// Converts token ids to text, for tokenizers with a ByteLevel decoder in `tokenizer.json`.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +7,10 @@
 
 class Vocabulary {
  public:
-  // Throws Failure where the bundle has no such tokenizer.
+  // Throws Failure if the bundle contains no such tokenizer.
   explicit Vocabulary(const std::string& bundle);
 
-  // The bytes of a token: a part of a character, perhaps. Nothing for special tokens.
+  // Returns the bytes of a token, which may be a part of a character; empty for special tokens.
   std::string text(int64_t token) const;
 
  private:

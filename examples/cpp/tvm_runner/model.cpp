@@ -1,4 +1,4 @@
-// A library of TVM and its parameters. The app owns the states, and clears them to forget.
+// A TVM library and its parameters. The app owns the states, and zeroes them to reset.
 #include "model.h"
 
 #include <fcntl.h>
@@ -28,7 +28,7 @@ constexpr size_t kAlignment = 64;
 constexpr int kPooled = 2;
 const DLDevice kCpu{kDLCPU, 0};
 
-// Memory of its own, zeros, or a part of the mapped file.
+// Memory of a tensor: newly allocated zeros, or a part of the mapped file.
 struct Memory {
   void* mapped = nullptr;
   void AllocData(DLTensor* tensor) {
@@ -45,7 +45,7 @@ Tensor tensor(const std::vector<int64_t>& shape, DLDataType dtype, void* mapped 
                              kCpu);
 }
 
-DLDataType dtype_of(const std::string& name) {  // of safetensors
+DLDataType dtype_of(const std::string& name) {  // a dtype name of safetensors
   if (name == "U32") return {kDLUInt, 32, 1};
   if (name == "U8") return {kDLUInt, 8, 1};
   if (name == "F32") return {kDLFloat, 32, 1};
@@ -62,7 +62,7 @@ class Library : public Model {
  public:
   explicit Library(const std::string& bundle) : Model(Manifest::read(bundle, "tvm")) {
     try {
-      // By itself TVM takes half of an x86 machine, and ties this thread to one core.
+      // By default TVM uses half of the cores of an x86 machine, and binds this thread to one core.
       setenv("TVM_NUM_THREADS", std::to_string(std::thread::hardware_concurrency()).c_str(), 0);
       setenv("TVM_BIND_THREADS", "0", 0);
       library_ = Module::LoadFromFile(manifest().files.at(0));
@@ -85,9 +85,9 @@ class Library : public Model {
   void call(const std::vector<int64_t>& tokens, int64_t start, bool last_only,
             std::vector<float>& logits) override {
     const char* name = tokens.size() == 1 ? "decode" : last_only ? "prefill" : "score";
-    const Tensor found = run(name, tokens, start);
-    const float* data = static_cast<const float*>(found.data_ptr());
-    logits.insert(logits.end(), data, data + found.numel());
+    const Tensor result = run(name, tokens, start);
+    const float* data = static_cast<const float*>(result.data_ptr());
+    logits.insert(logits.end(), data, data + result.numel());
   }
 
  private:
@@ -100,37 +100,37 @@ class Library : public Model {
     std::vector<AnyView> args{ids, first};
     args.insert(args.end(), states_.begin(), states_.end());
     args.insert(args.end(), parameters_.begin(), parameters_.end());
-    tvm::ffi::Any found;
-    get(machine_, name).CallPacked(args.data(), static_cast<int32_t>(args.size()), &found);
-    return found.cast<Tensor>();
+    tvm::ffi::Any result;
+    get(machine_, name).CallPacked(args.data(), static_cast<int32_t>(args.size()), &result);
+    return result.cast<Tensor>();
   }
 
-  // Parameters stay in the file, which is mapped; those that are not aligned are copied.
+  // Maps the file, in which the parameters stay; parameters that are not aligned are copied.
   void map(const std::string& path) {
     const int file = open(path.c_str(), O_RDONLY);
-    struct stat facts {};
-    if (file < 0 || fstat(file, &facts) != 0) throw Failure(path + " can't be opened");
+    struct stat status {};
+    if (file < 0 || fstat(file, &status) != 0) throw Failure(path + " can't be opened");
     char* data = static_cast<char*>(
-        mmap(nullptr, facts.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0));
+        mmap(nullptr, status.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0));
     close(file);
     if (data == MAP_FAILED) throw Failure(path + " can't be mapped");
     uint64_t size = 0;
     std::memcpy(&size, data, sizeof(size));
-    if (size + sizeof(size) > static_cast<uint64_t>(facts.st_size)) throw Failure(path + " is cut");
+    if (size + sizeof(size) > static_cast<uint64_t>(status.st_size)) throw Failure(path + " is cut");
     char* begin = data + sizeof(size) + size;
     const json header = json::parse(data + sizeof(size), begin);
-    const json held = json::parse(header.at("__metadata__").at("lfmc").get<std::string>());
-    for (const std::string name : held.at("parameters")) {
+    const json metadata = json::parse(header.at("__metadata__").at("lfmc").get<std::string>());
+    for (const std::string name : metadata.at("parameters")) {
       const json& entry = header.at(name);
       const uint64_t first = entry.at("data_offsets").at(0), last = entry.at("data_offsets").at(1);
-      if (begin + last > data + facts.st_size) throw Failure(path + " is cut");
+      if (begin + last > data + status.st_size) throw Failure(path + " is cut");
       const bool aligned = reinterpret_cast<uintptr_t>(begin + first) % kAlignment == 0;
-      const Tensor own = tensor(entry.at("shape"), dtype_of(entry.at("dtype")),
+      const Tensor parameter = tensor(entry.at("shape"), dtype_of(entry.at("dtype")),
                                 aligned ? begin + first : nullptr);
-      if (!aligned) std::memcpy(own.data_ptr(), begin + first, last - first);
-      parameters_.push_back(own);
+      if (!aligned) std::memcpy(parameter.data_ptr(), begin + first, last - first);
+      parameters_.push_back(parameter);
     }
-    for (const json& state : held.at("states")) {
+    for (const json& state : metadata.at("states")) {
       states_.push_back(tensor(state.at("shape"), {kDLFloat, 32, 1}));
     }
   }

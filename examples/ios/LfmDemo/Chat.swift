@@ -1,7 +1,7 @@
 import Foundation
 import LfmKit
 
-/// What the screen shows, and what its buttons do.
+/// The state of the screen and the actions of its buttons.
 @MainActor
 final class Chat: ObservableObject {
     @Published var status = "Loading the model ..."

@@ -1,1 +1,1 @@
-"""When parity fails: the first operator, pass, module or stored tensor that differs."""
+"""Finds the first operator, pass, module or stored tensor that differs, when parity fails."""

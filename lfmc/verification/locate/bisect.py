@@ -1,9 +1,9 @@
-"""The first operator of an artifact that differs, by bisection: cut, lower, run, compare.
+"""Finds the first wrong operator of an artifact by bisection: cut, lower, run, compare.
 
-A target shows nothing of what is inside of its artifacts, and need not: the program is cut at a
-node, lowered by the very same verbs, and run through the case that failed. Nodes are tried as
-commits are by `git bisect`: where one agrees, so does all that it hangs on; where one differs, so
-does the fault lie there or before. A few lowerings find one operator among hundreds.
+A target does not expose intermediate values of its artifacts. So the program is cut at a node,
+lowered by the same methods of the target, and run through the case that failed. Nodes are tried as
+`git bisect` tries commits: if a node agrees, all its ancestors are right; if it differs, the error
+is in the node or in an ancestor. A few lowerings find one operator among hundreds.
 """
 
 from __future__ import annotations
@@ -20,149 +20,174 @@ from lfmc.errors import first_line
 from lfmc.graph.program import operator_name
 from lfmc.lowering.build import Build
 from lfmc.machine.progress import Progress
-from lfmc.parity.compare import ARTIFACT_TOLERANCE, Case, draw_tokens, run_both, run_case
-from lfmc.parity.place import Parting, Place, parting
-from lfmc.run.stepper import TorchStepper, gives_last_only
-from lfmc.verification.locate.cut import ancestors, cut, parts, producer, read_weights, shown_nodes
+from lfmc.parity.compare import ARTIFACT_TOLERANCE, Case, draw_tokens, run_case, run_pair
+from lfmc.parity.place import Mismatch, Place, find_mismatch
+from lfmc.run.stepper import TorchStepper, returns_last_only
+from lfmc.verification.locate.cut import (
+    ancestors,
+    cut,
+    observable_nodes,
+    parts_by_node,
+    producing_node,
+    source_tensors,
+)
 
-# Where a runtime rounds activations, by how much more than rounding does at all values may differ:
-# two right roundings are as far apart as the square root of two.
-ROUNDING = 2.0
+# If a runtime rounds activations, a value may differ by this many times the effect of rounding. The
+# results of two correct roundings differ by the square root of two times that effect.
+ROUNDING_FACTOR = 2.0
 
 
 @dataclass(frozen=True)
-class Found:
-    """The end of a search: the first node that differs and by how much, the last that agrees,
-    and those between that could not be shown."""
+class SearchResult:
+    """The result of a search: the first node that differs, and the last node that agrees.
+
+    `hidden` are the nodes in between that the target could not lower.
+    """
 
     node: fx.Node
-    parting: Parting
+    mismatch: Mismatch
     agrees: fx.Node | None
     hidden: tuple[fx.Node, ...]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One cut program, run: where it parts from torch, if it does, and what was allowed."""
+class CutComparison:
+    """A cut program compared with torch; `mismatch` is None if they agree within `tolerance`.
 
-    parting: Parting | None
+    `last_only`: the stepper returns the values of a call's last token only.
+    """
+
+    mismatch: Mismatch | None
     tolerance: float
-    ends: bool
+    last_only: bool
 
 
-class CannotShow(Exception):
-    """A target has no form for a program that was cut just there."""
+class CannotLowerCut(Exception):
+    """The target can't lower the program that was cut at this node."""
 
 
 def find_in_artifact(
     suspect: Build, case: Case, progress: Progress, *, near_tie: float, exact: bool
 ) -> Place | None:
-    """The first operator that the target computes otherwise than torch does; None where all agree.
+    """Return the first operator whose result differs from torch's; None if all operators agree.
 
-    `exact` runs the artifact with float activations. Raises what the target raises for the program
-    as a whole.
+    `exact` runs the artifact with float activations. An error of the target for the whole program
+    is raised unchanged.
     """
-    program, wanted = suspect.program, shown_nodes(suspect.program)
-    last = wanted[-1]
-    progress.step("all of it")
-    whole = _compare(suspect, last, case, near_tie, exact)
-    if whole.parting is None:
+    program, nodes = suspect.program, observable_nodes(suspect.program)
+    last = nodes[-1]
+    progress.step("the whole program")
+    last_comparison = _compare_cut(suspect, last, case, near_tie, exact)
+    if last_comparison.mismatch is None:
         return None
-    compared = {last: whole}
+    comparisons = {last: last_comparison}
 
-    def differs(node: fx.Node) -> Parting | None:
-        progress.step(f"{operator_name(producer(node))} ({node.name})")
+    def compare_node(node: fx.Node) -> Mismatch | None:
+        progress.step(f"{operator_name(producing_node(node))} ({node.name})")
         try:
-            compared[node] = _compare(suspect, node, case, near_tie, exact)
+            comparisons[node] = _compare_cut(suspect, node, case, near_tie, exact)
         except Exception as error:  # targets' libraries raise whatever they like
-            raise CannotShow(first_line(error)) from error
-        return compared[node].parting
+            raise CannotLowerCut(first_line(error)) from error
+        return comparisons[node].mismatch
 
-    found = first_that_differs(wanted, last, whole.parting, differs)
-    result = compared[found.node]
-    source = producer(found.node)
-    row = found.parting.row
-    ends = list(accumulate(case.calls))
-    token = ends[row] - 1 if result.ends else row
+    result = find_first_mismatch(nodes, last, last_comparison.mismatch, compare_node)
+    comparison = comparisons[result.node]
+    operator = producing_node(result.node)
+    row = result.mismatch.row
+    call_ends = list(accumulate(case.calls))
+    token = call_ends[row] - 1 if comparison.last_only else row
     return Place(
         3,
-        parts(program)[source],
-        operator_name(source),
-        source.name,
-        found.parting.difference,
-        result.tolerance,
-        found.parting.corner(),
-        read_weights(program, source),
+        parts_by_node(program)[operator],
+        operator_name(operator),
+        operator.name,
+        result.mismatch.difference,
+        comparison.tolerance,
+        result.mismatch.corner(),
+        source_tensors(program, operator),
         case.name,
-        sum(end <= token for end in ends),
+        sum(end <= token for end in call_ends),
         token,
-        None if found.agrees is None else producer(found.agrees).name,
-        tuple(node.name for node in found.hidden),
+        None if result.agrees is None else producing_node(result.agrees).name,
+        tuple(node.name for node in result.hidden),
     )
 
 
-def first_that_differs(
+def find_first_mismatch(
     nodes: Sequence[fx.Node],
     last: fx.Node,
-    parted: Parting,
-    differs: Callable[[fx.Node], Parting | None],
-) -> Found:
-    """The first of `nodes`, in topological order, that differs, given that `last` does.
+    last_mismatch: Mismatch,
+    compare_node: Callable[[fx.Node], Mismatch | None],
+) -> SearchResult:
+    """Return the first of `nodes`, in topological order, that differs, given that `last` differs.
 
-    `differs` compares one of them, and raises `CannotShow` where that is not possible.
+    `compare_node` compares one node, and raises `CannotLowerCut` if that is not possible.
     """
-    before = {node: ancestors(node) & set(nodes) for node in nodes}
-    left, hidden, agrees = set(before[last]), set[fx.Node](), list[fx.Node]()
-    worst, partings = last, {last: parted}
+    ancestors_by_node = {node: ancestors(node) & set(nodes) for node in nodes}
+    candidates, hidden = set(ancestors_by_node[last]), set[fx.Node]()
+    agreeing = list[fx.Node]()
+    first, mismatches = last, {last: last_mismatch}
     while True:
-        pool = [node for node in nodes if node in left and node not in hidden and node != worst]
+        pool = [
+            node for node in nodes if node in candidates and node not in hidden and node != first
+        ]
         if not pool:
             break
-        node = max(pool, key=lambda own: min(len(before[own] & left), len(left - before[own])))
+        node = max(pool, key=lambda n: _split_size(candidates, ancestors_by_node[n]))
         try:
-            found = differs(node)
-        except CannotShow:
+            mismatch = compare_node(node)
+        except CannotLowerCut:
             hidden.add(node)
             continue
-        if found is None:
-            agrees.append(node)
-            left -= before[node]
+        if mismatch is None:
+            agreeing.append(node)
+            candidates -= ancestors_by_node[node]
         else:
-            worst, partings[node] = node, found
-            left &= before[node]
-    near = [node for node in nodes if node in agrees and node in before[worst]]
-    return Found(
-        worst,
-        partings[worst],
-        near[-1] if near else None,
-        tuple(node for node in nodes if node in left and node in hidden),
+            first, mismatches[node] = node, mismatch
+            candidates &= ancestors_by_node[node]
+    agreeing_inputs = [
+        node for node in nodes if node in agreeing and node in ancestors_by_node[first]
+    ]
+    return SearchResult(
+        first,
+        mismatches[first],
+        agreeing_inputs[-1] if agreeing_inputs else None,
+        tuple(node for node in nodes if node in candidates and node in hidden),
     )
 
 
-def _compare(suspect: Build, node: fx.Node, case: Case, near_tie: float, exact: bool) -> Compared:
-    """Lower the program, cut at a node, and run the case on it and on torch."""
+def _split_size(candidates: set[fx.Node], before: set[fx.Node]) -> int:
+    """Return the number of candidates that a comparison excludes in the worse of its outcomes."""
+    return min(len(before & candidates), len(candidates - before))
+
+
+def _compare_cut(
+    suspect: Build, node: fx.Node, case: Case, near_tie: float, exact: bool
+) -> CutComparison:
+    """Lower the program cut at a node, and run the case on the artifact and in torch."""
     vocab_size = suspect.program.config.vocab_size
-    small = replace(suspect, program=cut(suspect.program, node.name))
-    config = small.program.config
-    # Tokens that both may be given: a target takes the width of what is shown for a vocabulary.
-    drawn = draw_tokens(case.length, vocab_size)
-    prompt, earlier = (ids % config.vocab_size for ids in drawn)
+    cut_build = replace(suspect, program=cut(suspect.program, node.name))
+    config = cut_build.program.config
+    # The target takes the width of the cut value for the vocabulary size: keep token ids below it.
+    prompt, earlier = (ids % config.vocab_size for ids in draw_tokens(case.length, vocab_size))
     with tempfile.TemporaryDirectory(prefix="lfmc-") as path:
-        small.lower(Path(path))
-        small.bind()
-        stepper, torch_side = small.sides(Path(path), exact=exact)
-        pair = run_both(stepper, torch_side, case, prompt, earlier, near_tie=near_tie)
-        if pair.ours.shape != pair.theirs.shape:
-            raise CannotShow(f"it gives {list(pair.ours.shape)}")
-        ends = gives_last_only(stepper)
-        tolerance = small.tolerance(exact=exact)
+        cut_build.lower(Path(path))
+        cut_build.bind()
+        artifact_stepper, reference = cut_build.open_steppers(Path(path), exact=exact)
+        pair = run_pair(artifact_stepper, reference, case, prompt, earlier, near_tie=near_tie)
+        if pair.actual.shape != pair.expected.shape:
+            raise CannotLowerCut(f"the result has shape {list(pair.actual.shape)}")
+        last_only = returns_last_only(artifact_stepper)
+        tolerance = cut_build.tolerance(exact=exact)
         if tolerance is None:
-            plain = TorchStepper(small.program.module, config, small.asked.context)
-            floats, _ = run_case(plain, case, prompt, earlier, ends=ends)
-            tolerance = max(ARTIFACT_TOLERANCE, ROUNDING * _distance(floats, pair.theirs))
-    found = parting(pair.ours[: pair.clear], pair.theirs[: pair.clear], tolerance)
-    return Compared(found, tolerance, ends)
+            context = cut_build.request.context
+            float_reference = TorchStepper(cut_build.program.module, config, context)
+            floats, _ = run_case(float_reference, case, prompt, earlier, last_only=last_only)
+            rounding = _distance(floats, pair.expected)
+            tolerance = max(ARTIFACT_TOLERANCE, ROUNDING_FACTOR * rounding)
+    mismatch = find_mismatch(pair.actual[: pair.clear], pair.expected[: pair.clear], tolerance)
+    return CutComparison(mismatch, tolerance, last_only)
 
 
-def _distance(left: Tensor, right: Tensor) -> float:
-    return float((left - right).abs().max() / right.abs().max().clamp_min(1e-30))
+def _distance(actual: Tensor, reference: Tensor) -> float:
+    return float((actual - reference).abs().max() / reference.abs().max().clamp_min(1e-30))

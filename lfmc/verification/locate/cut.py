@@ -1,6 +1,6 @@
-"""A program cut at a node: its value stands where the logits were, all else is as it was.
+"""Cuts a program at a node, so that the value of the node replaces the logits.
 
-So a target shows what is inside of an artifact by the two verbs that it has, `lower` and `run`.
+Any intermediate value of an artifact can then be read through the target's `lower` and `run`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lfmc.passes.remove_dead_code import RemoveDeadCode
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
-def copied(program: Program) -> Program:
-    """The same graph in a module of its own; its constants are the same tensors."""
+def copy_program(program: Program) -> Program:
+    """Copy the graph into a new module, which shares the constants."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
@@ -28,44 +28,44 @@ def copied(program: Program) -> Program:
 
 
 def cut(program: Program, name: str) -> Program:
-    """A copy whose logits are the value of node `name`, `[B, T, X]` for any dims behind the first
-    two, or of `[B * T, X]` for a batch of one; its `vocab_size` is `X`.
+    """Return a copy of the program whose logits are the value of node `name`.
 
-    States are all kept, with what they need.
+    A value `[B, T, ...]` is flattened to `[B, T, X]`; a value `[B * T, X]` requires a batch of one.
+    The `vocab_size` of the copy is `X`. All states remain outputs.
     """
-    made = copied(program)
-    node = next(node for node in made.graph.nodes if node.name == name)
-    output = made.graph.output_node()
+    copy = copy_program(program)
+    node = next(node for node in copy.graph.nodes if node.name == name)
+    output = copy.graph.output_node()
     states = list(output.args[0][1:])  # type: ignore[index, arg-type]
-    with made.graph.inserting_before(output):
-        # One view in any case: some targets take the last token of what the logits are made from.
-        shown = (
-            made.call(torch.ops.aten.unsqueeze.default, node, 0)
+    with copy.graph.inserting_before(output):
+        # Always add a view: some targets slice the last token of the input of the logits.
+        value = (
+            copy.call(torch.ops.aten.unsqueeze.default, node, 0)
             if node.meta["val"].dim() == 2
-            else made.call(torch.ops.aten.flatten.using_ints, node, 2)
+            else copy.call(torch.ops.aten.flatten.using_ints, node, 2)
         )
-    output.args = ([shown, *states],)
-    RemoveDeadCode().run(made)
-    made.graph.lint()
-    made.module.recompile()
-    width = int(shown.meta["val"].shape[-1])
-    return Program(made.module, replace(made.config, vocab_size=width), made.states, made.weights)
+    output.args = ([value, *states],)
+    RemoveDeadCode().run(copy)
+    copy.graph.lint()
+    copy.module.recompile()
+    width = int(value.meta["val"].shape[-1])
+    return Program(copy.module, replace(copy.config, vocab_size=width), copy.states, copy.weights)
 
 
-def shown_nodes(program: Program) -> list[fx.Node]:
-    """Nodes that `cut` can show: floats for each token, on the way to the logits, in order."""
+def observable_nodes(program: Program) -> list[fx.Node]:
+    """Return the nodes that `cut` supports, in order: per-token floats on which logits depend."""
     graph = program.graph
     tokens = program.inputs[0].meta["val"]
     logits: fx.Node = graph.output_node().args[0][0]  # type: ignore[index, assignment]
-    wanted = ancestors(logits)
+    logits_inputs = ancestors(logits)
     return [
         node
         for node in graph.nodes
-        if node in wanted and node.op == "call_function" and _is_shown(node, tokens)
+        if node in logits_inputs and node.op == "call_function" and _is_observable(node, tokens)
     ]
 
 
-def _is_shown(node: fx.Node, tokens: Tensor) -> bool:
+def _is_observable(node: fx.Node, tokens: Tensor) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return False
@@ -79,58 +79,59 @@ def _is_shown(node: fx.Node, tokens: Tensor) -> bool:
 
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
-    """A node and everything that it is computed from."""
-    found: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        own = waiting.pop()
-        if own not in found:
-            found.add(own)
-            waiting.extend(own.all_input_nodes)
-    return found
+    """Return a node and all nodes that it depends on."""
+    visited: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current not in visited:
+            visited.add(current)
+            stack.extend(current.all_input_nodes)
+    return visited
 
 
-def producer(node: fx.Node) -> fx.Node:
-    """The operator behind a node: of one of several results, what gives them."""
+def producing_node(node: fx.Node) -> fx.Node:
+    """Return the operator that computes a node, which may be one of its several results."""
     while getattr(node.target, "__name__", "") == "getitem":
         node = node.all_input_nodes[0]
     return node
 
 
-def read_weights(program: Program, node: fx.Node) -> tuple[str, ...]:
-    """The checkpoint's tensors that an operator reads, through what dequantizes them."""
-    found: list[str] = []
-    for given in node.all_input_nodes:
-        inner = (
-            given.all_input_nodes if given.target is torch.ops.lfm.dequantize.default else [given]
-        )
-        for own in inner:
-            if own.op == "get_attr":
-                found.extend(program.weights.get(str(own.target), Weight(())).sources)
-    return tuple(dict.fromkeys(found))
+def source_tensors(program: Program, node: fx.Node) -> tuple[str, ...]:
+    """Return the checkpoint's tensors that an operator reads, directly or through a dequantize."""
+    names: list[str] = []
+    for value in node.all_input_nodes:
+        is_dequantized = value.target is torch.ops.lfm.dequantize.default
+        for constant in value.all_input_nodes if is_dequantized else [value]:
+            if constant.op == "get_attr":
+                names.extend(program.weights.get(str(constant.target), Weight(())).sources)
+    return tuple(dict.fromkeys(names))
 
 
-def parts(program: Program) -> dict[fx.Node, str]:
-    """For every node "embedding", "layer 3" or "head": where the weights lie that it hangs on."""
+def parts_by_node(program: Program) -> dict[fx.Node, str]:
+    """Map every node to "embedding", "layer 3" or "head", by the weights that it depends on."""
     head = program.config.num_layers
     depth: dict[fx.Node, int] = {}
     for node in program.graph.nodes:
-        before = max((depth[own] for own in node.all_input_nodes), default=-1)
-        depth[node] = max([before, *_depths(program.weights, node, before, head)])
+        before = max((depth[value] for value in node.all_input_nodes), default=-1)
+        depth[node] = max([before, *_layer_depths(program.weights, node, before, head)])
     names = {-1: "embedding", head: "head"}
-    return {node: names.get(at, f"layer {at}") for node, at in depth.items()}
+    return {node: names.get(layer, f"layer {layer}") for node, layer in depth.items()}
 
 
-def _depths(weights: dict[str, Weight], node: fx.Node, before: int, head: int) -> list[int]:
-    """Layers of the weights that a call reads; those of no layer, behind layers, are the head's."""
-    found = []
-    for given in node.all_input_nodes:
-        if given.op != "get_attr":
+def _layer_depths(weights: dict[str, Weight], node: fx.Node, before: int, head: int) -> list[int]:
+    """Return the layers of the weights that a call reads.
+
+    Weights outside of the layers belong to the head if a layer comes before them.
+    """
+    depths = []
+    for constant in node.all_input_nodes:
+        if constant.op != "get_attr":
             continue
-        for source in weights.get(str(given.target), Weight(())).sources:
+        for source in weights.get(str(constant.target), Weight(())).sources:
             layer = _LAYER.search(source)
             if layer:
-                found.append(int(layer[1]))
+                depths.append(int(layer[1]))
             elif before >= 0:
-                found.append(head)
-    return found
+                depths.append(head)
+    return depths

@@ -1,4 +1,4 @@
-"""Where two models in torch part: the decoder and transformers, or a graph and what it was."""
+"""Finds where two torch models diverge: decoder and transformers, or a graph and its passes."""
 
 from __future__ import annotations
 
@@ -17,105 +17,109 @@ from lfmc.graph.trace import trace
 from lfmc.lowering.build import Build
 from lfmc.machine.progress import Progress
 from lfmc.parity.compare import FLOAT_TOLERANCE, Case, draw_tokens, run_case
-from lfmc.parity.module_outputs import is_shown, module_outputs
-from lfmc.parity.place import Place, parting
+from lfmc.parity.module_outputs import has_float_rows, record_module_outputs
+from lfmc.parity.place import Place, find_mismatch
 from lfmc.parity.transformers_reference import TransformersStepper
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
 from lfmc.run.stepper import Stepper, TorchStepper, decoder_stepper
-from lfmc.verification.locate.cut import copied, parts, producer, read_weights
+from lfmc.verification.locate.cut import copy_program, parts_by_node, producing_node, source_tensors
 
-Values = Mapping[str, list[Tensor]]  # of each name, what it gave in call after call
+Values = Mapping[str, list[Tensor]]  # name -> the values of consecutive calls
 
-_TOWER = "language_model."  # of a vision-language model: its decoder's modules lie below
+_TOWER = "language_model."  # prefix of the decoder's modules in a vision-language model
 
 
 def find_in_decoder(suspect: Build, case: Case, progress: Progress) -> Place | None:
-    """Rung 1: the first module of the decoder whose result is not transformers'."""
+    """Return the first module of the decoder whose output differs from transformers (rung 1)."""
     checkpoint = suspect.checkpoint
     decoder = checkpoint.decoder()
-    side = decoder_stepper(decoder, case.length)
+    stepper = decoder_stepper(decoder, case.length)
     reference = TransformersStepper(checkpoint)
     prompt, earlier = draw_tokens(case.length, checkpoint.config.vocab_size)
-    progress.step("modules of both")
-    with module_outputs(decoder) as ours:
-        run_case(side, case, prompt, earlier)
-    with module_outputs(reference.model) as theirs:
+    progress.step("modules of both models")
+    with record_module_outputs(decoder) as actual:
+        run_case(stepper, case, prompt, earlier)
+    with record_module_outputs(reference.model) as expected:
         run_case(reference, case, prompt, earlier)
-    theirs = {name.replace(_TOWER, ""): values for name, values in theirs.items()}
-    place = _first_apart(1, ours, theirs, case)
+    expected = {name.replace(_TOWER, ""): values for name, values in expected.items()}
+    place = _find_first_mismatch(1, actual, expected, case)
     if place is None:
         return None
     kind = type(decoder.get_submodule(place.name)).__name__
-    return replace(place, part=_part_of(place.name), operator=kind)
+    return replace(place, part=_part_of_module(place.name), operator=kind)
 
 
 def find_in_passes(suspect: Build, case: Case, progress: Progress) -> Place | None:
-    """Rung 2: the first pass behind which the graph gives other results, and the first node."""
-    checkpoint, weights, asked = suspect.checkpoint, suspect.weights, suspect.asked
-    reference: Stepper = decoder_stepper(weights.decoder(), asked.context)
+    """Return the first wrong node after the first pass that changes the logits (rung 2)."""
+    checkpoint, weights, request = suspect.checkpoint, suspect.weights, suspect.request
+    reference: Stepper = decoder_stepper(weights.decoder(), request.context)
     prompt, earlier = draw_tokens(case.length, checkpoint.config.vocab_size)
     expected, _ = run_case(reference, case, prompt, earlier)
-    spec = suspect.target.trace_spec(checkpoint.config, asked)
+    spec = suspect.target.trace_spec(checkpoint.config, request)
     program = trace(checkpoint.config, spec)
     formats = {row.name: parse_format(row.format) for row in weights.plan.rows}
     before: Values | None = None
-    for name, step in [("trace", None), *((own.name, own) for own in pipeline(formats))]:
+    for name, step in [("trace", None), *((step.name, step) for step in pipeline(formats))]:
         progress.step(name)
         if step is not None:
             apply([step], program)
-        logits, after = _run(program, suspect, case, prompt, earlier)
-        parted = parting(logits, expected, FLOAT_TOLERANCE)
-        if parted is None:
+        logits, after = _run_program(program, suspect, case, prompt, earlier)
+        mismatch = find_mismatch(logits, expected, FLOAT_TOLERANCE)
+        if mismatch is None:
             before = after
             continue
-        place = None if before is None else _first_apart(2, after, before, case)
-        note = f"the first pass behind which logits differ is '{name}'"
+        place = None if before is None else _find_first_mismatch(2, after, before, case)
+        note = f"the first pass after which logits differ is '{name}'"
         if place is None:
             return Place(
                 2,
                 "head",
                 name,
                 "logits",
-                parted.difference,
+                mismatch.difference,
                 FLOAT_TOLERANCE,
-                parted.corner(),
+                mismatch.corner(),
                 case=case.name,
-                token=parted.row,
+                token=mismatch.row,
                 note=note,
             )
-        return _in_graph(replace(place, note=note), program, before or {})
+        return _place_in_graph(replace(place, note=note), program, before or {})
     return None
 
 
-def _in_graph(place: Place, program: Program, before: Values) -> Place:
-    """The place with its part, operator and weights; an operator that the pass wrote on the way to
-    it is the culprit."""
-    node = next(own for own in program.graph.nodes if own.name == place.name)
-    source = producer(node)
-    while source.name in before:  # it was there: what does it read that was not?
-        new = [own for own in source.all_input_nodes if own.name not in before]
+def _place_in_graph(place: Place, program: Program, before: Values) -> Place:
+    """Complete the place with its part, operator and weights.
+
+    If the pass wrote new operators among the inputs of the node, the first of them is the place.
+    """
+    node = next(node for node in program.graph.nodes if node.name == place.name)
+    operator = producing_node(node)
+    while operator.name in before:  # the pass did not write this operator: look at its inputs
+        new = [value for value in operator.all_input_nodes if value.name not in before]
         if not new or new[0].op != "call_function":
             break
-        source = producer(new[0])
+        operator = producing_node(new[0])
     return replace(
         place,
-        part=parts(program)[source],
-        operator=operator_name(source),
-        name=source.name,
-        weights=read_weights(program, source),
+        part=parts_by_node(program)[operator],
+        operator=operator_name(operator),
+        name=operator.name,
+        weights=source_tensors(program, operator),
     )
 
 
-def _first_apart(rung: int, ours: Values, theirs: Values, case: Case) -> Place | None:
-    """The first of our names, in the order in which they were run, whose values are not theirs."""
+def _find_first_mismatch(rung: int, actual: Values, expected: Values, case: Case) -> Place | None:
+    """Return the place of the first name in `actual`, in order, whose values differ."""
     agrees = None
-    for name, values in ours.items():
-        left, right = _rows(values), _rows(theirs.get(name, []))
-        if left is None or right is None or left.shape != right.shape:
+    for name, values in actual.items():
+        actual_rows, expected_rows = _rows(values), _rows(expected.get(name, []))
+        if actual_rows is None or expected_rows is None:
             continue
-        parted = parting(left, right, FLOAT_TOLERANCE)
-        if parted is None:
+        if actual_rows.shape != expected_rows.shape:
+            continue
+        mismatch = find_mismatch(actual_rows, expected_rows, FLOAT_TOLERANCE)
+        if mismatch is None:
             agrees = name
             continue
         place = Place(
@@ -123,13 +127,13 @@ def _first_apart(rung: int, ours: Values, theirs: Values, case: Case) -> Place |
             "",
             "",
             name,
-            parted.difference,
+            mismatch.difference,
             FLOAT_TOLERANCE,
-            parted.corner(),
+            mismatch.corner(),
             case=case.name,
             agrees=agrees,
         )
-        token = parted.row * (case.earlier + case.length) // len(left) - case.earlier
+        token = mismatch.row * (case.earlier + case.length) // len(actual_rows) - case.earlier
         if token < 0:
             return replace(place, note="it differs in the prompt before the reset")
         call = sum(end <= token for end in accumulate(case.calls))
@@ -138,14 +142,14 @@ def _first_apart(rung: int, ours: Values, theirs: Values, case: Case) -> Place |
 
 
 def _rows(values: list[Tensor]) -> Tensor | None:
-    """Values of call after call as rows; None where they have no columns in common."""
+    """Concatenate the values of all calls as rows; None if their last dims differ."""
     if not values or len({value.shape[-1] for value in values}) > 1:
         return None
     return torch.cat([value.flatten(0, -2) for value in values])
 
 
-def _part_of(name: str) -> str:
-    """ "embedding", "layer 3" or "head", by the name of a module."""
+def _part_of_module(name: str) -> str:
+    """Return "embedding", "layer 3" or "head" for the name of a module."""
     pieces = name.split(".")
     if "layers" in pieces:
         return f"layer {pieces[pieces.index('layers') + 1]}"
@@ -153,38 +157,38 @@ def _part_of(name: str) -> str:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what every node gives."""
+    """Runs a graph and records the float outputs of every node."""
 
-    def __init__(self, module: fx.GraphModule, found: dict[str, list[Tensor]]) -> None:
+    def __init__(self, module: fx.GraphModule, outputs: dict[str, list[Tensor]]) -> None:
         super().__init__(module)
-        self._found = found
+        self._outputs = outputs
 
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
-        if node.op == "call_function" and is_shown(value):
-            self._found.setdefault(node.name, []).append(value.detach())
+        if node.op == "call_function" and has_float_rows(value):
+            self._outputs.setdefault(node.name, []).append(value.detach())
         return value
 
 
-def _run(
+def _run_program(
     program: Program, suspect: Build, case: Case, prompt: Tensor, earlier: Tensor
 ) -> tuple[Tensor, Values]:
-    """Logits of a case, and what every node of the program gives."""
-    made = copied(program)
-    made.bind(lambda name, weight: _value(suspect.weights, name, weight))
-    found: dict[str, list[Tensor]] = {}
+    """Run a case; returns its logits and the outputs of every node of the program."""
+    copy = copy_program(program)
+    copy.bind(lambda name, weight: _constant_value(suspect.weights, name, weight))
+    outputs: dict[str, list[Tensor]] = {}
 
     def forward(*inputs: Tensor) -> tuple[Any, ...]:
-        results: Iterable[Any] = _Recorder(made.module, found).run(*inputs)
+        results: Iterable[Any] = _Recorder(copy.module, outputs).run(*inputs)
         return tuple(results)
 
-    stepper = TorchStepper(forward, program.config, suspect.asked.context)
+    stepper = TorchStepper(forward, program.config, suspect.request.context)
     logits, _ = run_case(stepper, case, prompt, earlier)
-    return logits, found
+    return logits, outputs
 
 
-def _value(weights: PlannedWeights, name: str, weight: Weight) -> Tensor:
-    """A constant of a graph whose matrices are not quantized yet: then they are dequantized."""
+def _constant_value(weights: PlannedWeights, name: str, weight: Weight) -> Tensor:
+    """Return a constant; if its matrix is not quantized yet, the dequantized values of the plan."""
     if weight.part != "values":
         return weights.value(name, weight)
     return torch.cat([weights.dequantized(source) for source in weight.sources])

@@ -1,4 +1,4 @@
-"""Families of CPUs: what LLVM compiles for, and how int8 products are done there."""
+"""Families of CPUs: LLVM targets and instructions for int8 products."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ X86, ARM = "x86_64-linux-gnu", "aarch64-linux-gnu"
 class Cpu:
     """An LLVM target, and the instructions of its int8 products.
 
-    `lanes` are 32-bit lanes of its vectors, `flags` what Linux calls the features that a machine
-    must have, in /proc/cpuinfo. `tile` is how many tokens a product of many takes together, `ahead`
-    how many bytes before they are needed a product of one asks for codes: the best that
-    `tests/benchmarks/tune_tvm.py` found.
+    `lanes` is the number of 32-bit lanes of a vector. `flags` are Linux's names, in /proc/cpuinfo,
+    of the features that a machine must have. `tile` is the number of tokens that a product of many
+    tokens takes together. `ahead` is the distance in bytes at which a product of one token
+    prefetches codes. `tests/benchmarks/tune_tvm.py` found the best values of `tile` and `ahead`.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Cpu:
         return self.name
 
 
-# Best first.
+# Fastest first.
 CPUS: Mapping[str, Cpu] = {
     cpu.name: cpu
     for cpu in (
@@ -88,28 +88,29 @@ CPUS: Mapping[str, Cpu] = {
 }
 
 
-HOST = CPUS["avx2"]  # runs the host's part of a GPU's library: any x86-64 of the last ten years
+HOST = CPUS["avx2"]  # for the host code of a GPU library: any x86-64 of the last ten years
 
 
 def this_cpu() -> Cpu:
-    """The family of this machine; raises `UnsupportedError` where it is of none."""
+    """Return the family of this machine. Raises `UnsupportedError` if no family matches."""
     for cpu in CPUS.values():
         if runs_here(cpu):
             return cpu
     raise UnsupportedError(
-        "this machine is of no family of CPUs that lfmc has kernels for",
+        "lfmc has no kernels for the CPU of this machine",
         expected=", ".join(CPUS),
         got=platform.machine(),
-        todo="name the family that the library is for: --device cpu:avx2",
+        todo="select the CPU family of the library: --device cpu:avx2",
     )
 
 
 def runs_here(cpu: Cpu) -> bool:
+    """Return whether this machine can run code for a family."""
     return cpu.triple.startswith(platform.machine()) and machine_flags().issuperset(cpu.flags)
 
 
 def machine_flags() -> frozenset[str]:
-    """What Linux says of this machine's CPU; nothing elsewhere."""
+    """Return the features of this machine's CPU as Linux lists them; empty on other systems."""
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return frozenset()

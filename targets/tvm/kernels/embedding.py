@@ -1,4 +1,4 @@
-"""Rows of a table: of floats, or of n-bit codes."""
+"""Embedding lookups: in a table of floats, or of n-bit codes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from lfmc.targets.tvm.kernels.builder import (
     PrimFunc,
     build,
     cast,
-    put,
-    side_by_side,
-    tokens_of,
+    maybe_parallel,
+    store,
+    token_count,
     vector,
 )
 from lfmc.targets.tvm.kernels.matrix import Matrix
-from lfmc.targets.tvm.kernels.row import in_block_or_tail, weights_of_row
+from lfmc.targets.tvm.kernels.row import dequantize_row, emit_for_row
 
 
 def embedding(rows: int, columns: int, dtype: str, tokens: int | None) -> PrimFunc:
-    """Ids int32 `[T]` and a table `[V, H]`; result float32 `[T, H]`."""
-    count = tokens_of(tokens)
+    """Look up ids int32 `[T]` in a table `[V, H]`; result float32 `[T, H]`."""
+    count = token_count(tokens)
     parameters = [
         ("ids", (count,), "int32"),
         ("table", (rows, columns), dtype),
@@ -29,16 +29,16 @@ def embedding(rows: int, columns: int, dtype: str, tokens: int | None) -> PrimFu
     ]
 
     def body(ids: Buffer, table: Buffer, y: Buffer) -> None:
-        with side_by_side(count, tokens) as token, T.serial(0, columns // LANES) as block:
-            at = block * LANES
-            put(y, cast(vector(table, ids[token], at), "float32"), token, at)
+        with maybe_parallel(count, tokens) as token, T.serial(0, columns // LANES) as block:
+            column = block * LANES
+            store(y, cast(vector(table, ids[token], column), "float32"), token, column)
 
     return build(parameters, body)
 
 
 def embedding_nbits(table: Matrix, tokens: int | None) -> PrimFunc:
-    """Ids int32 `[T]` and the table's constants; result float32 `[T, H]`."""
-    count = tokens_of(tokens)
+    """Look up ids int32 `[T]` in an n-bit table; result float32 `[T, H]`."""
+    count = token_count(tokens)
     parameters = [
         ("ids", (count,), "int32"),
         *table.parameters("table"),
@@ -47,9 +47,7 @@ def embedding_nbits(table: Matrix, tokens: int | None) -> PrimFunc:
 
     def body(ids: Buffer, *rest: Buffer) -> None:
         *constants, y = rest
-        with side_by_side(count, tokens) as token:
-            in_block_or_tail(
-                table, constants, ids[token], lambda row: weights_of_row(row, y, token)
-            )
+        with maybe_parallel(count, tokens) as token:
+            emit_for_row(table, constants, ids[token], lambda row: dequantize_row(row, y, token))
 
     return build(parameters, body)

@@ -1,6 +1,8 @@
-"""Products with a matrix that stays float."""
+"""Products with a float matrix."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
@@ -10,23 +12,23 @@ from lfmc.targets.tvm.kernels.builder import (
     Expr,
     Parameter,
     PrimFunc,
+    alloc_local,
+    broadcast,
     build,
     cast,
-    local,
-    put,
-    tokens_of,
-    total,
+    store,
+    sum_lanes,
+    token_count,
     vector,
-    wide,
 )
 
 
 def float_linear(
     rows: int, columns: int, dtype: str, tokens: int | None, *, bias: str | None
 ) -> PrimFunc:
-    """`y = x W^T + b`: float32 `[T, K]`, `[N, K]` of `dtype`, `[N]` of dtype `bias` where there is
-    one."""
-    count = tokens_of(tokens)
+    """Compute `y = x W^T + b`: `x` float32 `[T, K]`, `W` `[N, K]` of `dtype`, and `b` `[N]` of
+    dtype `bias`, or no bias if `bias` is None."""
+    count = token_count(tokens)
     parameters: list[Parameter] = [
         ("x", (count, columns), "float32"),
         ("w", (rows, columns), dtype),
@@ -39,18 +41,20 @@ def float_linear(
         y = rest[-1]
         with T.parallel(0, rows) as row, T.serial(0, count) as token:
             value = row_product(
-                lambda at: vector(x, token, at), lambda at: vector(w, row, at), columns
+                lambda column: vector(x, token, column),
+                lambda column: vector(w, row, column),
+                columns,
             )
-            put(y, value + cast(rest[0][row], "float32") if bias else value, token, row)
+            store(y, value + cast(rest[0][row], "float32") if bias else value, token, row)
 
     return build(parameters, body)
 
 
-def row_product(x: object, w: object, columns: int) -> Expr:
-    """The sum of products of two rows, of which `x(at)` and `w(at)` give 16 numbers."""
-    sums = local(LANES)
-    put(sums, wide(0.0), 0)
+def row_product(x: Callable[[Expr], Expr], w: Callable[[Expr], Expr], columns: int) -> Expr:
+    """Return the dot product of two rows; `x(at)` and `w(at)` load 16 numbers."""
+    sums = alloc_local(LANES)
+    store(sums, broadcast(0.0), 0)
     with T.serial(0, columns // LANES) as block:
-        at = block * LANES
-        put(sums, vector(sums, 0) + x(at) * cast(w(at), "float32"), 0)  # type: ignore[operator]
-    return total(sums)
+        column = block * LANES
+        store(sums, vector(sums, 0) + x(column) * cast(w(column), "float32"), 0)
+    return sum_lanes(sums)

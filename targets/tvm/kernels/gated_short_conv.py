@@ -9,13 +9,13 @@ from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Parameter,
     PrimFunc,
+    alloc_local,
     bind,
     build,
-    floats,
-    local,
-    put,
-    side_by_side,
-    tokens_of,
+    float_vector,
+    maybe_parallel,
+    store,
+    token_count,
     vector,
 )
 
@@ -23,41 +23,43 @@ from lfmc.targets.tvm.kernels.builder import (
 def gated_short_conv(
     size: int, taps: int, dtype: str, tokens: int | None, *, bias: str | None
 ) -> PrimFunc:
-    """`C * filter(B * x)` for `bcx` `[T, 3H]`, taps `[taps, H]` of `dtype`, and `[H]` of
-    dtype `bias` where there is one; the last `taps - 1` inputs of the filter `[taps - 1, H]`, in
-    place; result `[T, H]`.
+    """Compute `C * filter(B * x)`.
 
-    Channels side by side, tokens one after the other: what the filter still sees stays in
-    registers.
+    Inputs: `bcx` `[T, 3H]`, taps `[taps, H]` of `dtype`, and a bias `[H]` of dtype `bias` unless
+    `bias` is None. The state, updated in place, is the last `taps - 1` inputs of the filter `[taps
+    - 1, H]`. Result: `[T, H]`.
+
+    Channels run in parallel and tokens one after the other: the inputs in the window of the filter
+    stay in registers.
     """
-    count = tokens_of(tokens)
-    back = taps - 1
+    count = token_count(tokens)
+    state_rows = taps - 1
     parameters: list[Parameter] = [
         ("bcx", (count, 3 * size), "float32"),
         ("taps", (taps, size), dtype),
     ]
     if bias:
         parameters.append(("bias", (size,), bias))
-    parameters += [("state", (back, size), "float32"), ("y", (count, size), "float32")]
+    parameters += [("state", (state_rows, size), "float32"), ("y", (count, size), "float32")]
 
     def body(bcx: Buffer, weight: Buffer, *rest: Buffer) -> None:
-        *own_bias, state, y = rest
-        with side_by_side(size // LANES, tokens) as block:
-            at = block * LANES
-            seen = local(taps * LANES)
-            for tap in range(back):
-                put(seen, vector(state, tap, at), tap * LANES)
+        *bias_buffers, state, y = rest
+        with maybe_parallel(size // LANES, tokens) as block:
+            channel = block * LANES
+            window = alloc_local(taps * LANES)
+            for tap in range(state_rows):
+                store(window, vector(state, tap, channel), tap * LANES)
             with T.serial(0, count) as token:
-                gated = vector(bcx, token, at) * vector(bcx, token, 2 * size + at)
-                put(seen, gated, back * LANES)
-                mixed = floats(own_bias[0], at) if bias else None
+                gated = vector(bcx, token, channel) * vector(bcx, token, 2 * size + channel)
+                store(window, gated, state_rows * LANES)
+                filtered = float_vector(bias_buffers[0], channel) if bias else None
                 for tap in range(taps):
-                    part = vector(seen, tap * LANES) * floats(weight, tap, at)
-                    mixed = part if mixed is None else mixed + part
-                put(y, vector(bcx, token, size + at) * mixed, token, at)
-                for tap in range(back):
-                    put(seen, bind(vector(seen, (tap + 1) * LANES)), tap * LANES)
-            for tap in range(back):
-                put(state, vector(seen, tap * LANES), tap, at)
+                    term = vector(window, tap * LANES) * float_vector(weight, tap, channel)
+                    filtered = term if filtered is None else filtered + term
+                store(y, vector(bcx, token, size + channel) * filtered, token, channel)
+                for tap in range(state_rows):
+                    store(window, bind(vector(window, (tap + 1) * LANES)), tap * LANES)
+            for tap in range(state_rows):
+                store(state, vector(window, tap * LANES), tap, channel)
 
     return build(parameters, body)

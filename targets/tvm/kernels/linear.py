@@ -1,4 +1,4 @@
-"""Products with an n-bit matrix: of one token (a GEMV), or of many (a GEMM)."""
+"""Products with an n-bit matrix: of one token (a GEMV), or of many tokens (a GEMM)."""
 
 from __future__ import annotations
 
@@ -13,44 +13,47 @@ from lfmc.targets.tvm.kernels.builder import (
     PrimFunc,
     build,
     cast,
-    floats,
-    put,
-    tokens_of,
+    float_vector,
+    store,
+    token_count,
 )
 from lfmc.targets.tvm.kernels.cpus import Cpu
-from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, sized
-from lfmc.targets.tvm.kernels.products import Rows, multiply
+from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, dynamic_matrix
+from lfmc.targets.tvm.kernels.products import RowBlock, multiply
 from lfmc.targets.tvm.kernels.row import Row, multiply_row
 
 
 def linear(
     format: Format, tail: int, cpu: Cpu, tokens: int | None, *, bias: str | None, exact: bool
 ) -> PrimFunc:
-    """`y = x W^T + b`: activations (see `Activations`), the matrix's constants, the bias `[N]`
-    of that dtype where there is one; result float32 `[T, N]`. `tail`
-    is what `N` leaves, divided by 16."""
-    count, matrix = tokens_of(tokens), sized(format, tail, exact=exact)
-    given = Activations.parameters(matrix, count, exact)
-    held = matrix.parameters("w")
-    parameters = [*given, *held]
+    """Compute `y = x W^T + b`. Inputs: activations (see `Activations`), the constants of the
+    matrix, and the bias `[N]` of dtype `bias` unless `bias` is None; result float32 `[T, N]`.
+    `tail` is `N` modulo 16."""
+    count, matrix = token_count(tokens), dynamic_matrix(format, tail, exact=exact)
+    activation_parameters = Activations.parameters(matrix, count, exact)
+    matrix_parameters = matrix.parameters("w")
+    parameters = [*activation_parameters, *matrix_parameters]
     if bias:
         parameters.append(("bias", (matrix.rows,), bias))
     parameters.append(("y", (count, matrix.rows), "float32"))
 
     def body(*buffers: Buffer) -> None:
-        x, constants = Activations(buffers[: len(given)]), buffers[len(given) :][: len(held)]
-        own_bias, y = buffers[-2] if bias else None, buffers[-1]
+        x, constants = (
+            Activations(buffers[: len(activation_parameters)]),
+            buffers[len(activation_parameters) :][: len(matrix_parameters)],
+        )
+        bias_buffer, y = buffers[-2] if bias else None, buffers[-1]
         with T.parallel(0, matrix.blocks) as block:
-            rows = Rows(matrix, constants, block)
-            _tiles(rows, x, count, tokens, cpu, own_bias, y, exact)
+            row_block = RowBlock(matrix, constants, block)
+            _multiply_block(row_block, x, count, tokens, cpu, bias_buffer, y, exact)
         if tail:
-            _tail(matrix, constants, x, count, own_bias, y, exact)
+            _multiply_tail(matrix, constants, x, count, bias_buffer, y, exact)
 
     return build(parameters, body)
 
 
-def _tiles(
-    rows: Rows,
+def _multiply_block(
+    row_block: RowBlock,
     x: Activations,
     count: Expr,
     tokens: int | None,
@@ -59,28 +62,29 @@ def _tiles(
     y: Buffer,
     exact: bool,
 ) -> None:
-    """A block of rows with all tokens: so many at once, and what is left one by one."""
+    """Multiply a block of rows with all tokens: whole tiles of tokens, then the remaining tokens
+    one by one."""
 
-    def write(chosen: list[Expr]) -> None:
-        column = rows.block * ROWS
-        results = multiply(rows, x, chosen, cpu, exact=exact)
-        for token, result in zip(chosen, results, strict=True):
-            value = result()
-            put(y, value if bias is None else value + floats(bias, column), token, column)
+    def write(token_tile: list[Expr]) -> None:
+        column = row_block.block * ROWS
+        readers = multiply(row_block, x, token_tile, cpu, exact=exact)
+        for token, read_result in zip(token_tile, readers, strict=True):
+            value = read_result()
+            store(y, value if bias is None else value + float_vector(bias, column), token, column)
 
     if tokens == 1:
         write([0])
         return
     tile = 1 if exact else cpu.tile
-    whole = tirx.floordiv(count, tile)
-    with T.serial(0, whole) as index:
+    whole_tiles = tirx.floordiv(count, tile)
+    with T.serial(0, whole_tiles) as index:
         write([index * tile + offset for offset in range(tile)])
     if tile > 1:
-        with T.serial(0, count - whole * tile) as rest:
-            write([whole * tile + rest])
+        with T.serial(0, count - whole_tiles * tile) as token:
+            write([whole_tiles * tile + token])
 
 
-def _tail(
+def _multiply_tail(
     matrix: Matrix,
     constants: tuple[Buffer, ...],
     x: Activations,
@@ -89,8 +93,9 @@ def _tail(
     y: Buffer,
     exact: bool,
 ) -> None:
+    """Multiply the rows behind the whole blocks with all tokens."""
     with T.serial(0, count) as token, T.serial(0, matrix.tail) as row:
-        own = Row(matrix, constants, matrix.blocks, row, in_tail=True)
-        value = multiply_row(own, x, token, exact=exact)
-        at = matrix.blocks * ROWS + row
-        put(y, value if bias is None else value + cast(bias[at], "float32"), token, at)
+        tail_row = Row(matrix, constants, matrix.blocks, row, in_tail=True)
+        value = multiply_row(tail_row, x, token, exact=exact)
+        column = matrix.blocks * ROWS + row
+        store(y, value if bias is None else value + cast(bias[column], "float32"), token, column)

@@ -1,11 +1,11 @@
-"""Sparse experts: products with the chosen ones only, each with its own width.
+"""Sparse experts: products with the selected experts only, each with its own width.
 
-    gate_up    silu(w1 x) * (w3 x) of every place, experts' rows side by side
+    gate_up    silu(w1 x) * (w3 x) of every place, the places of an expert next to each other
     down       w2 of every place
 
-Places (token, slot) come sorted by expert, as `lfmc.targets.tvm.kernels.routing` leaves them. A
-layer's experts of the same formats lie in one stack; both are called once for each such kind, and
-pass over experts of others.
+A place is a pair (token, slot). The places are sorted by expert
+(`lfmc.targets.tvm.kernels.routing`). The experts of a layer that share formats form one stack. The
+library calls the two kernels once for each stack; a call skips the experts of other stacks.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from lfmc.targets.tvm.kernels.builder import (
     Expr,
     Parameter,
     PrimFunc,
+    alloc_local,
     bind,
     build,
     dimension,
-    local,
-    put,
-    tokens_of,
+    store,
+    token_count,
     vector,
 )
 from lfmc.targets.tvm.kernels.cpus import Cpu
 from lfmc.targets.tvm.kernels.float_linear import row_product
-from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, sized
-from lfmc.targets.tvm.kernels.products import Rows, multiply
+from lfmc.targets.tvm.kernels.matrix import Activations, Matrix, dynamic_matrix
+from lfmc.targets.tvm.kernels.products import RowBlock, multiply
 from lfmc.targets.tvm.kernels.swiglu import gated
 
 
 @dataclass(frozen=True)
-class Floats:
-    """Matrices `[count, rows, columns]` that stay float."""
+class FloatStack:
+    """Float matrices `[count, rows, columns]`."""
 
     rows: int
     columns: int
@@ -51,106 +51,114 @@ class Floats:
         return [(name, (dimension(f"{name}_count"), self.rows, self.columns), self.dtype)]
 
 
-Stack = Format | Floats
+Stack = Format | FloatStack
 
 
 def gate_up(
-    one: Stack, three: Stack, cpu: Cpu, tokens: int | None, *, top_k: int, exact: bool
+    w1: Stack, w3: Stack, cpu: Cpu, tokens: int | None, *, top_k: int, exact: bool
 ) -> PrimFunc:
-    """For experts of one kind: activations of `T` tokens, `order`, `begins`, `members` int32 `[E]`
-    (where an expert is in the stacks, -1 for one of another kind), the constants of w1 and of w3;
-    in place float32 `[T k, I]`, a row a place, sorted by expert."""
-    count = tokens_of(tokens)
-    first = _matrices(one, exact)
-    second = beside(first, three)
-    given = _given(first, count, exact)
-    ones, threes = first.parameters("w1"), second.parameters("w3")
+    """Apply w1 and w3 of the experts of one stack. Inputs: activations of `T` tokens, `order`,
+    `begins`, `members` int32 `[E]` (the index of an expert in the stack, or -1 for an expert of
+    another stack), and the constants of w1 and of w3. Written in place: float32 `[T k, I]`, a row
+    for each place, sorted by expert."""
+    count = token_count(tokens)
+    first = _kernel_matrix(w1, exact)
+    second = same_sizes(first, w3)
+    activation_parameters = _activation_parameters(first, count, exact)
+    w1_parameters, w3_parameters = first.parameters("w1"), second.parameters("w3")
     parameters = [
-        *given,
-        *places(count * top_k),
-        *ones,
-        *threes,
+        *activation_parameters,
+        *route_parameters(count * top_k),
+        *w1_parameters,
+        *w3_parameters,
         ("y", (count * top_k, first.rows), "float32"),
     ]
 
     def body(*buffers: Buffer) -> None:
-        x = Activations(buffers[: len(given)])
-        order, begins, members, *constants, y = buffers[len(given) :]
-        held = tuple(constants[: len(ones)]), tuple(constants[len(ones) :])
+        x = Activations(buffers[: len(activation_parameters)])
+        order, begins, members, *constants, y = buffers[len(activation_parameters) :]
+        stacks = tuple(constants[: len(w1_parameters)]), tuple(constants[len(w1_parameters) :])
 
-        def write(which: Expr, block: Expr, places: list[Expr]) -> None:
+        def write(member: Expr, block: Expr, places: list[Expr]) -> None:
             rows = [bind(tirx.floordiv(order[place], top_k)) for place in places]
-            gates = _products(first, held[0], which, block, x, rows, cpu, exact)
-            ups = _products(second, held[1], which, block, x, rows, cpu, exact)
+            gates = _multiply_block(first, stacks[0], member, block, x, rows, cpu, exact)
+            ups = _multiply_block(second, stacks[1], member, block, x, rows, cpu, exact)
             for place, gate, up in zip(places, gates, ups, strict=True):
-                put(y, gated(gate(), up()), place, block * ROWS)
+                store(y, gated(gate(), up()), place, block * ROWS)
 
-        _each_block(begins, members, first.rows, cpu, tokens, exact, write)
+        _for_each_block(begins, members, first.rows, cpu, tokens, exact, write)
 
     return build(parameters, body)
 
 
-def down(two: Stack, cpu: Cpu, tokens: int | None, *, top_k: int, exact: bool) -> PrimFunc:
-    """For experts of one kind: activations of every place, `order`, `begins`, `members`, the
-    constants of w2; in place float32 `[T k, H]`, a row a place, in the order of tokens."""
+def down(w2: Stack, cpu: Cpu, tokens: int | None, *, top_k: int, exact: bool) -> PrimFunc:
+    """Apply w2 of the experts of one stack. Inputs: activations of every place, `order`, `begins`,
+    `members`, and the constants of w2. Written in place: float32 `[T k, H]`, a row for each place,
+    in the order of tokens."""
     count = dimension("P") if tokens is None else tokens * top_k
-    matrix = _matrices(two, exact)
-    given = _given(matrix, count, exact)
+    matrix = _kernel_matrix(w2, exact)
+    activation_parameters = _activation_parameters(matrix, count, exact)
     parameters = [
-        *given,
-        *places(count),
+        *activation_parameters,
+        *route_parameters(count),
         *matrix.parameters("w2"),
         ("y", (count, matrix.rows), "float32"),
     ]
 
     def body(*buffers: Buffer) -> None:
-        x = Activations(buffers[: len(given)])
-        order, begins, members, *constants, y = buffers[len(given) :]
+        x = Activations(buffers[: len(activation_parameters)])
+        order, begins, members, *constants, y = buffers[len(activation_parameters) :]
 
-        def write(which: Expr, block: Expr, places: list[Expr]) -> None:
-            results = _products(matrix, tuple(constants), which, block, x, places, cpu, exact)
-            for place, result in zip(places, results, strict=True):
-                put(y, result(), order[place], block * ROWS)
+        def write(member: Expr, block: Expr, places: list[Expr]) -> None:
+            readers = _multiply_block(
+                matrix, tuple(constants), member, block, x, places, cpu, exact
+            )
+            for place, read_result in zip(places, readers, strict=True):
+                store(y, read_result(), order[place], block * ROWS)
 
-        _each_block(begins, members, matrix.rows, cpu, tokens, exact, write)
+        _for_each_block(begins, members, matrix.rows, cpu, tokens, exact, write)
 
     return build(parameters, body)
 
 
-def _matrices(stack: Stack, exact: bool) -> Matrix | Floats:
-    if isinstance(stack, Floats):
+def _kernel_matrix(stack: Stack, exact: bool) -> Matrix | FloatStack:
+    if isinstance(stack, FloatStack):
         return stack
-    return sized(stack, 0, exact=exact, count=dimension("M"))
+    return dynamic_matrix(stack, 0, exact=exact, count=dimension("M"))
 
 
-def beside(matrix: Matrix | Floats, other: Stack) -> Matrix | Floats:
-    """Matrices of the same sizes in another format; those of an expert are all n-bit, or none."""
-    if isinstance(matrix, Matrix) and isinstance(other, Format):
-        return replace(matrix, format=other)
-    assert isinstance(other, Floats)
-    return other
+def same_sizes(matrix: Matrix | FloatStack, stack: Stack) -> Matrix | FloatStack:
+    """Return matrices of the same sizes in another format; the matrices of an expert are all n-bit,
+    or all float."""
+    if isinstance(matrix, Matrix) and isinstance(stack, Format):
+        return replace(matrix, format=stack)
+    assert isinstance(stack, FloatStack)
+    return stack
 
 
-def _given(matrix: Matrix | Floats, count: Expr, exact: bool) -> list[Parameter]:
-    """What the products multiply by."""
-    if isinstance(matrix, Floats):
+def _activation_parameters(
+    matrix: Matrix | FloatStack, count: Expr, exact: bool
+) -> list[Parameter]:
+    """Return the parameters of the activations of a product."""
+    if isinstance(matrix, FloatStack):
         return [("x", (count, matrix.columns), "float32")]
     return Activations.parameters(matrix, count, exact)
 
 
-def places(count: Expr) -> list[Parameter]:
-    experts = dimension("E")
+def route_parameters(count: Expr) -> list[Parameter]:
+    """Return the parameters that map places to experts."""
+    expert_count = dimension("E")
     return [
         ("order", (count,), "int32"),
-        ("begins", (experts + 1,), "int32"),
-        ("members", (experts,), "int32"),
+        ("begins", (expert_count + 1,), "int32"),
+        ("members", (expert_count,), "int32"),
     ]
 
 
-def _products(
-    matrix: Matrix | Floats,
+def _multiply_block(
+    matrix: Matrix | FloatStack,
     constants: tuple[Buffer, ...],
-    which: Expr,
+    member: Expr,
     block: Expr,
     x: Activations,
     rows: list[Expr],
@@ -158,32 +166,32 @@ def _products(
     exact: bool,
 ) -> list[Callable[[], Expr]]:
     if isinstance(matrix, Matrix):
-        return multiply(Rows(matrix, constants, block, which), x, rows, cpu, exact=exact)
+        return multiply(RowBlock(matrix, constants, block, member), x, rows, cpu, exact=exact)
     (weights,), columns = constants, matrix.columns
-    found = [_float_rows(weights, which, block, x, row, columns) for row in rows]
-    return [partial(_same, value) for value in found]
+    vectors = [_float_rows(weights, member, block, x, row, columns) for row in rows]
+    return [partial(_identity, value) for value in vectors]
 
 
-def _same(value: Expr) -> Expr:
+def _identity(value: Expr) -> Expr:
     return value
 
 
 def _float_rows(
-    weights: Buffer, which: Expr, block: Expr, x: Activations, row: Expr, columns: int
+    weights: Buffer, member: Expr, block: Expr, x: Activations, row: Expr, columns: int
 ) -> Expr:
-    """Products of a block of float rows with a token: a vector of 16."""
-    found = local(ROWS, "float32")
+    """Multiply a block of float rows with a token: a vector of 16."""
+    products = alloc_local(ROWS, "float32")
     with T.serial(0, ROWS) as lane:
         value = row_product(
-            lambda at: vector(x.buffers[0], row, at),
-            lambda at: vector(weights, which, block * ROWS + lane, at),
+            lambda column: vector(x.buffers[0], row, column),
+            lambda column: vector(weights, member, block * ROWS + lane, column),
             columns,
         )
-        put(found, value, lane)
-    return bind(vector(found, 0))
+        store(products, value, lane)
+    return bind(vector(products, 0))
 
 
-def _each_block(
+def _for_each_block(
     begins: Buffer,
     members: Buffer,
     rows: Expr,
@@ -192,19 +200,20 @@ def _each_block(
     exact: bool,
     write: Callable[[Expr, Expr, list[Expr]], None],
 ) -> None:
-    """Every block of rows of every expert that is a member and was chosen, with its places. Experts
-    alternate, so that threads have work alike, whoever is chosen."""
+    """Emit every block of rows of every selected expert of the stack, with the places of the
+    expert. Consecutive tasks belong to different experts, so that threads have equal work,
+    whichever experts are selected."""
     tile = 1 if tokens == 1 or exact else cpu.tile
-    experts = members.shape[0]
-    with T.parallel(0, tirx.floordiv(rows, ROWS) * experts) as task:
-        block = bind(tirx.floordiv(task, experts))
-        expert = bind(tirx.floormod(task, experts))
-        which = bind(members[expert])
-        with T.If(which >= 0), T.Then():
+    expert_count = members.shape[0]
+    with T.parallel(0, tirx.floordiv(rows, ROWS) * expert_count) as task:
+        block = bind(tirx.floordiv(task, expert_count))
+        expert = bind(tirx.floormod(task, expert_count))
+        member = bind(members[expert])
+        with T.If(member >= 0), T.Then():
             begin, end = bind(begins[expert]), bind(begins[expert + 1])
-            whole = bind(tirx.floordiv(end - begin, tile))
-            with T.serial(0, whole) as index:
-                write(which, block, [begin + index * tile + offset for offset in range(tile)])
+            whole_tiles = bind(tirx.floordiv(end - begin, tile))
+            with T.serial(0, whole_tiles) as index:
+                write(member, block, [begin + index * tile + offset for offset in range(tile)])
             if tile > 1:
-                with T.serial(0, end - begin - whole * tile) as rest:
-                    write(which, block, [begin + whole * tile + rest])
+                with T.serial(0, end - begin - whole_tiles * tile) as place:
+                    write(member, block, [begin + whole_tiles * tile + place])

@@ -1,6 +1,6 @@
 """Products of a block of 16 rows of an n-bit matrix with some tokens, vector by vector.
 
-See `lfmc.targets.tvm.kernels.layout` for how codes, scales and zero points lie.
+`lfmc.targets.tvm.kernels.layout` describes the order of codes, scales and zero points.
 """
 
 from __future__ import annotations
@@ -17,202 +17,215 @@ from lfmc.targets.tvm.kernels.builder import (
     LANES,
     Buffer,
     Expr,
+    alloc_local,
     bind,
+    broadcast,
     cast,
-    floats,
-    local,
+    float_vector,
     prefetch,
-    put,
+    store,
     vector,
-    wide,
 )
 from lfmc.targets.tvm.kernels.cpus import Cpu
-from lfmc.targets.tvm.kernels.dot import Products
+from lfmc.targets.tvm.kernels.dot import Int8Dot
 from lfmc.targets.tvm.kernels.layout import COLUMNS
 from lfmc.targets.tvm.kernels.matrix import Activations, Matrix
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Lanes of a matrix in a kernel: a whole block of them.
+class RowBlock:
+    """A whole block of rows of a matrix, one lane per row.
 
-    `which` picks a matrix of several, `block` counts blocks of one.
+    `member` selects one of several matrices; `block` is the index of the block in that matrix.
     """
 
     matrix: Matrix
     constants: Sequence[Buffer]
     block: Expr
-    which: Expr = 0
+    member: Expr = 0
 
-    def quads(self, group: Expr, chunk: Expr, lanes: int, at: int) -> list[Expr]:
-        """Codes of 32 columns of `lanes` rows from row `at` on: 8 vectors uint32, a code a byte."""
-        m = self.matrix
-        start = self._start(group, chunk) + at
+    def quads(self, group: Expr, chunk: Expr, lanes: int, first_row: int) -> list[Expr]:
+        """Load the codes of 32 columns of `lanes` rows from row `first_row` on: 8 vectors uint32,
+        one byte per code."""
+        matrix = self.matrix
+        start = self._start(group, chunk) + first_row
         words = [
-            bind(vector(self.constants[0], self.which, start + word * ROWS, lanes=lanes))
-            for word in range(m.format.bits)
+            bind(vector(self.constants[0], self.member, start + word * ROWS, lanes=lanes))
+            for word in range(matrix.format.bits)
         ]
-        found: list[Expr | None] = [None] * 8
-        done = 0
-        for plane in PLANES[m.format.bits]:
-            each, mask = 8 // plane, ((1 << plane) - 1) * 0x01010101
+        codes: list[Expr | None] = [None] * 8
+        low_bit = 0
+        for plane in PLANES[matrix.format.bits]:
+            quads_per_word, mask = 8 // plane, ((1 << plane) - 1) * 0x01010101
             for quad in range(8):
-                word, shift = words[done + quad // each], quad % each * plane
-                part = _shifted(word, shift - done, lanes)
-                part = part & wide(mask << done, "uint32", lanes) if plane < 8 else part
-                before = found[quad]
-                found[quad] = part if before is None else before | part
-            done += plane
-        return [bind(quad) for quad in found]
+                word, shift = words[low_bit + quad // quads_per_word], quad % quads_per_word * plane
+                part = _shift(word, shift - low_bit, lanes)
+                part = part & broadcast(mask << low_bit, "uint32", lanes) if plane < 8 else part
+                code = codes[quad]
+                codes[quad] = part if code is None else code | part
+            low_bit += plane
+        return [bind(quad) for quad in codes]
 
     def _start(self, group: Expr, chunk: Expr) -> Expr:
-        m = self.matrix
-        piece = (self.block * m.groups + group) * m.chunks + chunk
-        return piece * (m.format.bits * ROWS)
+        matrix = self.matrix
+        piece = (self.block * matrix.groups + group) * matrix.chunks + chunk
+        return piece * (matrix.format.bits * ROWS)
 
-    def announce(self, group: Expr, chunk: Expr, ahead: int) -> None:
-        """Have codes read that come so many bytes behind those of 32 columns."""
+    def prefetch_codes(self, group: Expr, chunk: Expr, ahead: int) -> None:
+        """Prefetch the codes that lie `ahead` bytes after the codes of these 32 columns."""
         start = self._start(group, chunk) + ahead // 4
         for word in range(self.matrix.format.bits):
-            prefetch(self.constants[0], self.which, start + word * ROWS)
+            prefetch(self.constants[0], self.member, start + word * ROWS)
 
     def scales(self, group: Expr) -> Expr:
-        """Float32, a lane a row."""
-        m = self.matrix
-        start = (self.block * m.groups + group) * ROWS
-        return floats(self.constants[1], self.which, start)
+        """Load the scales of a group, float32, one lane per row."""
+        matrix = self.matrix
+        start = (self.block * matrix.groups + group) * ROWS
+        return float_vector(self.constants[1], self.member, start)
 
     def zeros(self, group: Expr) -> Expr:
-        """Int32, a lane a row."""
-        m = self.matrix
-        if m.format.symmetric:
-            return wide(m.format.zero_point, "int32")
-        bits, held = m.format.bits, self.constants[2]
-        start = (self.block * m.groups + group) * (2 * bits)
-        found, done = wide(0, "int32"), 0
+        """Load the zero points of a group, int32, one lane per row."""
+        matrix = self.matrix
+        if matrix.format.symmetric:
+            return broadcast(matrix.format.zero_point, "int32")
+        bits, packed = matrix.format.bits, self.constants[2]
+        start = (self.block * matrix.groups + group) * (2 * bits)
+        zeros, low_bit = broadcast(0, "int32"), 0
         for plane in PLANES[bits]:
-            part = _plane(held, self.which, start + 2 * done, plane)
-            found = found | (part << wide(done, "int32"))
-            done += plane
-        return found
+            part = _unpack_plane(packed, self.member, start + 2 * low_bit, plane)
+            zeros = zeros | (part << broadcast(low_bit, "int32"))
+            low_bit += plane
+        return zeros
 
 
-def _shifted(value: Expr, right: int, lanes: int) -> Expr:
+def _shift(value: Expr, right: int, lanes: int) -> Expr:
     if right == 0:
         return value
-    by = wide(abs(right), "uint32", lanes)
-    return value >> by if right > 0 else value << by
+    bits = broadcast(abs(right), "uint32", lanes)
+    return value >> bits if right > 0 else value << bits
 
 
-def _plane(held: Buffer, which: Expr, start: Expr, plane: int) -> Expr:
-    """Int32 of 16 lanes out of `2 * plane` bytes."""
+def _unpack_plane(packed: Buffer, member: Expr, start: Expr, plane: int) -> Expr:
+    """Unpack 16 lanes, int32, from `2 * plane` bytes."""
     if plane == 8:
-        return cast(vector(held, which, start), "int32")
+        return cast(vector(packed, member, start), "int32")
     words = []
     for word in range(max(1, plane // 2)):
         count = min(4, 2 * plane)
         parts = [
-            cast(held[which, start + 4 * word + byte], "uint32") << tirx.const(8 * byte, "uint32")
+            cast(packed[member, start + 4 * word + byte], "uint32")
+            << tirx.const(8 * byte, "uint32")
             for byte in range(count)
         ]
-        whole = parts[0]
+        joined = parts[0]
         for part in parts[1:]:
-            whole = whole | part
-        words.append(wide(bind(whole)))
+            joined = joined | part
+        words.append(broadcast(bind(joined)))
     lane = tirx.Ramp(tirx.const(0, "int32"), 1, LANES)
-    each = LANES // len(words)
+    lanes_per_word = LANES // len(words)
     value = words[0]
     if len(words) == 2:
-        value = tirx.Select(lane < wide(each, "int32"), words[0], words[1])
-        lane = lane & wide(each - 1, "int32")
-    shifts = cast(lane * wide(plane, "int32"), "uint32")
-    return cast((value >> shifts) & wide((1 << plane) - 1, "uint32"), "int32")
+        value = tirx.Select(lane < broadcast(lanes_per_word, "int32"), words[0], words[1])
+        lane = lane & broadcast(lanes_per_word - 1, "int32")
+    shifts = cast(lane * broadcast(plane, "int32"), "uint32")
+    return cast((value >> shifts) & broadcast((1 << plane) - 1, "uint32"), "int32")
 
 
 def multiply(
-    rows: Rows, x: Activations, tokens: list[Expr], cpu: Cpu, *, exact: bool
+    rows: RowBlock, x: Activations, tokens: list[Expr], cpu: Cpu, *, exact: bool
 ) -> list[Callable[[], Expr]]:
-    """Products of a block of rows with some tokens; reads of the results, vectors of 16 rows."""
-    sums = local(len(tokens) * ROWS)
+    """Multiply a block of rows with some tokens; return functions that read the results, each a
+    vector of 16 rows."""
+    sums = alloc_local(len(tokens) * ROWS)
     for index in range(len(tokens)):
-        put(sums, wide(0.0), index * ROWS)
+        store(sums, broadcast(0.0), index * ROWS)
     with T.serial(0, rows.matrix.groups) as group:
         (_float_group if exact else _int8_group)(rows, x, tokens, cpu, group, sums)
     return [partial(vector, sums, index * ROWS) for index in range(len(tokens))]
 
 
 def _int8_group(
-    rows: Rows, x: Activations, tokens: list[Expr], cpu: Cpu, group: Expr, sums: Buffer
+    rows: RowBlock, x: Activations, tokens: list[Expr], cpu: Cpu, group: Expr, sums: Buffer
 ) -> None:
-    m, products = rows.matrix, Products(cpu, rows.matrix.format.bits)
-    codes, steps, totals = x.buffers
-    whole = local(len(tokens) * ROWS, "int32")
-    zeros = bind(rows.zeros(group) - wide(products.offset, "int32"))
+    """Add the products of one group with rounded activations to `sums`."""
+    matrix, dot = rows.matrix, Int8Dot(cpu, rows.matrix.format.bits)
+    codes, steps, code_sums = x.buffers
+    totals = alloc_local(len(tokens) * ROWS, "int32")
+    zeros = bind(rows.zeros(group) - broadcast(dot.code_offset, "int32"))
     for index, token in enumerate(tokens):
-        put(whole, (wide(0, "int32") - zeros) * wide(totals[token, group]), index * ROWS)
-    with T.serial(0, m.chunks) if m.chunks > 1 else _once() as chunk:
-        column = group * (m.format.group // 4) + chunk * 8
-        if len(tokens) == 1:  # then it is memory that is waited for
-            rows.announce(group, chunk, cpu.ahead)
-        for at in range(0, ROWS, cpu.lanes):
-            quads = rows.quads(group, chunk, cpu.lanes, at)
+        store(
+            totals,
+            (broadcast(0, "int32") - zeros) * broadcast(code_sums[token, group]),
+            index * ROWS,
+        )
+    with T.serial(0, matrix.chunks) if matrix.chunks > 1 else _SingleIteration() as chunk:
+        column = group * (matrix.format.group // 4) + chunk * 8
+        if len(tokens) == 1:  # memory bandwidth limits a single token
+            rows.prefetch_codes(group, chunk, cpu.ahead)
+        for first_row in range(0, ROWS, cpu.lanes):
+            quads = rows.quads(group, chunk, cpu.lanes, first_row)
             for index, token in enumerate(tokens):
-                place = index * ROWS + at
-                _add(products, quads, codes, token, column, whole, place)
+                place = index * ROWS + first_row
+                _add_products(dot, quads, codes, token, column, totals, place)
     scales = bind(rows.scales(group))
     for index, token in enumerate(tokens):
         place = index * ROWS
-        part = cast(vector(whole, place), "float32") * (scales * wide(steps[token, group]))
-        put(sums, vector(sums, place) + part, place)
+        part = cast(vector(totals, place), "float32") * (scales * broadcast(steps[token, group]))
+        store(sums, vector(sums, place) + part, place)
 
 
-def _add(
-    products: Products,
+def _add_products(
+    dot: Int8Dot,
     quads: list[Expr],
     codes: Buffer,
     token: Expr,
     column: Expr,
-    whole: Buffer,
+    totals: Buffer,
     place: int,
 ) -> None:
-    """Add the products of 32 columns to `lanes` numbers of `whole`."""
-    lanes = products.cpu.lanes
-    value = vector(whole, place, lanes=lanes)
-    for first in range(0, 8, products.run):
-        part = wide(0, "int16", 2 * lanes) if products.narrow else value
-        for quad in range(first, first + products.run):
-            part = products.step(part, quads[quad], codes[token, column + quad])
-        value = products.widen(value, part) if products.narrow else part
-    put(whole, value, place)
+    """Add the products of 32 columns to `lanes` numbers of `totals`."""
+    lanes = dot.cpu.lanes
+    value = vector(totals, place, lanes=lanes)
+    for first in range(0, 8, dot.steps_before_widening):
+        part = broadcast(0, "int16", 2 * lanes) if dot.int16_sums else value
+        for quad in range(first, first + dot.steps_before_widening):
+            part = dot.step(part, quads[quad], codes[token, column + quad])
+        value = dot.widen(value, part) if dot.int16_sums else part
+    store(totals, value, place)
 
 
 def _float_group(
-    rows: Rows, x: Activations, tokens: list[Expr], cpu: Cpu, group: Expr, sums: Buffer
+    rows: RowBlock, x: Activations, tokens: list[Expr], cpu: Cpu, group: Expr, sums: Buffer
 ) -> None:
-    m = rows.matrix
+    """Add the products of one group with float activations to `sums`."""
+    matrix = rows.matrix
     (values,) = x.buffers
-    own = local(len(tokens) * ROWS)
+    group_sums = alloc_local(len(tokens) * ROWS)
     zeros = bind(rows.zeros(group))
     for index in range(len(tokens)):
-        put(own, wide(0.0), index * ROWS)
-    with T.serial(0, m.chunks) as chunk:
+        store(group_sums, broadcast(0.0), index * ROWS)
+    with T.serial(0, matrix.chunks) as chunk:
         quads = rows.quads(group, chunk, ROWS, 0)
         for quad, codes in enumerate(quads):
             for byte in range(4):
-                code = (codes >> wide(8 * byte, "uint32")) & wide(255, "uint32")
+                code = (codes >> broadcast(8 * byte, "uint32")) & broadcast(255, "uint32")
                 weight = bind(cast(cast(code, "int32") - zeros, "float32"))
-                column = group * m.format.group + chunk * COLUMNS + 4 * quad + byte
+                column = group * matrix.format.group + chunk * COLUMNS + 4 * quad + byte
                 for index, token in enumerate(tokens):
-                    before = vector(own, index * ROWS)
-                    put(own, before + weight * wide(values[token, column]), index * ROWS)
+                    previous = vector(group_sums, index * ROWS)
+                    store(
+                        group_sums,
+                        previous + weight * broadcast(values[token, column]),
+                        index * ROWS,
+                    )
     scales = bind(rows.scales(group))
     for index in range(len(tokens)):
-        before = vector(sums, index * ROWS)
-        put(sums, before + vector(own, index * ROWS) * scales, index * ROWS)
+        previous = vector(sums, index * ROWS)
+        store(sums, previous + vector(group_sums, index * ROWS) * scales, index * ROWS)
 
 
-class _once:
-    """In place of a loop that would turn once."""
+class _SingleIteration:
+    """Stands in for a loop of one iteration."""
 
     def __enter__(self) -> int:
         return 0

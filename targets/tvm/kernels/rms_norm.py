@@ -1,4 +1,4 @@
-"""RMSNorm of every token, alone or behind the addition of a residual."""
+"""RMSNorm of every token, alone or after the addition of a residual."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from lfmc.targets.tvm.kernels.builder import (
     Expr,
     Parameter,
     PrimFunc,
+    alloc_local,
     bind,
+    broadcast,
     build,
-    floats,
-    local,
-    put,
-    side_by_side,
-    tokens_of,
-    total,
+    float_vector,
+    maybe_parallel,
+    store,
+    sum_lanes,
+    token_count,
     vector,
-    wide,
 )
 
 
 def norm_parameters(columns: int, dtype: str, count: Expr) -> list[Parameter]:
-    """Of `rms_norm`, on every device."""
+    """Return the parameters of `rms_norm`, which are the same on every device."""
     return [
         ("x", (count, columns), "float32"),
         ("weight", (columns,), dtype),
@@ -34,7 +34,7 @@ def norm_parameters(columns: int, dtype: str, count: Expr) -> list[Parameter]:
 
 
 def add_norm_parameters(columns: int, dtype: str, count: Expr) -> list[Parameter]:
-    """Of `add_rms_norm`, on every device."""
+    """Return the parameters of `add_rms_norm`, which are the same on every device."""
     shape = (count, columns)
     return [
         ("x", shape, "float32"),
@@ -46,13 +46,13 @@ def add_norm_parameters(columns: int, dtype: str, count: Expr) -> list[Parameter
 
 
 def rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFunc:
-    """`weight * x / sqrt(mean(x^2) + eps)`: float32 `[T, H]` and `[H]` of `dtype`;
-    result `[T, H]`."""
-    count = tokens_of(tokens)
+    """Compute `weight * x / sqrt(mean(x^2) + eps)`: `x` float32 `[T, H]`, `weight` `[H]` of
+    `dtype`; result `[T, H]`."""
+    count = token_count(tokens)
     parameters = norm_parameters(columns, dtype, count)
 
     def body(x: Buffer, weight: Buffer, y: Buffer) -> None:
-        with side_by_side(count, tokens) as token:
+        with maybe_parallel(count, tokens) as token:
             normalize(x, token, 0, weight, columns, eps, y, token, 0)
 
     return build(parameters, body)
@@ -60,14 +60,16 @@ def rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFu
 
 def add_rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFunc:
     """The norm of `residual + x`, and the sum itself: `[T, H]` each."""
-    count = tokens_of(tokens)
+    count = token_count(tokens)
     parameters = add_norm_parameters(columns, dtype, count)
 
     def body(x: Buffer, residual: Buffer, weight: Buffer, y: Buffer, added: Buffer) -> None:
-        with side_by_side(count, tokens) as token:
+        with maybe_parallel(count, tokens) as token:
             with T.serial(0, columns // LANES) as index:
-                at = index * LANES
-                put(added, vector(residual, token, at) + vector(x, token, at), token, at)
+                column = index * LANES
+                store(
+                    added, vector(residual, token, column) + vector(x, token, column), token, column
+                )
             normalize(added, token, 0, weight, columns, eps, y, token, 0)
 
     return build(parameters, body)
@@ -81,18 +83,19 @@ def normalize(
     columns: int,
     eps: float,
     y: Buffer,
-    to_row: Expr,
-    to: Expr,
+    y_row: Expr,
+    y_start: Expr,
 ) -> None:
-    """`columns` numbers of a row of `x` from `start` on, into a row of `y`."""
-    squares = local(LANES)
-    put(squares, wide(0.0), 0)
+    """Normalize `columns` numbers of a row of `x` from column `start` on, and store them in a row
+    of `y`."""
+    squares = alloc_local(LANES)
+    store(squares, broadcast(0.0), 0)
     with T.serial(0, columns // LANES) as index:
         value = bind(vector(x, row, start + index * LANES))
-        put(squares, vector(squares, 0) + value * value, 0)
-    mean = total(squares) / tirx.const(float(columns), "float32")
+        store(squares, vector(squares, 0) + value * value, 0)
+    mean = sum_lanes(squares) / tirx.const(float(columns), "float32")
     factor = bind(tirx.const(1.0, "float32") / tirx.sqrt(mean + tirx.const(eps, "float32")))
     with T.serial(0, columns // LANES) as index:
-        at = index * LANES
-        value = vector(x, row, start + at) * wide(factor) * floats(weight, at)
-        put(y, value, to_row, to + at)
+        column = index * LANES
+        value = vector(x, row, start + column) * broadcast(factor) * float_vector(weight, column)
+        store(y, value, y_row, y_start + column)

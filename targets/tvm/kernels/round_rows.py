@@ -1,4 +1,4 @@
-"""Activations rounded to int8, every group of columns of a row with a step of its own."""
+"""Rounding of activations to int8, with one step for every group of columns of a row."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Expr,
     PrimFunc,
+    alloc_local,
     bind,
+    broadcast,
     build,
     cast,
-    highest,
-    like,
-    local,
-    put,
-    side_by_side,
-    tokens_of,
-    total,
+    const_like,
+    max_lanes,
+    maybe_parallel,
+    store,
+    sum_lanes,
+    token_count,
     vector,
-    wide,
 )
 
 
 def round_rows(columns: int, group: int, tokens: int | None) -> PrimFunc:
-    """Float32 `x` `[T, K]` as `round(x * (127 / max))` of each group: four int8 in an int32
-    `[T, K / 4]`, steps `max / 127` float32 `[T, G]`, and sums of the codes int32 `[T, G]`."""
-    count, groups = tokens_of(tokens), columns // group
+    """Round float32 `x` `[T, K]` to `round(x * (127 / max))` in each group. Results: four int8 in
+    an int32 `[T, K / 4]`, steps `max / 127` float32 `[T, G]`, and sums of the codes int32 `[T, G]`.
+    """
+    count, groups = token_count(tokens), columns // group
     parameters = [
         ("x", (count, columns), "float32"),
         ("codes", (count, columns // 4), "int32"),
@@ -37,29 +38,42 @@ def round_rows(columns: int, group: int, tokens: int | None) -> PrimFunc:
     ]
 
     def body(x: Buffer, codes: Buffer, steps: Buffer, sums: Buffer) -> None:
-        with side_by_side(count, tokens) as token, T.serial(0, groups) as index:
-            _round(x, group, token, index, codes, steps, sums)
+        with maybe_parallel(count, tokens) as token, T.serial(0, groups) as group_index:
+            _round(x, group, token, group_index, codes, steps, sums)
 
     return build(parameters, body)
 
 
 def _round(
-    x: Buffer, group: int, token: Expr, index: Expr, codes: Buffer, steps: Buffer, sums: Buffer
+    x: Buffer,
+    group: int,
+    token: Expr,
+    group_index: Expr,
+    codes: Buffer,
+    steps: Buffer,
+    sums: Buffer,
 ) -> None:
-    values, most = local(group), local(LANES)
-    for at in range(0, group, LANES):
-        put(values, vector(x, token, index * group + at), at)
-    for at in range(0, group, LANES):
-        size = tirx.abs(vector(values, at))
-        put(most, size if at == 0 else tirx.max(vector(most, 0), size), 0)
-    peak = bind(highest(most))
-    safe = tirx.Select(peak > like(0.0, peak), peak, like(1.0, peak))
-    factor = bind(tirx.Select(peak > like(0.0, peak), like(127.0, peak) / safe, like(0.0, peak)))
-    put(steps, peak / like(127.0, peak), token, index)
-    codes_sum = local(LANES, "int32")
-    for at in range(0, group, LANES):
-        whole = bind(cast(tirx.nearbyint(vector(values, at) * wide(factor)), "int32"))
-        put(codes_sum, whole if at == 0 else vector(codes_sum, 0) + whole, 0)
-        packed = tirx.reinterpret("int32x4", cast(whole, "int8"))
-        put(codes, packed, token, index * (group // 4) + at // 4)
-    put(sums, total(codes_sum), token, index)
+    """Round one group of one token."""
+    values, maxima = alloc_local(group), alloc_local(LANES)
+    for column in range(0, group, LANES):
+        store(values, vector(x, token, group_index * group + column), column)
+    for column in range(0, group, LANES):
+        magnitude = tirx.abs(vector(values, column))
+        store(maxima, magnitude if column == 0 else tirx.max(vector(maxima, 0), magnitude), 0)
+    maximum = bind(max_lanes(maxima))
+    divisor = tirx.Select(maximum > const_like(0.0, maximum), maximum, const_like(1.0, maximum))
+    factor = bind(
+        tirx.Select(
+            maximum > const_like(0.0, maximum),
+            const_like(127.0, maximum) / divisor,
+            const_like(0.0, maximum),
+        )
+    )
+    store(steps, maximum / const_like(127.0, maximum), token, group_index)
+    codes_sum = alloc_local(LANES, "int32")
+    for column in range(0, group, LANES):
+        rounded = bind(cast(tirx.nearbyint(vector(values, column) * broadcast(factor)), "int32"))
+        store(codes_sum, rounded if column == 0 else vector(codes_sum, 0) + rounded, 0)
+        packed = tirx.reinterpret("int32x4", cast(rounded, "int8"))
+        store(codes, packed, token, group_index * (group // 4) + column // 4)
+    store(sums, sum_lanes(codes_sum), token, group_index)

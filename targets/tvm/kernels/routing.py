@@ -1,8 +1,7 @@
-"""Which experts a token goes to, and what comes back from them.
+"""Routing: select the experts of each token, and combine the results of the experts.
 
-route      scores -> experts of each token, and what they count for
-group      the same places (token, slot), sorted by expert
-combine    the sum over a token's slots
+route scores -> experts of each token, and their shares group the places (token, slot), sorted by
+expert combine the weighted sum over the slots of a token
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from lfmc.targets.tvm.kernels.builder import (
     LANES,
     Buffer,
     PrimFunc,
+    alloc_local,
     bind,
+    broadcast,
     build,
-    local,
-    put,
-    side_by_side,
-    tokens_of,
+    maybe_parallel,
+    store,
+    token_count,
     vector,
-    wide,
 )
 
 
@@ -35,10 +34,11 @@ def route(
     normalize: bool,
     scale: float,
     tokens: int | None,
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    scope: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> PrimFunc:
-    """Scores and choice float32 `[T, E]`; results experts int32 and shares float32 `[T, k]`."""
-    count = tokens_of(tokens)
+    """Select `k` experts for each token. Inputs: scores and choice float32 `[T, E]`. Results:
+    experts int32 and shares float32 `[T, k]`."""
+    count = token_count(tokens)
     parameters = [
         ("scores", (count, experts), "float32"),
         ("choice", (count, experts), "float32"),
@@ -46,29 +46,29 @@ def route(
         ("shares", (count, top_k), "float32"),
     ]
 
-    def body(scores: Buffer, choice: Buffer, chosen: Buffer, shares: Buffer) -> None:
-        with around(), T.serial(0, count) as token:
-            taken = local(experts, "int32")
+    def body(scores: Buffer, choice: Buffer, expert_ids: Buffer, shares: Buffer) -> None:
+        with scope(), T.serial(0, count) as token:
+            selected = alloc_local(experts, "int32")
             with T.serial(0, experts) as expert:
-                put(taken, tirx.const(0, "int32"), expert)
-            whole = local(1, "float32")
-            put(whole, tirx.const(0.0, "float32"), 0)
+                store(selected, tirx.const(0, "int32"), expert)
+            score_sum = alloc_local(1, "float32")
+            store(score_sum, tirx.const(0.0, "float32"), 0)
             for slot in range(top_k):
-                best = local(1, "int32")
-                put(best, tirx.const(-1, "int32"), 0)
+                best = alloc_local(1, "int32")
+                store(best, tirx.const(-1, "int32"), 0)
                 with T.serial(0, experts) as expert:
-                    rival = choice[token, tirx.max(best[0], 0)]
-                    better = tirx.Or(best[0] < 0, choice[token, expert] > rival)
-                    with T.If(tirx.And(taken[expert] == 0, better)), T.Then():
-                        put(best, expert, 0)
-                put(taken, tirx.const(1, "int32"), best[0])
-                put(chosen, best[0], token, slot)
-                put(whole, whole[0] + scores[token, best[0]], 0)
+                    best_choice = choice[token, tirx.max(best[0], 0)]
+                    better = tirx.Or(best[0] < 0, choice[token, expert] > best_choice)
+                    with T.If(tirx.And(selected[expert] == 0, better)), T.Then():
+                        store(best, expert, 0)
+                store(selected, tirx.const(1, "int32"), best[0])
+                store(expert_ids, best[0], token, slot)
+                store(score_sum, score_sum[0] + scores[token, best[0]], 0)
             for slot in range(top_k):
-                share = scores[token, chosen[token, slot]]
+                share = scores[token, expert_ids[token, slot]]
                 if normalize:
-                    share = share / (whole[0] + tirx.const(1e-6, "float32"))
-                put(shares, share * tirx.const(scale, "float32"), token, slot)
+                    share = share / (score_sum[0] + tirx.const(1e-6, "float32"))
+                store(shares, share * tirx.const(scale, "float32"), token, slot)
 
     return build(parameters, body)
 
@@ -77,40 +77,40 @@ def group(
     experts: int,
     top_k: int,
     tokens: int | None,
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    scope: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> PrimFunc:
-    """Places `token * k + slot` sorted by expert, int32 `[T k]`, and where each expert's begin,
-    int32 `[E + 1]`, of `chosen` int32 `[T, k]`."""
-    count = tokens_of(tokens)
+    """Sort the places `token * k + slot` of `expert_ids` int32 `[T, k]` by expert. Results: places
+    int32 `[T k]`, and the first place of each expert int32 `[E + 1]`."""
+    count = token_count(tokens)
     parameters = [
         ("chosen", (count, top_k), "int32"),
         ("order", (count * top_k,), "int32"),
         ("begins", (experts + 1,), "int32"),
     ]
 
-    def body(chosen: Buffer, order: Buffer, begins: Buffer) -> None:
+    def body(expert_ids: Buffer, order: Buffer, begins: Buffer) -> None:
         zero, one = tirx.const(0, "int32"), tirx.const(1, "int32")
-        with around():
-            free = local(experts, "int32")
+        with scope():
+            next_places = alloc_local(experts, "int32")
             with T.serial(0, experts + 1) as expert:
-                put(begins, zero, expert)
+                store(begins, zero, expert)
             with T.serial(0, count) as token, T.serial(0, top_k) as slot:
-                behind = chosen[token, slot] + 1
-                put(begins, begins[behind] + one, behind)
+                next_expert = expert_ids[token, slot] + 1
+                store(begins, begins[next_expert] + one, next_expert)
             with T.serial(0, experts) as expert:
-                put(begins, begins[expert + 1] + begins[expert], expert + 1)
-                put(free, begins[expert], expert)
+                store(begins, begins[expert + 1] + begins[expert], expert + 1)
+                store(next_places, begins[expert], expert)
             with T.serial(0, count) as token, T.serial(0, top_k) as slot:
-                own = bind(chosen[token, slot])
-                put(order, token * top_k + slot, free[own])
-                put(free, free[own] + one, own)
+                expert = bind(expert_ids[token, slot])
+                store(order, token * top_k + slot, next_places[expert])
+                store(next_places, next_places[expert] + one, expert)
 
     return build(parameters, body)
 
 
 def combine(size: int, top_k: int, tokens: int | None) -> PrimFunc:
-    """Shares `[T, k]` and results of places `[T k, H]`; result `[T, H]`."""
-    count = tokens_of(tokens)
+    """Sum the results of places `[T k, H]`, weighted by shares `[T, k]`; result `[T, H]`."""
+    count = token_count(tokens)
     parameters = [
         ("shares", (count, top_k), "float32"),
         ("x", (count * top_k, size), "float32"),
@@ -118,11 +118,11 @@ def combine(size: int, top_k: int, tokens: int | None) -> PrimFunc:
     ]
 
     def body(shares: Buffer, x: Buffer, y: Buffer) -> None:
-        with side_by_side(count, tokens) as token, T.serial(0, size // LANES) as block:
-            at, whole = block * LANES, None
+        with maybe_parallel(count, tokens) as token, T.serial(0, size // LANES) as block:
+            column, sums = block * LANES, None
             for slot in range(top_k):
-                part = vector(x, token * top_k + slot, at) * wide(shares[token, slot])
-                whole = part if whole is None else whole + part
-            put(y, whole, token, at)
+                term = vector(x, token * top_k + slot, column) * broadcast(shares[token, slot])
+                sums = term if sums is None else sums + term
+            store(y, sums, token, column)
 
     return build(parameters, body)

@@ -1,4 +1,4 @@
-"""`silu(gate) * up`."""
+"""SwiGLU: `silu(gate) * up`."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from lfmc.targets.tvm.kernels.builder import (
     PrimFunc,
     bind,
     build,
-    put,
-    side_by_side,
+    maybe_parallel,
     sigmoid,
-    tokens_of,
+    store,
+    token_count,
     vector,
 )
 
 
 def swiglu(gate: Columns, up: Columns, tokens: int | None) -> PrimFunc:
-    """Of two values that hold gate and up among their columns: `[T, I]`."""
-    count = tokens_of(tokens)
+    """Compute SwiGLU of two tensors whose columns include gate and up: `[T, I]`."""
+    count = token_count(tokens)
     parameters = [
         ("gate", (count, gate.width), "float32"),
         ("up", (count, up.width), "float32"),
         ("y", (count, gate.size), "float32"),
     ]
 
-    def body(first: Buffer, second: Buffer, y: Buffer) -> None:
-        with side_by_side(count, tokens) as token, T.serial(0, gate.size // LANES) as block:
-            at = block * LANES
-            left = vector(first, token, gate.start + at)
-            put(y, gated(left, vector(second, token, up.start + at)), token, at)
+    def body(gate_buffer: Buffer, up_buffer: Buffer, y: Buffer) -> None:
+        with maybe_parallel(count, tokens) as token, T.serial(0, gate.size // LANES) as block:
+            column = block * LANES
+            gate_vector = vector(gate_buffer, token, gate.start + column)
+            store(y, gated(gate_vector, vector(up_buffer, token, up.start + column)), token, column)
 
     return build(parameters, body)
 
 
 def gated(gate: Expr, up: Expr) -> Expr:
+    """Return `silu(gate) * up`."""
     gate = bind(gate)
     return gate * sigmoid(gate) * up

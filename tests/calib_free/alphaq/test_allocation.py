@@ -13,7 +13,7 @@ from lfmc.errors import InputError
 
 
 def cost(alphas: list[float], variances: list[float], bits: tuple[int, ...], gamma: float) -> float:
-    """The paper's objective, written out."""
+    """Return the paper's objective, written out."""
     ordered = sorted(alphas)
     count = len(ordered)
     median = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
@@ -31,7 +31,7 @@ def cost(alphas: list[float], variances: list[float], bits: tuple[int, ...], gam
     st.sampled_from([1.0, 10.0]),
 )
 @example([(6.0, 1.0), (1.5, 1.0)], (1, 2, 3, 4), 3.0, 10.0)  # costs of very different size
-def test_it_is_the_best_of_all_choices(
+def test_the_widths_are_optimal(
     matrices: list[tuple[float, float]], widths: tuple[int, ...], mean: float, gamma: float
 ) -> None:
     alphas, variances = map(list, zip(*matrices, strict=True))
@@ -49,11 +49,11 @@ def test_a_heavier_tail_gets_more_bits() -> None:
     assert allocate([2.0, 8.0], [1.0, 1.0], [2, 4], 3.0, gamma=1.0) == [4, 2]
 
 
-def test_a_matrix_without_a_tail_gets_the_fewest() -> None:
+def test_a_matrix_without_a_tail_gets_the_fewest_bits() -> None:
     assert allocate([3.0, 3.0, math.inf], [1.0, 1.0, 1.0], [2, 3], 2.7) == [3, 3, 2]
 
 
-def test_no_matrices_no_widths() -> None:
+def test_no_matrices_need_no_widths() -> None:
     assert allocate([], [], [2, 3], 2.5) == []
 
 
@@ -76,7 +76,7 @@ def test_bad_input_is_refused(
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         {"gamma": -1.0},
         {"gamma": math.nan},
@@ -92,9 +92,9 @@ def test_bad_input_is_refused(
         {"tail": math.nan},
     ],
 )
-def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any]) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        AlphaQOptions(**knobs)
+        AlphaQOptions(**options)
 
 
 def test_the_default_is_the_paper() -> None:

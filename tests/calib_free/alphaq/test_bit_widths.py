@@ -21,23 +21,25 @@ def cost(weights: Sequence[float], bits: Sequence[int]) -> float:
     return sum(w * 4.0**-b for w, b in zip(weights, bits, strict=True))
 
 
-def spent(counts: Sequence[int], bits: Sequence[int]) -> int:
+def total_bits(counts: Sequence[int], bits: Sequence[int]) -> int:
     return sum(n * b for n, b in zip(counts, bits, strict=True))
 
 
 @settings(deadline=None, max_examples=80)
 @given(UNITS, WIDTHS, st.integers(0, 60))
-@example([(1.0, 1), (1e-6, 1)], [1, 2, 3, 4], 3)  # below HiGHS' absolute gap, unscaled
-def test_both_are_the_best_of_all_choices(
-    units: list[tuple[float, int]], widths: list[int], more: int
+@example([(1.0, 1), (1e-6, 1)], [1, 2, 3, 4], 3)  # below the absolute gap of HiGHS without scaling
+def test_both_solvers_are_optimal(
+    units: list[tuple[float, int]], widths: list[int], extra: int
 ) -> None:
     weights, counts = map(list, zip(*units, strict=True))
-    total = widths[0] * sum(counts) + more
-    allowed = [bits for bits in product(widths, repeat=len(units)) if spent(counts, bits) <= total]
+    total = widths[0] * sum(counts) + extra
+    allowed = [
+        bits for bits in product(widths, repeat=len(units)) if total_bits(counts, bits) <= total
+    ]
     best = min(cost(weights, bits) for bits in allowed)
     for solver in (widths_by_table, widths_by_milp):
         bits = solver(weights, counts, widths, total)
-        assert spent(counts, bits) <= total
+        assert total_bits(counts, bits) <= total
         assert cost(weights, bits) == pytest.approx(best, rel=1e-5, abs=1e-12 * max(weights))
 
 
@@ -47,7 +49,7 @@ def test_both_are_the_best_of_all_choices(
     st.sampled_from([(2, 3, 4), (2, 4, 8), (1, 2, 3, 4), (2, 3, 4, 8)]),
     st.floats(0, 1),
 )
-def test_both_agree_on_many_matrices(
+def test_both_solvers_agree_on_many_matrices(
     weights: list[float], widths: tuple[int, ...], share: float
 ) -> None:
     count = len(weights)
@@ -63,30 +65,30 @@ def test_both_agree_on_many_matrices(
 @settings(deadline=None, max_examples=40)
 @given(UNITS, WIDTHS, st.integers(0, 40), st.integers(0, 20))
 def test_more_bits_never_cost_more(
-    units: list[tuple[float, int]], widths: list[int], spare: int, more: int
+    units: list[tuple[float, int]], widths: list[int], spare: int, extra: int
 ) -> None:
     weights, counts = map(list, zip(*units, strict=True))
     total = widths[0] * sum(counts) + spare
-    tight, loose = (choose_widths(weights, counts, widths, t) for t in (total, total + more))
+    tight, loose = (choose_widths(weights, counts, widths, t) for t in (total, total + extra))
     assert cost(weights, loose) <= cost(weights, tight) * (1 + 1e-12)
 
 
-def test_as_many_matrices_as_a_large_model_has() -> None:
+def test_a_large_model_gets_more_bits_for_larger_weights() -> None:
     count = 2112
     weights = [1.0 + (i * 7919 % count) / count for i in range(count)]
     bits = choose_widths(weights, [1] * count, (2, 3, 4, 8), int(2.5 * count))
     assert sum(bits) == int(2.5 * count)
-    # costs are convex in bits: whoever weighs more has at least as many
+    # costs are convex in bits: a larger weight gets at least as many bits
     ordered = sorted(zip(weights, bits, strict=True))
     assert [b for _, b in ordered] == sorted(bits)
 
 
-def test_where_the_table_is_too_large_highs_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_highs_solves_what_is_too_large_for_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TABLE_CELLS", 0)
     assert choose_widths([1.0, 9.0], [1, 1], [2, 4], 6) == [2, 4]
 
 
-def test_a_solver_that_fails_is_no_reason_to_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_solver_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     class Failed:
         status, x, message = 4, None, "numerical difficulties"
 
@@ -96,5 +98,5 @@ def test_a_solver_that_fails_is_no_reason_to_guess(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("solver", [widths_by_table, widths_by_milp])
-def test_no_weight_at_all(solver: object) -> None:
+def test_zero_weights_are_solved(solver: object) -> None:
     assert solver([0.0], [2], [3], 6) == [3]  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Exponents from leading eigenvalues alone, against those of full spectra."""
+"""Exponents from leading eigenvalues alone, compared with those of full spectra."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from lfmc.calib_free.alphaq import ritz, spectra
 from lfmc.calib_free.alphaq.spectra import pl_alpha_hill, spectrum
 
-ROWS, COLUMNS = 640, 768  # 30 blocks: enough for the fast way
+ROWS, COLUMNS = 640, 768  # 30 blocks: enough for the filter
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -24,7 +24,7 @@ def student(seed: int, freedom: int) -> Tensor:
 
 
 def scaled(seed: int, spread: float) -> Tensor:
-    """Blocks of different sizes: many have too much, or nothing, of the tail."""
+    """Return blocks of different magnitudes: many have too much, or nothing, of the tail."""
     blocks = (spread * normal(seed + 1, 5, 6)).exp()
     return normal(seed, ROWS, COLUMNS) * blocks.kron(torch.ones(128, 128))
 
@@ -44,8 +44,8 @@ def power_law(seed: int, power: float) -> Tensor:
 
 
 def sparse(seed: int, share: float) -> Tensor:
-    kept = torch.rand(ROWS, COLUMNS, generator=torch.Generator().manual_seed(seed)) < share
-    return normal(seed, ROWS, COLUMNS) * kept
+    mask = torch.rand(ROWS, COLUMNS, generator=torch.Generator().manual_seed(seed)) < share
+    return normal(seed, ROWS, COLUMNS) * mask
 
 
 MATRICES = st.one_of(
@@ -60,36 +60,36 @@ MATRICES = st.one_of(
 
 @settings(deadline=None, max_examples=40)
 @given(MATRICES, st.booleans(), st.sampled_from([torch.bfloat16, torch.float32, torch.float16]))
-def test_it_is_the_exact_exponent(weight: Tensor, wide: bool, dtype: torch.dtype) -> None:
+def test_the_exponent_is_exact(weight: Tensor, wide: bool, dtype: torch.dtype) -> None:
     weight = (weight if wide else weight.T).to(dtype)
     assert pl_alpha_hill(weight) == pytest.approx(spectrum(weight).alpha, abs=1e-3)
 
 
 @settings(deadline=None, max_examples=10)
 @given(MATRICES)
-def test_so_it_is_in_float32(weight: Tensor) -> None:
+def test_the_exponent_is_exact_with_a_float32_filter(weight: Tensor) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ritz, "fast_dtype", lambda device: torch.float32)
         assert pl_alpha_hill(weight) == pytest.approx(spectrum(weight).alpha, abs=1e-3)
 
 
 @pytest.mark.parametrize(("block", "tail"), [(64, 0.1), (96, 0.1), (128, 0.05), (128, 0.1)])
-def test_other_blocks_and_tails(block: int, tail: float) -> None:
+def test_the_exponent_is_exact_for_other_blocks_and_tails(block: int, tail: float) -> None:
     weight = student(0, 6)
     exact = spectrum(weight, block, tail=tail).alpha
     assert pl_alpha_hill(weight, block, tail=tail) == pytest.approx(exact, abs=1e-3)
 
 
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The blocks that are solved in full from now on."""
+def record_full_solves(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Return a list that collects the blocks that are solved in full from now on."""
     solved: list[Tensor] = []
     eigenvalues = spectra._gram_eigenvalues
 
-    def watching(pieces: Tensor) -> Tensor:
+    def record_blocks(pieces: Tensor) -> Tensor:
         solved.extend(pieces)
         return eigenvalues(pieces)
 
-    monkeypatch.setattr(spectra, "_gram_eigenvalues", watching)
+    monkeypatch.setattr(spectra, "_gram_eigenvalues", record_blocks)
     return solved
 
 
@@ -97,22 +97,22 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     "weight", [normal(0, ROWS, COLUMNS), student(0, 5), low_rank(0, 40, 3.0), power_law(0, 0.5)]
 )
 def test_few_blocks_are_solved_in_full(weight: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    solved = watched(monkeypatch)
+    solved = record_full_solves(monkeypatch)
     pl_alpha_hill(weight.bfloat16())
     assert len(solved) <= 6
 
 
 def test_a_block_unlike_the_others_is_solved_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = normal(0, ROWS, COLUMNS)
-    other = weight[128:256, 256:384]
-    other *= 1.5  # more of the tail than the subspace holds
+    outlier = weight[128:256, 256:384]
+    outlier *= 1.5  # more of the tail than the subspace holds
     exact = spectrum(weight).alpha
-    solved = watched(monkeypatch)
+    solved = record_full_solves(monkeypatch)
     assert pl_alpha_hill(weight) == pytest.approx(exact, abs=1e-3)
-    assert any(bool((block == other).all()) for block in solved)
+    assert any(bool((block == outlier).all()) for block in solved)
 
 
-def test_a_wrong_guess_of_the_edge_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_estimate_of_the_edge_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = normal(0, ROWS, COLUMNS)
     exact, design = spectrum(weight).alpha, ritz.design
     for factor in (0.2, 0.8, 1.2, 5.0):
@@ -121,37 +121,37 @@ def test_a_wrong_guess_of_the_edge_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_residuals_tell_how_far_ritz_values_are_below_eigenvalues(
+def test_residuals_estimate_the_error_of_ritz_values(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ritz, "fast_dtype", lambda device: dtype)
     grid = student(3, 6).unfold(0, 128, 128).unfold(1, 128, 128)
-    true = spectra._gram_eigenvalues(grid.flatten(0, 1)).flip(-1)
-    chebyshev = ritz.design(true, 0.1, 1e-3)
+    eigenvalues = spectra._gram_eigenvalues(grid.flatten(0, 1)).flip(-1)
+    chebyshev = ritz.design(eigenvalues, 0.1, 1e-3)
     assert chebyshev is not None
-    found = ritz.leading(grid, chebyshev)
-    checked = found.error.shape[1]
-    within = torch.isfinite(found.error) & (true[:, :checked] > chebyshev.edge)
-    assert int(within.sum()) > 200
-    lacking = (true[:, :checked] / found.values[:, :checked] - 1)[within]
-    error = found.error[within]
-    assert float(lacking.min()) > -1e-5
-    # Beside the edge, where errors are largest, the estimate of first order is 10 to 40 % short:
-    # a mean of errors is theirs, and turns with the CPU's order of sums. Small ones are noise:
-    # bfloat16 adds up to 6e-6.
-    told = error > 3e-5
-    assert int(told.sum()) > 100
-    assert 0.9 < float((lacking / error)[told].median()) < 1.1
-    assert float((lacking - error).abs().mean()) < 0.25 * float(lacking.mean())
+    result = ritz.leading(grid, chebyshev)
+    checked = result.error.shape[1]
+    in_tail = torch.isfinite(result.error) & (eigenvalues[:, :checked] > chebyshev.edge)
+    assert int(in_tail.sum()) > 200
+    shortfall = (eigenvalues[:, :checked] / result.values[:, :checked] - 1)[in_tail]
+    error = result.error[in_tail]
+    assert float(shortfall.min()) > -1e-5
+    # Near the edge, where errors are largest, the first-order estimate is 10 to 40 % too small.
+    # These errors dominate a mean, and the mean depends on the CPU's order of sums: hence the
+    # median. Small errors are noise: bfloat16 adds up to 6e-6.
+    estimated = error > 3e-5
+    assert int(estimated.sum()) > 100
+    assert 0.9 < float((shortfall / error)[estimated].median()) < 1.1
+    assert float((shortfall - error).abs().mean()) < 0.25 * float(shortfall.mean())
 
 
-def test_threads_change_nothing_and_are_given_back() -> None:
+def test_threads_do_not_change_the_exponent_and_are_restored() -> None:
     weight = normal(0, ROWS, COLUMNS).bfloat16()
-    before = torch.get_num_threads()
-    alone = pl_alpha_hill(weight)
+    threads = torch.get_num_threads()
+    single_thread = pl_alpha_hill(weight)
     torch.set_num_threads(3)
     try:
-        assert pl_alpha_hill(weight) == pytest.approx(alone, abs=1e-4)
+        assert pl_alpha_hill(weight) == pytest.approx(single_thread, abs=1e-4)
         assert torch.get_num_threads() == 3
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

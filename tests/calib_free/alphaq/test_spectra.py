@@ -16,7 +16,7 @@ from lfmc.errors import InputError, UnsupportedError
 
 
 def naive(weight: Tensor, block: int = 128) -> float:
-    """The paper, block by block, with an SVD each."""
+    """Return the exponent of the paper, with one SVD per block."""
     rows, columns = weight.shape
     blocks = [
         weight[i : i + block, j : j + block]
@@ -33,12 +33,14 @@ def naive(weight: Tensor, block: int = 128) -> float:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(2, 90), st.integers(2, 90), st.sampled_from([8, 32, 128]), st.integers(0, 9))
-def test_it_is_the_naive_estimator(rows: int, columns: int, block: int, seed: int) -> None:
+def test_the_exponent_equals_the_naive_estimator(
+    rows: int, columns: int, block: int, seed: int
+) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     assert pl_alpha_hill(weight, block) == pytest.approx(naive(weight, block), rel=1e-6)
 
 
-def test_trained_matrices(demo: Checkpoint) -> None:
+def test_trained_matrices_have_typical_exponents(demo: Checkpoint) -> None:
     for name in (
         "model.layers.1.feed_forward.experts.0.w1.weight",
         "model.layers.1.feed_forward.experts.0.w2.weight",
@@ -64,7 +66,7 @@ def test_many_blocks_are_sampled_the_same_way_every_time(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("size", [2, 32, 640])
-def test_degenerate_matrices_have_an_answer(size: int) -> None:
+def test_degenerate_matrices_have_an_exponent(size: int) -> None:
     assert pl_alpha_hill(torch.zeros(size, size)) == math.inf
     assert pl_alpha_hill(torch.eye(size)) == math.inf
     column = torch.arange(1, size + 1).float()[:, None]
@@ -81,7 +83,7 @@ def test_the_exponent_has_no_unit(size: int, scale: float) -> None:
     assert pl_alpha_hill(weight.double() * scale**9) == pytest.approx(alpha, rel=1e-4)
 
 
-def test_the_smallest_matrix() -> None:
+def test_the_smallest_matrix_has_an_exponent() -> None:
     weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     assert pl_alpha_hill(weight) == pytest.approx(1 + 1 / math.log(9))
 
@@ -92,31 +94,31 @@ def test_a_spectrum_needs_a_matrix(shape: tuple[int, ...]) -> None:
         pl_alpha_hill(torch.ones(shape))
 
 
-@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_numbers_that_are_not_finite_are_refused(wrong: float, dtype: torch.dtype) -> None:
+def test_numbers_that_are_not_finite_are_refused(value: float, dtype: torch.dtype) -> None:
     weight = torch.ones(8, 8, dtype=dtype)
-    weight[3, 4] = wrong
+    weight[3, 4] = value
     with pytest.raises(InputError, match="finite"):
         pl_alpha_hill(weight)
 
 
 @pytest.mark.parametrize("options", [{"block": 1}, {"tail": 0.0}, {"tail": 1.0}, {"tail": -1.0}])
-def test_options_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError):
         pl_alpha_hill(torch.ones(8, 8), **options)  # type: ignore[arg-type]
 
 
-def test_a_spectrum_tells_where_its_tail_begins() -> None:
+def test_a_spectrum_reports_where_its_tail_begins() -> None:
     weight = torch.randn(40, 60, generator=torch.Generator().manual_seed(0)).double() * 1e6
-    found = spectrum(weight, 16)
-    assert found.values.shape == (6 * 16,)
-    assert bool((found.values.diff() <= 0).all())
+    result = spectrum(weight, 16)
+    assert result.values.shape == (6 * 16,)
+    assert bool((result.values.diff() <= 0).all())
     blocks = [weight[i : i + 16, j : j + 16] for i in (0, 16) for j in (0, 16, 32)]
     energy = sum(float(block.square().sum()) for block in blocks)
-    assert float(found.values.sum()) == pytest.approx(energy)
-    assert (found.tail, found.edge) == (10, float(found.values[10]))
-    assert found.alpha == pytest.approx(naive(weight, 16))
+    assert float(result.values.sum()) == pytest.approx(energy)
+    assert (result.tail, result.edge) == (10, float(result.values[10]))
+    assert result.alpha == pytest.approx(naive(weight, 16))
     assert spectrum(weight, 16, tail=0.5).tail == 48
 
 
@@ -126,6 +128,6 @@ def test_another_device_is_refused() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_agrees() -> None:
+def test_a_gpu_agrees_with_the_cpu() -> None:
     weight = torch.randn(1792, 2048, generator=torch.Generator().manual_seed(0))
     assert pl_alpha_hill(weight, device="cuda") == pytest.approx(pl_alpha_hill(weight), abs=1e-3)

@@ -26,18 +26,18 @@ def weight(rows: int = 5, columns: int = 72, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("number_format", FORMATS, ids=lambda f: f.name)
 @pytest.mark.parametrize("grid", ["clip", "signed"])
-def test_it_starts_from_the_codes_it_was_given(number_format: Format, grid: str) -> None:
+def test_the_initial_codes_are_those_of_the_packed_tensor(number_format: Format, grid: str) -> None:
     packed = quantize(weight(), number_format, None, grid)
-    again = FakeQuant(weight(), packed).packed()
-    assert torch.equal(again.codes, packed.codes)
-    assert torch.equal(again.scales, packed.scales)
-    assert (again.zeros is None) == (packed.zeros is None)
-    assert packed.zeros is None or torch.equal(again.zeros, packed.zeros)  # type: ignore[arg-type]
+    repacked = FakeQuant(weight(), packed).packed()
+    assert torch.equal(repacked.codes, packed.codes)
+    assert torch.equal(repacked.scales, packed.scales)
+    assert (repacked.zeros is None) == (packed.zeros is None)
+    assert packed.zeros is None or torch.equal(repacked.zeros, packed.zeros)  # type: ignore[arg-type]
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(FORMATS), st.integers(1, 4), st.integers(1, 70), st.integers(0, 99))
-def test_what_it_computes_with_is_what_it_stores(
+def test_forward_returns_the_stored_weight(
     number_format: Format, rows: int, columns: int, seed: int
 ) -> None:
     module = FakeQuant(
@@ -49,10 +49,10 @@ def test_what_it_computes_with_is_what_it_stores(
         for parameter, size in ((module.latent, 1.0), (module.log_scale, 0.3), (module.zero, 1.0)):
             if parameter.requires_grad:
                 parameter += size * torch.randn(parameter.shape, generator=generator)
-        computed = module()
+        output = module()
     packed = module.packed()
     assert packed.scales.dtype == getattr(torch, number_format.scale_dtype)
-    assert torch.equal(packed.dequantize(), computed)
+    assert torch.equal(packed.dequantize(), output)
 
 
 def test_gradients_of_weights_scales_and_zeros() -> None:
@@ -77,7 +77,7 @@ def test_gradients_of_weights_scales_and_zeros() -> None:
     assert float(module.zero.grad) == pytest.approx(-0.5 * 1000)
 
 
-def test_a_symmetric_format_has_no_zero_to_learn() -> None:
+def test_a_symmetric_format_trains_no_zero_point() -> None:
     module = FakeQuant(weight(), quantize(weight(), Format(4, 32, True, "float16"), None, "clip"))
     module().sum().backward()
     assert not module.zero.requires_grad
@@ -85,7 +85,7 @@ def test_a_symmetric_format_has_no_zero_to_learn() -> None:
     assert module.packed().zeros is None
 
 
-def test_a_code_that_was_fitted_is_where_it_starts() -> None:
+def test_training_starts_from_codes_that_are_not_the_nearest() -> None:
     number_format = Format(4, 32, False, "float16")
     packed = quantize(weight(), number_format, None, "clip")
     generator = torch.Generator().manual_seed(1)

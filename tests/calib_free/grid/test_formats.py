@@ -17,18 +17,18 @@ FORMATS = st.builds(
 
 
 @given(FORMATS)
-def test_a_name_reads_back(number_format: Format) -> None:
+def test_a_name_round_trips(number_format: Format) -> None:
     assert Format.parse(number_format.name) == number_format
     assert parse_format(number_format.name) == number_format
 
 
 @given(st.sampled_from(["float32", "float16", "bfloat16"]))
-def test_floats_read_back(dtype: str) -> None:
+def test_float_names_round_trip(dtype: str) -> None:
     assert parse_format(Floats(dtype).name) == Floats(dtype)
 
 
 @pytest.mark.parametrize("name", ["", "int4", "int4-g32-asym-int8", "int4-g0-sym-float16", "int9"])
-def test_a_name_that_is_none_is_refused(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(InputError):
         parse_format(name)
 

@@ -11,7 +11,7 @@ from lfmc.calib_free.grid.packed_tensor import pack_bits, unpack_bits
 
 
 @given(st.integers(1, 8), st.integers(0, 5), st.integers(1, 77), st.integers(0, 2**31))
-def test_packing_reads_back(bits: int, rows: int, count: int, seed: int) -> None:
+def test_packing_round_trips(bits: int, rows: int, count: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 2**bits, (rows, count), generator=generator).to(torch.uint8)
     packed = pack_bits(codes, bits)

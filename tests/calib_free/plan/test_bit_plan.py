@@ -28,7 +28,7 @@ def plan(demo: Checkpoint) -> BitPlan:
 
 
 def edited(plan: BitPlan, name: str, **changes: Any) -> BitPlan:
-    """The plan with one row changed, its bytes kept consistent unless they are given."""
+    """Return the plan with one row changed, and with consistent bytes unless `nbytes` is passed."""
     rows = []
     for row in plan.rows:
         if row.name == name:
@@ -39,24 +39,24 @@ def edited(plan: BitPlan, name: str, **changes: Any) -> BitPlan:
     return replace(plan, rows=tuple(rows), limit_nbytes=None)
 
 
-def test_json_reads_back(plan: BitPlan) -> None:
+def test_json_round_trips(plan: BitPlan) -> None:
     assert BitPlan.from_json(plan.to_json()) == plan
 
 
-def test_json_has_a_line_a_row(plan: BitPlan) -> None:
+def test_json_has_one_line_per_row(plan: BitPlan) -> None:
     lines = plan.to_json().splitlines()
     for row in plan.rows:
         assert sum(f'"name": "{row.name}"' in line for line in lines) == 1
 
 
-def test_a_plan_knows_its_size(plan: BitPlan) -> None:
+def test_a_plan_reports_its_size(plan: BitPlan) -> None:
     assert plan.nbytes == sum(row.nbytes for row in plan.rows)
     assert plan.bits_per_weight == 8 * plan.nbytes / plan.num_params
     assert replace(plan, graph_nbytes=7).nbytes == plan.nbytes + 7
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "message"),
     [
         (lambda raw: raw.update(version=99), "version"),
         (lambda raw: raw.pop("rows"), "no rows"),
@@ -69,25 +69,25 @@ def test_a_plan_knows_its_size(plan: BitPlan) -> None:
         (lambda raw: raw["rows"][0].update(shape=[1.5]), "not a list of integers"),
     ],
 )
-def test_json_that_is_no_plan(
-    plan: BitPlan, change: Callable[[dict[str, Any]], object], what: str
+def test_invalid_plan_json_is_refused(
+    plan: BitPlan, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     raw = json.loads(plan.to_json())
     change(raw)
-    with pytest.raises(InputError, match=what):
+    with pytest.raises(InputError, match=message):
         BitPlan.from_json(json.dumps(raw))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "3"])
-def test_text_that_is_no_plan(text: str) -> None:
+def test_text_that_is_not_a_plan_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         BitPlan.from_json(text)
 
 
-def test_a_plan_that_was_edited_well_checks(demo: Checkpoint, plan: BitPlan) -> None:
+def test_a_valid_edit_passes_the_check(demo: Checkpoint, plan: BitPlan) -> None:
     check_plan(plan, demo, GENERIC)
-    edited(plan, IN_PROJ, format="int8-g32-asym-float16", grid="clip").check(demo, GENERIC)
-    edited(plan, IN_PROJ, format="float16", grid="none").check(demo, GENERIC)
+    check_plan(edited(plan, IN_PROJ, format="int8-g32-asym-float16", grid="clip"), demo, GENERIC)
+    check_plan(edited(plan, IN_PROJ, format="float16", grid="none"), demo, GENERIC)
 
 
 WRONG: list[tuple[Callable[[BitPlan], BitPlan], str]] = [
@@ -117,7 +117,7 @@ def test_a_wrong_plan_is_refused_by_name(
     demo: Checkpoint, plan: BitPlan, change: Callable[[BitPlan], BitPlan], where: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        change(plan).check(demo, GENERIC)
+        check_plan(change(plan), demo, GENERIC)
     assert where in str(caught.value)
 
 
@@ -139,27 +139,27 @@ def test_experts_of_a_layer_must_share_what_the_target_shares(
     check_plan(plan, demo, shared)
     changed = edited(plan, W1.replace("w1", "w2"), format="int4-g32-asym-float16")
     check_plan(changed, demo, GENERIC)
-    with pytest.raises(InputError, match="more than their widths"):
+    with pytest.raises(InputError, match="more than their bit widths"):
         check_plan(changed, demo, shared)
 
 
-def test_signed_scales_need_a_target_that_takes_them(demo: Checkpoint, plan: BitPlan) -> None:
+def test_signed_scales_need_a_target_that_supports_them(demo: Checkpoint, plan: BitPlan) -> None:
     changed = edited(plan, IN_PROJ, format="int4-g32-sym-float16", grid="signed")
     check_plan(changed, demo, GENERIC)
     with pytest.raises(InputError, match="grid"):
-        changed.check(demo, replace(GENERIC, negative_scales=False))
+        check_plan(changed, demo, replace(GENERIC, negative_scales=False))
 
 
 def test_codes_are_replayed_to_the_bit(demo: Checkpoint, plan: BitPlan) -> None:
     changed = edited(plan, IN_PROJ, format="int3-g32-sym-float16", grid="signed")
-    first, again = (quantize_tensor(demo, changed, IN_PROJ) for _ in range(2))
+    first, second = (quantize_tensor(demo, changed, IN_PROJ) for _ in range(2))
     assert first.format == Format(3, 32, True, "float16")
-    assert torch.equal(first.codes, again.codes)
-    assert torch.equal(first.scales, again.scales)
+    assert torch.equal(first.codes, second.codes)
+    assert torch.equal(first.scales, second.scales)
     assert first.nbytes == changed.row(IN_PROJ).nbytes
 
 
-def test_letters_of_importance_steer_the_codes(demo: Checkpoint, plan: BitPlan) -> None:
+def test_importance_letters_change_the_codes(demo: Checkpoint, plan: BitPlan) -> None:
     columns = demo.tensors[IN_PROJ].shape[1]
     by_norm = edited(plan, IN_PROJ, format="int3-g64-asym-float16", grid="clip")
     flat, sharp = (
@@ -171,7 +171,7 @@ def test_letters_of_importance_steer_the_codes(demo: Checkpoint, plan: BitPlan) 
     assert not torch.equal(codes[1], codes[2])
 
 
-def test_weights_are_made_when_they_are_asked_for(demo: Checkpoint, plan: BitPlan) -> None:
+def test_weights_are_computed_on_access(demo: Checkpoint, plan: BitPlan) -> None:
     weights = dequantized_weights(demo, plan)
     assert list(weights) == [row.name for row in plan.rows]
     assert len(weights) == len(plan.rows)
@@ -188,7 +188,7 @@ def test_floats_have_the_dtype_of_their_row(demo: Checkpoint, plan: BitPlan) -> 
     assert float_tensor(demo, edited(plan, NORM, format="float32"), NORM).dtype == torch.float32
 
 
-def test_codes_and_floats_are_not_mixed_up(demo: Checkpoint, plan: BitPlan) -> None:
+def test_codes_and_floats_have_separate_functions(demo: Checkpoint, plan: BitPlan) -> None:
     with pytest.raises(InputError, match="not as codes"):
         quantize_tensor(demo, plan, NORM)
     with pytest.raises(InputError, match="not as floats"):
@@ -205,6 +205,6 @@ def test_a_float_too_large_for_its_dtype_is_refused(
         float_tensor(demo, edited(plan, NORM, format="float16"), NORM)
 
 
-def test_a_row_needs_no_signal() -> None:
+def test_alpha_and_importance_are_optional() -> None:
     row = PlanRow("w", (1, 2), "linear", "float32", "none", 8, "kept", 0.0)
     assert (row.alpha, row.importance) == (None, None)

@@ -7,7 +7,7 @@ import pytest
 
 from lfmc.calib_free.grid.formats import GENERIC
 from lfmc.calib_free.plan.channel_gains import input_gain_name, input_importance
-from lfmc.calib_free.plan.roles import KEPT, QUANTIZED, role, units
+from lfmc.calib_free.plan.roles import FLOAT_ROLES, QUANTIZED_ROLES, quantization_units, tensor_role
 from lfmc.checkpoint.checkpoint import Checkpoint
 from tests.calib_free.conftest import MakeCheckpoint
 
@@ -15,13 +15,13 @@ MERGED = replace(GENERIC, merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")))
 
 
 def test_every_tensor_of_every_generation_has_a_role(make_checkpoint: MakeCheckpoint) -> None:
-    found: Counter[str] = Counter()
+    roles: Counter[str] = Counter()
     for model_type in ("lfm2", "lfm2_moe", "lfm3"):
         checkpoint = make_checkpoint(
             model_type, conv_bias=True, attention_bias=True, tie_word_embeddings=False
         )
-        found.update(role(name, info.shape) for name, info in checkpoint.tensors.items())
-    assert set(found) == {*QUANTIZED, *KEPT}
+        roles.update(tensor_role(name, info.shape) for name, info in checkpoint.tensors.items())
+    assert set(roles) == {*QUANTIZED_ROLES, *FLOAT_ROLES}
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_every_tensor_of_every_generation_has_a_role(make_checkpoint: MakeCheckp
         ("model.layers.2.feed_forward.w2.weight", (32, 48), "linear"),
     ],
 )
-def test_roles(name: str, shape: tuple[int, ...], expected: str) -> None:
-    assert role(name, shape) == expected
+def test_the_role_of_a_tensor(name: str, shape: tuple[int, ...], expected: str) -> None:
+    assert tensor_role(name, shape) == expected
 
 
 def test_an_unknown_tensor_has_no_role() -> None:
     with pytest.raises(ValueError, match="no known role"):
-        role("model.layers.0.mystery.weight", (3, 3))
+        tensor_role("model.layers.0.mystery.weight", (3, 3))
 
 
 @pytest.mark.parametrize(
@@ -56,28 +56,36 @@ def test_an_unknown_tensor_has_no_role() -> None:
         ("layer", 5, {"experts.w1+w2+w3"}),
     ],
 )
-def test_expert_units(demo: Checkpoint, expert_unit: str, count: int, kinds: set[str]) -> None:
+def test_experts_are_grouped_by_unit(
+    demo: Checkpoint, expert_unit: str, count: int, kinds: set[str]
+) -> None:
     capabilities = replace(GENERIC, expert_unit=expert_unit)  # type: ignore[arg-type]
-    experts = [unit for unit in units(demo, capabilities) if unit.experts is not None]
+    experts = [unit for unit in quantization_units(demo, capabilities) if unit.experts is not None]
     assert len(experts) == count
     assert {unit.kind for unit in experts} == kinds
     assert sum(len(unit.names) for unit in experts) == 5 * 8 * 3
 
 
 def test_merged_projections_are_one_unit(demo: Checkpoint) -> None:
-    apart, merged = units(demo, GENERIC), units(demo, MERGED)
+    separate, merged = quantization_units(demo, GENERIC), quantization_units(demo, MERGED)
     qkv = next(unit for unit in merged if unit.kind.startswith("self_attn.q_proj"))
     assert qkv.kind == "self_attn.q_proj+k_proj+v_proj"
     assert qkv.layer == 2
-    assert len(merged) == len(apart) - 2 * 2 - 1  # two attention layers, one dense layer
-    assert sorted(n for u in apart for n in u.names) == sorted(n for u in merged for n in u.names)
+    assert len(merged) == len(separate) - 2 * 2 - 1  # two attention layers, one dense layer
+    assert sorted(name for unit in separate for name in unit.names) == sorted(
+        name for unit in merged for name in unit.names
+    )
 
 
 def test_a_tied_head_is_the_embedding(make_checkpoint: MakeCheckpoint) -> None:
     tied = make_checkpoint("lfm2")
     untied = make_checkpoint("lfm2", tie_word_embeddings=False)
-    assert {unit.role for unit in units(tied, GENERIC)} == {"embedding", "linear"}
-    assert {unit.role for unit in units(untied, GENERIC)} == {"embedding", "linear", "head"}
+    assert {unit.role for unit in quantization_units(tied, GENERIC)} == {"embedding", "linear"}
+    assert {unit.role for unit in quantization_units(untied, GENERIC)} == {
+        "embedding",
+        "linear",
+        "head",
+    }
 
 
 @pytest.mark.parametrize(
@@ -104,7 +112,7 @@ def test_the_norm_before_a_matrix(demo: Checkpoint, name: str, gain: str | None)
         assert importance.tolist() == demo.load(gain).float().square().tolist()
 
 
-def test_an_untied_embedding_is_fed_by_no_norm(make_checkpoint: MakeCheckpoint) -> None:
+def test_an_untied_embedding_has_no_norm_before_it(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint("lfm2", tie_word_embeddings=False)
     assert input_gain_name(checkpoint, "model.embed_tokens.weight") is None
     assert input_gain_name(checkpoint, "lm_head.weight") == "model.embedding_norm.weight"

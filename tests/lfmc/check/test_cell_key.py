@@ -1,4 +1,4 @@
-"""What a kept bundle depends on."""
+"""The cache key of a cell: what changes it and what does not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from lfmc.check import cell_key as module
-from lfmc.check.cell_key import cell_key, code_digest, versions
+from lfmc.check.cell_key import cell_key, code_digest, package_versions
 from lfmc.check.config import Cell, Gates
 from lfmc.checkpoint.checkpoint import open_checkpoint
 
@@ -18,7 +18,7 @@ PACKAGES = ["onnx==1.23.2"]
 CELL = Cell("cell", None, "onnx", ("--bits", "4"), Gates(), isolated=False)
 
 
-def test_flags_and_files_count_and_gates_do_not(tmp_path: Path) -> None:
+def test_the_key_depends_on_flags_and_file_contents_and_not_on_gates(tmp_path: Path) -> None:
     checkpoint = open_checkpoint()
     key = cell_key(CELL, checkpoint, tmp_path, PACKAGES)
     assert (
@@ -28,20 +28,21 @@ def test_flags_and_files_count_and_gates_do_not(tmp_path: Path) -> None:
     assert cell_key(replace(CELL, arguments=("--bits", "8")), checkpoint, tmp_path, PACKAGES) != key
     assert cell_key(replace(CELL, target="coreml"), checkpoint, tmp_path, PACKAGES) != key
     assert cell_key(CELL, checkpoint, tmp_path, ["onnx==1.23.3"]) != key
-    judged = replace(CELL, arguments=("--bits", "4", "--text", "own.txt"))
-    (tmp_path / "own.txt").write_text("one")
-    first = cell_key(judged, checkpoint, tmp_path, PACKAGES)
-    (tmp_path / "own.txt").write_text("two")
-    assert len({key, first, cell_key(judged, checkpoint, tmp_path, PACKAGES)}) == 3
+    with_text = replace(CELL, arguments=("--bits", "4", "--text", "eval.txt"))
+    (tmp_path / "eval.txt").write_text("one")
+    first = cell_key(with_text, checkpoint, tmp_path, PACKAGES)
+    (tmp_path / "eval.txt").write_text("two")
+    second = cell_key(with_text, checkpoint, tmp_path, PACKAGES)
+    assert len({key, first, second}) == 3
 
 
-def test_what_a_target_and_rung_1_need_are_the_packages() -> None:
-    found = [own.partition("==")[0] for own in versions("onnx")]
-    assert {"torch", "onnx", "onnxruntime", "transformers"} <= set(found)
-    assert not {"coremltools", "apache-tvm", "pytest"} & set(found)
+def test_packages_are_those_of_the_target_and_of_rung_1() -> None:
+    names = {package.partition("==")[0] for package in package_versions("onnx")}
+    assert {"torch", "onnx", "onnxruntime", "transformers"} <= names
+    assert not {"coremltools", "apache-tvm", "pytest"} & names
 
 
-def test_the_code_of_a_target_that_is_no_part_of_lfmc_counts(
+def test_the_key_depends_on_the_code_of_an_external_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "other_target.py"

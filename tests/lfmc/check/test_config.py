@@ -1,4 +1,4 @@
-"""Reading a `.lfmc.toml`: its keys are the flags of `lfmc export`, its errors name line and key."""
+"""Reading a `.lfmc.toml`: its keys are flags of `lfmc export`; errors name the line and the key."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from lfmc.check.config import NOT_KEYS, Gates, keys, load_matrix
-from lfmc.commands.export import command
+from lfmc.check.config import EXCLUDED_OPTIONS, Gates, export_keys, load_matrix
 from lfmc.commands.export import command as export_command
 from lfmc.errors import InputError
 
@@ -21,11 +20,11 @@ def write(folder: Path, text: str) -> Path:
 
 def test_every_key_is_a_flag_and_every_flag_a_key() -> None:
     flags = {
-        max(own.opts, key=len).removeprefix("--")
-        for own in command.params
-        if isinstance(own, click.Option) and own.name not in NOT_KEYS
+        max(option.opts, key=len).removeprefix("--")
+        for option in export_command.params
+        if isinstance(option, click.Option) and option.name not in EXCLUDED_OPTIONS
     }
-    assert set(keys(export_command)) == flags | {"name", "model"}
+    assert set(export_keys(export_command)) == flags | {"name", "model"}
 
 
 def test_models_and_targets_make_a_matrix(tmp_path: Path) -> None:
@@ -74,7 +73,7 @@ isolated = false
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "parts"),
     [
         ("x = 1\n", ["line 1, x: there is no such key", "line 1, export: field required"]),
         ("[[export]]\nmax-k = 1\n", ["line 2, export.max-k: ", "did you mean max-kl?"]),
@@ -87,25 +86,25 @@ isolated = false
         ("[drift]\nkll = 1\n[[export]]\n", ["line 2, drift.kll: ", "did you mean kl?"]),
         ('[[export]]\nmax-size = "many"\n', ["line 2", "a size can't be read"]),
         ('[[export]]\noption = ["chunk"]\n', ["line 2", "NAME=VALUE"]),
-        ('[[export]]\ncheck = "off"\n', ["line 2", "proves nothing"]),
+        ('[[export]]\ncheck = "off"\n', ["line 2", "verifies nothing"]),
         ('[[export]]\nalphaq-bits = "a"\n', ["line 2", "widths can't be read"]),
         ('[[export]]\ntarget = "onx"\n', ["line 2, target", "there is no such target", "onnx"]),
         ('[defaults]\noption = ["a"]\n[[export]]\n', ["line 2, option", "NAME=VALUE"]),
-        ("[[export]]\n[[export]]\n", ["two cells have one name", "demo-onnx"]),
+        ("[[export]]\n[[export]]\n", ["two cells have the same name", "demo-onnx"]),
         ("[[export]\n", ["can't be read", "line 1"]),
         ("export = []\n", ["line 1, export: ", "at least 1 item"]),
     ],
 )
-def test_errors_name_the_line_and_the_key(tmp_path: Path, text: str, told: list[str]) -> None:
+def test_errors_name_the_line_and_the_key(tmp_path: Path, text: str, parts: list[str]) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         load_matrix(path, export_command)
-    said = str(caught.value)
-    assert str(path) in said
-    for part in told:
-        assert part in said
+    message = str(error.value)
+    assert str(path) in message
+    for part in parts:
+        assert part in message
 
 
-def test_a_file_that_is_not_there_names_the_remedy(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lfmc init"):
         load_matrix(tmp_path / ".lfmc.toml", export_command)

@@ -1,4 +1,4 @@
-"""`lfmc check` as a team meets it: by the command, on a tiny checkpoint, one story per test."""
+"""`lfmc check` end to end: the command in a project folder with a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ max-kl = 5
 target = "coreml"
 """
 
-# What a regression of a lowering is like: gated products that are sums.
+# A regression in a lowering: gated products become sums.
 FAULT = """\
 from lfmc.targets.onnx.handlers import HANDLERS
 
@@ -38,8 +38,8 @@ HANDLERS["lfm.swiglu"] = HANDLERS["aten.add"]
 """
 
 
-class Team:
-    """A folder with a checkpoint and a `.lfmc.toml`, and `lfmc check` run in it."""
+class Project:
+    """A folder with a checkpoint and a `.lfmc.toml`; runs `lfmc check` in it."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder = folder
@@ -52,76 +52,76 @@ class Team:
         cwd: Path | None = None,
         cache: str | None = None,
     ) -> tuple[int, dict[str, Any]]:
-        """The exit code and every cell; `site` is run at the start of every process."""
+        """Return the exit code and all cells; every process runs `site` when it starts."""
         env = self._env if cache is None else {**self._env, "LFMC_CACHE": cache}
         if site is not None:
-            place = self.folder / "site"
-            place.mkdir(exist_ok=True)
-            (place / "sitecustomize.py").write_text(site)
-            env = {**env, "PYTHONPATH": str(place)}
+            site_folder = self.folder / "site"
+            site_folder.mkdir(exist_ok=True)
+            (site_folder / "sitecustomize.py").write_text(site)
+            env = {**env, "PYTHONPATH": str(site_folder)}
         command = [sys.executable, "-m", "lfmc", "check", "--json", *arguments]
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, cwd=cwd or self.folder, env=env, check=False
         )
-        assert done.stdout, done.stderr
-        return done.returncode, json.loads(done.stdout)["cells"]
+        assert process.stdout, process.stderr
+        return process.returncode, json.loads(process.stdout)["cells"]
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory: pytest.TempPathFactory) -> Team:
-    """A team that has accepted its first numbers."""
-    folder = tmp_path_factory.mktemp("team")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with an accepted baseline."""
+    folder = tmp_path_factory.mktemp("project")
     save_tiny_checkpoint(folder / "model", "lfm2")
     (folder / ".lfmc.toml").write_text(FILE)
-    made = Team(folder, tmp_path_factory.mktemp("cells"))
-    code, cells = made.check("--accept")
+    project = Project(folder, tmp_path_factory.mktemp("cells"))
+    code, cells = project.check("--accept")
     assert code == 0, cells
-    assert [own["status"] for own in cells.values()] == ["passed", "passed"]
-    assert not any(own["kept"] for own in cells.values())
-    return made
+    assert [cell["status"] for cell in cells.values()] == ["passed", "passed"]
+    assert not any(cell["kept"] for cell in cells.values())
+    return project
 
 
-def test_what_did_not_change_is_kept(team: Team) -> None:
-    before = (team.folder / "lfmc-baseline.json").read_text()
-    code, cells = team.check()
+def test_unchanged_cells_come_from_the_cache(project: Project) -> None:
+    before = (project.folder / "lfmc-baseline.json").read_text()
+    code, cells = project.check()
     assert code == 0
     assert list(cells) == ["model-onnx", "model-coreml"]
-    assert all(own["kept"] and own["status"] == "passed" for own in cells.values())
-    assert (team.folder / "lfmc-baseline.json").read_text() == before
-    known = json.loads(before)["cells"]
-    assert {name: own["numbers"] for name, own in cells.items()} == {
-        name: own["numbers"] for name, own in known.items()
+    assert all(cell["kept"] and cell["status"] == "passed" for cell in cells.values())
+    assert (project.folder / "lfmc-baseline.json").read_text() == before
+    baseline = json.loads(before)["cells"]
+    assert {name: cell["numbers"] for name, cell in cells.items()} == {
+        name: cell["numbers"] for name, cell in baseline.items()
     }
 
 
-def test_paths_are_those_of_the_file_from_wherever_it_is_checked(team: Team) -> None:
-    """A relative file and a relative cache: cells run in the file's folder."""
-    parent, name = team.folder.parent, team.folder.name
+def test_paths_are_relative_to_the_file(project: Project) -> None:
+    """Cells run in the file's folder, also for a relative file and a relative cache."""
+    parent, name = project.folder.parent, project.folder.name
     arguments = (f"{name}/.lfmc.toml", "--fresh", "--only", "model-onnx")
-    code, cells = team.check(*arguments, cwd=parent, cache=f"{name}/own-cache")
+    code, cells = project.check(*arguments, cwd=parent, cache=f"{name}/project-cache")
     assert code == 0, cells
-    assert Path(cells["model-onnx"]["bundle"]).is_relative_to(team.folder / "own-cache")
-    assert not (team.folder / name).exists()
+    assert Path(cells["model-onnx"]["bundle"]).is_relative_to(project.folder / "project-cache")
+    assert not (project.folder / name).exists()
 
 
-def test_gates_and_the_baseline_are_held_against_kept_bundles(team: Team) -> None:
-    config, baseline = team.folder / ".lfmc.toml", team.folder / "lfmc-baseline.json"
+def test_gates_and_the_baseline_apply_to_cached_bundles(project: Project) -> None:
+    config, baseline = project.folder / ".lfmc.toml", project.folder / "lfmc-baseline.json"
     before = baseline.read_text()
-    known = json.loads(before)
-    known["cells"]["model-coreml"]["numbers"]["nbytes"] //= 2
-    baseline.write_text(json.dumps(known))
+    data = json.loads(before)
+    data["cells"]["model-coreml"]["numbers"]["nbytes"] //= 2
+    baseline.write_text(json.dumps(data))
     config.write_text(FILE.replace("max-kl = 5", "max-kl = 1e-9"))
-    code, cells = team.check()
+    code, cells = project.check()
     baseline.write_text(before)
     config.write_text(FILE)
     assert code == 3
-    assert all(own["kept"] and own["status"] == "failed" for own in cells.values())
-    assert cells["model-onnx"]["reasons"][0].startswith("max-kl = 1e-09 does not hold")
+    assert all(cell["kept"] and cell["status"] == "failed" for cell in cells.values())
+    assert cells["model-onnx"]["reasons"][0].startswith("max-kl = 1e-09 is not met")
     assert cells["model-coreml"]["reasons"][0].startswith("size went from")
 
 
-def test_a_fault_in_one_lowering_breaks_that_cell(team: Team) -> None:
-    code, cells = team.check("--fresh", site=FAULT)
+def test_a_fault_in_one_lowering_fails_only_that_cell(project: Project) -> None:
+    code, cells = project.check("--fresh", site=FAULT)
     assert code == 3
     assert cells["model-onnx"]["status"] == "failed"
     assert "parity rung 3 failed" in cells["model-onnx"]["reasons"][0]
@@ -131,25 +131,25 @@ def test_a_fault_in_one_lowering_breaks_that_cell(team: Team) -> None:
     assert cells["model-coreml"]["status"] == "passed"
 
 
-def test_a_runtime_that_is_not_there_is_said(team: Team) -> None:
-    gone = "import sys\nsys.modules['coremltools'] = None\n"
-    code, cells = team.check("--fresh", "--only", "model-coreml", site=gone)
-    assert code == 4  # nothing was proven
+def test_a_cell_with_a_missing_package_is_skipped(project: Project) -> None:
+    site = "import sys\nsys.modules['coremltools'] = None\n"
+    code, cells = project.check("--fresh", "--only", "model-coreml", site=site)
+    assert code == 4  # no cell was executed
     assert cells["model-coreml"]["status"] == "skipped"
     assert "coremltools" in cells["model-coreml"]["reasons"][0]
 
 
-def test_a_checkpoint_that_changed_is_exported_again(team: Team) -> None:
-    path = team.folder / "model" / "model.safetensors"
+def test_a_changed_checkpoint_is_exported_again(project: Project) -> None:
+    path = project.folder / "model" / "model.safetensors"
     before = path.read_bytes()
     tensors = load_file(path)
     name = next(name for name in tensors if name.endswith("w1.weight"))
     tensors[name] = tensors[name] + 0.01 * torch.ones_like(tensors[name])
     save_file(tensors, path, {"format": "pt"})
-    code, cells = team.check("--only", "model-onnx")
+    code, cells = project.check("--only", "model-onnx")
     path.write_bytes(before)
     assert list(cells) == ["model-onnx"]
     assert not cells["model-onnx"]["kept"]
-    known = json.loads((team.folder / "lfmc-baseline.json").read_text())["cells"]["model-onnx"]
-    assert cells["model-onnx"]["fingerprint"] != known["fingerprint"]
+    baseline = json.loads((project.folder / "lfmc-baseline.json").read_text())["cells"]
+    assert cells["model-onnx"]["fingerprint"] != baseline["model-onnx"]["fingerprint"]
     assert code in (0, 3)

@@ -1,4 +1,4 @@
-"""What a run of the matrix tells machines and people."""
+"""Reports, exit codes and gates of `lfmc check`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lfmc.check.baseline import Known, Numbers
+from lfmc.check.baseline import BaselineCell, Numbers
 from lfmc.check.cells import Outcome, Status, broken_gates
 from lfmc.check.config import Cell, Gates
 from lfmc.check.matrix import exit_code
@@ -18,32 +18,32 @@ from lfmc.check.report import JSON, JUNIT, SUMMARY, write_reports
 NUMBERS = Numbers(kl=0.1, top1=0.8, nbytes=1000, bits_per_weight=4.5)
 
 
-def outcome(name: str, status: Status, *reasons: str, code: int = 0) -> Outcome:
+def make_outcome(name: str, status: Status, *reasons: str, code: int = 0) -> Outcome:
     cell = Cell(name, None, "onnx", (), Gates(), isolated=False)
     numbers = NUMBERS if status in ("passed", "not executed") else None
     return Outcome(cell, status, reasons, numbers, "abc", exit_code=code, seconds=1.5)
 
 
 OUTCOMES = [
-    outcome("good", "passed"),
-    outcome("bad", "failed", "KL is 2\n  <much>", code=3),
-    outcome("away", "not executed", "no such chip here"),
-    outcome("lacking", "skipped", "this target needs the package 'x'", code=4),
-    outcome("broken", "error", "export: signal 11: it said nothing", code=-11),
+    make_outcome("good", "passed"),
+    make_outcome("bad", "failed", "KL is 2\n  <much>", code=3),
+    make_outcome("away", "not executed", "no such chip here"),
+    make_outcome("lacking", "skipped", "this target needs the package 'x'", code=4),
+    make_outcome("broken", "error", "export: signal 11: no output on stderr", code=-11),
 ]
 
 
 def test_three_reports(tmp_path: Path) -> None:
-    known = {"good": Known(replace(NUMBERS, kl=0.2), "other")}
-    write_reports(tmp_path / "out", OUTCOMES, known)
-    told = json.loads((tmp_path / "out" / JSON).read_text())["cells"]
-    assert {name: own["status"] for name, own in told.items()} == {
-        own.cell.name: own.status for own in OUTCOMES
+    baseline = {"good": BaselineCell(replace(NUMBERS, kl=0.2), "other")}
+    write_reports(tmp_path / "out", OUTCOMES, baseline)
+    cells = json.loads((tmp_path / "out" / JSON).read_text())["cells"]
+    assert {name: cell["status"] for name, cell in cells.items()} == {
+        outcome.cell.name: outcome.status for outcome in OUTCOMES
     }
-    assert told["good"]["numbers"]["kl"] == 0.1
+    assert cells["good"]["numbers"]["kl"] == 0.1
     suite = ElementTree.parse(tmp_path / "out" / JUNIT).getroot()
-    counted = {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")}
-    assert counted == {"tests": "5", "failures": "1", "errors": "1", "skipped": "2"}
+    counts = {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")}
+    assert counts == {"tests": "5", "failures": "1", "errors": "1", "skipped": "2"}
     (failure,) = suite.iter("failure")
     assert failure.text == "KL is 2\n  <much>"
     assert failure.get("message") == "KL is 2"
@@ -57,17 +57,17 @@ def test_three_reports(tmp_path: Path) -> None:
     [
         (["good"], 0),
         (["good", "away", "lacking"], 0),
-        (["away", "lacking"], 4),  # green means that something was proven
+        (["away", "lacking"], 4),  # exit code 0 requires an executed cell
         (["good", "broken"], 1),
         (["broken", "bad"], 3),
     ],
 )
 def test_exit_codes(names: list[str], code: int) -> None:
-    assert exit_code([own for own in OUTCOMES if own.cell.name in names]) == code
+    assert exit_code([outcome for outcome in OUTCOMES if outcome.cell.name in names]) == code
 
 
-def test_wrong_input_exits_as_it_does_elsewhere() -> None:
-    assert exit_code([outcome("x", "error", "no such folder", code=2)]) == 2
+def test_wrong_input_exits_with_2() -> None:
+    assert exit_code([make_outcome("x", "error", "no such folder", code=2)]) == 2
 
 
 def test_gates() -> None:
@@ -79,7 +79,7 @@ def test_gates() -> None:
     )
     worse = replace(NUMBERS, kl=float("nan"), top1=0.79)
     assert broken_gates(gates, worse, 9.5) == (
-        "max-kl = 0.1 does not hold: nan",
-        "min-top1 = 0.8 does not hold: 0.7900",
-        "min-speed = 10 does not hold: 9.5000",
+        "max-kl = 0.1 is not met: nan",
+        "min-top1 = 0.8 is not met: 0.7900",
+        "min-speed = 10 is not met: 9.5000",
     )

@@ -1,8 +1,8 @@
-"""Where keys stand in a TOML file."""
+"""Line numbers of the keys in a TOML file."""
 
 from __future__ import annotations
 
-from lfmc.check.toml_lines import line_of, lines_of
+from lfmc.check.toml_lines import find_key_lines, line_of
 
 TEXT = """\
 # a comment = 1
@@ -24,7 +24,7 @@ key = 4
 
 
 def test_tables_keys_and_repeated_tables() -> None:
-    assert lines_of(TEXT) == {
+    assert find_key_lines(TEXT) == {
         ("top",): 2,
         ("table",): 4,
         ("table", "key"): 5,
@@ -38,8 +38,8 @@ def test_tables_keys_and_repeated_tables() -> None:
     }
 
 
-def test_what_has_no_line_is_where_it_stands_in() -> None:
-    lines = lines_of(TEXT)
+def test_a_path_without_a_line_has_the_line_of_its_parent() -> None:
+    lines = find_key_lines(TEXT)
     assert line_of(lines, ("many", 1, "a", "b", 0)) == 11
     assert line_of(lines, ("many", 0, "missing")) == 8
     assert line_of(lines, ("nothing",)) == 1

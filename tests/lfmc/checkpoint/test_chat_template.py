@@ -1,4 +1,4 @@
-"""Tokenizer files and chat templates, as an app finds them in a bundle."""
+"""Tokenizer files and chat templates in a bundle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lfmc.errors import InputError
 HELLO = [{"role": "user", "content": "Hello {{ bos_token }}"}]
 
 
-def test_copies_everything_that_a_tokenizer_needs(tmp_path: Path) -> None:
+def test_copies_all_tokenizer_files(tmp_path: Path) -> None:
     names = copy_tokenizer(open_checkpoint(), tmp_path)
     assert set(names) == {p.name for p in tmp_path.iterdir()}
     assert {"tokenizer.json", "tokenizer_config.json", TEMPLATE, "generation_config.json"} <= set(
@@ -23,7 +23,7 @@ def test_copies_everything_that_a_tokenizer_needs(tmp_path: Path) -> None:
     )
 
 
-def test_writes_a_tokenizer_class_that_every_reader_knows(tmp_path: Path) -> None:
+def test_writes_a_tokenizer_class_that_every_reader_supports(tmp_path: Path) -> None:
     source = tmp_path / "model"
     shutil.copytree(demo_path(), source)
     config = json.loads((source / "tokenizer_config.json").read_text())
@@ -38,7 +38,7 @@ def test_writes_a_tokenizer_class_that_every_reader_knows(tmp_path: Path) -> Non
     assert render(tmp_path / "out", HELLO) == "user"
 
 
-def test_renders_as_the_template_says_and_does_not_evaluate_content(tmp_path: Path) -> None:
+def test_renders_the_template_and_does_not_evaluate_content(tmp_path: Path) -> None:
     copy_tokenizer(open_checkpoint(), tmp_path)
     text = render(tmp_path, HELLO)
     assert text == (
@@ -46,18 +46,18 @@ def test_renders_as_the_template_says_and_does_not_evaluate_content(tmp_path: Pa
     )
 
 
-def test_no_template_gives_none(tmp_path: Path) -> None:
+def test_render_returns_none_without_a_template(tmp_path: Path) -> None:
     assert render(tmp_path, HELLO) is None
 
 
 @pytest.mark.parametrize("template", ["{{ messages[", "{{ raise_exception('no') }}"])
-def test_a_broken_template_is_a_clear_error(tmp_path: Path, template: str) -> None:
+def test_a_broken_template_is_an_input_error(tmp_path: Path, template: str) -> None:
     (tmp_path / TEMPLATE).write_text(template)
     with pytest.raises(InputError, match="can't be rendered"):
         render(tmp_path, HELLO)
 
 
-def test_a_template_can_not_reach_out(tmp_path: Path) -> None:
+def test_a_template_runs_in_a_sandbox(tmp_path: Path) -> None:
     (tmp_path / TEMPLATE).write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(InputError, match="can't be rendered"):
         render(tmp_path, HELLO)

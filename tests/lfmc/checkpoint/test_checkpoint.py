@@ -1,4 +1,4 @@
-"""Reading checkpoints, and refusing what is wrong with them."""
+"""Reading checkpoints, and the errors for damaged ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @pytest.fixture
 def folder(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
-    """A copy of a tiny LFM2 that a test may break."""
+    """A copy of a tiny LFM2 that a test may change."""
     return Path(shutil.copytree(tiny_checkpoint("lfm2", vocab_size=48), tmp_path / "model"))
 
 
@@ -42,8 +42,8 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> N
     save_file(tensors, folder / SINGLE)
 
 
-def refused(path: Path | str) -> str:
-    """The whole message of the `InputError` that opening this gives."""
+def open_error(path: Path | str) -> str:
+    """Return the message of the `InputError` that `open_checkpoint` raises."""
     with pytest.raises(InputError) as caught:
         open_checkpoint(path)
     assert caught.value.exit_code == 2
@@ -64,7 +64,7 @@ def test_names_and_shapes_on_disk(any_checkpoint: Callable[..., Any], name: str)
         assert (info.shape, info.dtype) == (tuple(tensor.shape), tensor.dtype)
         assert torch.equal(checkpoint.load(info.name), tensor)
     towers = ("model.vision_tower.", "model.multi_modal_projector.")
-    assert all(left.startswith(towers) for left in on_disk)
+    assert all(name.startswith(towers) for name in on_disk)
     assert bool(on_disk) == name.endswith("_vl")
 
 
@@ -85,8 +85,8 @@ def test_the_bundled_demo() -> None:
 
 
 def test_shards_read_like_one_file(folder: Path) -> None:
-    whole = open_checkpoint(folder)
-    values = {name: whole.load(name) for name in whole.tensors}
+    single = open_checkpoint(folder)
+    values = {name: single.load(name) for name in single.tensors}
     names = sorted(values)
     weight_map = {n: f"part-{i % 2}.safetensors" for i, n in enumerate(names)}
     for file in set(weight_map.values()):
@@ -94,17 +94,17 @@ def test_shards_read_like_one_file(folder: Path) -> None:
     (folder / SINGLE).unlink()
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     sharded = open_checkpoint(folder)
-    assert list(sharded.tensors) == list(whole.tensors)
+    assert list(sharded.tensors) == list(single.tensors)
     assert all(torch.equal(sharded.load(n), values[n]) for n in names)
 
 
-def test_the_fingerprint_is_of_the_weights_and_the_config(folder: Path) -> None:
-    first = open_checkpoint(folder).fingerprint
-    assert open_checkpoint(folder).fingerprint == first
+def test_the_fingerprint_depends_on_the_weights_and_the_config(folder: Path) -> None:
+    original = open_checkpoint(folder).fingerprint
+    assert open_checkpoint(folder).fingerprint == original
     edit_tensors(folder, lambda tensors: tensors[EMBEDDING][0, 0].add_(1))
-    second = open_checkpoint(folder).fingerprint
+    edited = open_checkpoint(folder).fingerprint
     edit_config(folder, rope_parameters={"rope_type": "default", "rope_theta": 5.0})
-    assert len({first, second, open_checkpoint(folder).fingerprint}) == 3
+    assert len({original, edited, open_checkpoint(folder).fingerprint}) == 3
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_stop_ids(folder: Path, config: Any, generation: Any, expected: tuple[in
     assert open_checkpoint(folder).stop_ids == expected
 
 
-def test_stop_ids_of_a_wrong_type(folder: Path) -> None:
+def test_stop_ids_of_a_wrong_type_are_an_input_error(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"eos_token_id": "end"}')
     with pytest.raises(InputError, match="eos_token_id"):
         _ = open_checkpoint(folder).stop_ids
 
 
-def test_replaced_weights(folder: Path) -> None:
+def test_the_decoder_uses_replaced_weights(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     table = torch.ones(checkpoint.tensors[EMBEDDING].shape)
     decoder = checkpoint.decoder({EMBEDDING: table})
@@ -140,22 +140,22 @@ def test_bfloat16_is_read_and_computed_in_float32(folder: Path) -> None:
     assert checkpoint.decoder().model.embed_tokens.weight.dtype == torch.float32
 
 
-def test_a_stored_copy_of_a_tied_head_is_not_a_tensor_of_the_model(folder: Path) -> None:
+def test_a_stored_copy_of_a_tied_head_is_ignored(folder: Path) -> None:
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t[EMBEDDING].clone()}))
     assert "lm_head.weight" not in open_checkpoint(folder).tensors
 
 
-def test_a_tied_head_that_is_stored_and_differs(folder: Path) -> None:
-    # transformers would quietly use the stored one
+def test_a_stored_head_that_differs_from_the_tied_one_is_refused(folder: Path) -> None:
+    # transformers would use the stored head without a warning
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t[EMBEDDING] + 1}))
-    message = refused(folder)
+    message = open_error(folder)
     assert "lm_head.weight" in message
     assert "tie_word_embeddings" in message
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
-def test_both_spellings_of_a_language_tower(folder: Path, prefix: str) -> None:
-    plain = list(open_checkpoint(folder).tensors)
+def test_both_prefixes_of_a_language_tower(folder: Path, prefix: str) -> None:
+    expected = list(open_checkpoint(folder).tensors)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps({"model_type": "lfm2_vl", "text_config": config})
@@ -168,29 +168,29 @@ def test_both_spellings_of_a_language_tower(folder: Path, prefix: str) -> None:
         },
         folder / SINGLE,
     )
-    assert list(open_checkpoint(folder).tensors) == plain
+    assert list(open_checkpoint(folder).tensors) == expected
 
 
 # Not a checkpoint ------------------------------------------------------------------------------
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
-    assert str(tmp_path / "no") in refused(tmp_path / "no")
+    assert str(tmp_path / "no") in open_error(tmp_path / "no")
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    message = refused(tmp_path)
+    message = open_error(tmp_path)
     assert "config.json" in message
     assert str(tmp_path) in message
 
 
 def test_a_file_instead_of_a_folder(folder: Path) -> None:
-    assert SINGLE in refused(folder / SINGLE)
+    assert SINGLE in open_error(folder / SINGLE)
 
 
 def test_a_folder_without_weights(folder: Path) -> None:
     (folder / SINGLE).unlink()
-    assert SINGLE in refused(folder)
+    assert SINGLE in open_error(folder)
 
 
 def test_a_hub_id_offline_and_not_in_the_cache(
@@ -198,7 +198,7 @@ def test_a_hub_id_offline_and_not_in_the_cache(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    message = refused("LiquidAI/LFM2-8B-A1B")
+    message = open_error("LiquidAI/LFM2-8B-A1B")
     assert "LiquidAI/LFM2-8B-A1B" in message
     assert "HF_HOME" in message
 
@@ -212,14 +212,14 @@ def test_a_hub_id_in_the_local_cache(
     (repository / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    found = open_checkpoint("org/tiny")
-    assert found.name == "tiny"  # not the commit that the folder in the cache is called by
-    assert found.fingerprint == open_checkpoint(folder).fingerprint
+    checkpoint = open_checkpoint("org/tiny")
+    assert checkpoint.name == "tiny"  # a folder in the cache is named by its commit
+    assert checkpoint.fingerprint == open_checkpoint(folder).fingerprint
 
 
 def test_an_unknown_model_type(folder: Path) -> None:
     edit_config(folder, model_type="llama")
-    message = refused(folder)
+    message = open_error(folder)
     assert "'llama'" in message
     assert "lfm2_moe" in message
     assert "config.json" in message
@@ -230,7 +230,7 @@ def test_an_unknown_model_type(folder: Path) -> None:
 )
 def test_a_config_that_is_no_json_object(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="latin-1")
-    assert "config.json" in refused(folder)
+    assert "config.json" in open_error(folder)
 
 
 # Config and tensors disagree -------------------------------------------------------------------
@@ -238,17 +238,17 @@ def test_a_config_that_is_no_json_object(folder: Path, text: str) -> None:
 
 def test_a_missing_tensor(folder: Path) -> None:
     edit_tensors(folder, lambda t: t.pop("model.layers.1.self_attn.q_proj.weight"))
-    assert "model.layers.1.self_attn.q_proj.weight" in refused(folder)
+    assert "model.layers.1.self_attn.q_proj.weight" in open_error(folder)
 
 
 def test_an_extra_tensor(folder: Path) -> None:
     edit_tensors(folder, lambda t: t.update({"model.layers.9.gain": torch.ones(2)}))
-    assert "model.layers.9.gain" in refused(folder)
+    assert "model.layers.9.gain" in open_error(folder)
 
 
 def test_a_tensor_of_another_shape(folder: Path) -> None:
     edit_config(folder, vocab_size=49)
-    message = refused(folder)
+    message = open_error(folder)
     assert EMBEDDING in message
     assert "[49, 64]" in message
     assert "[48, 64]" in message
@@ -256,13 +256,13 @@ def test_a_tensor_of_another_shape(folder: Path) -> None:
 
 def test_layers_that_the_config_does_not_have(folder: Path) -> None:
     edit_config(folder, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"])
-    assert "model.layers.3." in refused(folder)
+    assert "model.layers.3." in open_error(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool, torch.float64])
-def test_dtypes_that_are_no_trained_weights(folder: Path, dtype: torch.dtype) -> None:
+def test_unsupported_dtypes_are_refused(folder: Path, dtype: torch.dtype) -> None:
     edit_tensors(folder, lambda t: t.update({EMBEDDING: t[EMBEDDING].to(dtype)}))
-    message = refused(folder)
+    message = open_error(folder)
     assert EMBEDDING in message
     assert "BF16" in message
 
@@ -271,7 +271,7 @@ def test_dtypes_that_are_no_trained_weights(folder: Path, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_are_named_on_load(folder: Path, value: float) -> None:
+def test_values_that_are_not_finite_are_refused_on_load(folder: Path, value: float) -> None:
     edit_tensors(folder, lambda t: t[EMBEDDING][3, :2].fill_(value))
     checkpoint = open_checkpoint(folder)
     with pytest.raises(InputError) as caught:
@@ -280,11 +280,11 @@ def test_values_that_are_not_finite_are_named_on_load(folder: Path, value: float
     assert "2 of 3072" in str(caught.value)
 
 
-@pytest.mark.parametrize("keep", [0, 4, 8, 100, -1])
-def test_a_truncated_file(folder: Path, keep: int) -> None:
+@pytest.mark.parametrize("end", [0, 4, 8, 100, -1])
+def test_a_truncated_file(folder: Path, end: int) -> None:
     data = (folder / SINGLE).read_bytes()
-    (folder / SINGLE).write_bytes(data[:keep])
-    message = refused(folder)
+    (folder / SINGLE).write_bytes(data[:end])
+    message = open_error(folder)
     assert SINGLE in message
     assert "truncated or corrupted" in message
 
@@ -309,24 +309,25 @@ def test_a_damaged_header_is_an_input_error(folder: Path, data: st.DataObject) -
         shutil.copy(folder / SINGLE, clean)
     content = bytearray(clean.read_bytes())
     header = 8 + int.from_bytes(content[:8], "little")
-    where = st.integers(0, header - 1)
-    for position, value in data.draw(st.lists(st.tuples(where, st.integers(0, 255)), max_size=3)):
-        content[position] = value
+    offsets = st.integers(0, header - 1)
+    changes = st.lists(st.tuples(offsets, st.integers(0, 255)), max_size=3)
+    for offset, value in data.draw(changes):
+        content[offset] = value
     if data.draw(st.booleans()):
-        del content[data.draw(where) :]
+        del content[data.draw(offsets) :]
     (folder / SINGLE).write_bytes(content)
     try:
         checkpoint = open_checkpoint(folder)
         for name in checkpoint.tensors:
             checkpoint.load(name)
-    except InputError as error:  # nothing else may get here
+    except InputError as error:  # no other exception is allowed
         message = str(error)
     else:
         message = "fine"
     assert message
 
 
-class _Bomb:
+class _TouchOnUnpickle:
     """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
@@ -339,23 +340,23 @@ class _Bomb:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
 def test_pickles_are_refused_and_never_loaded(folder: Path, name: str) -> None:
     (folder / SINGLE).unlink()
-    proof = folder / "executed"
-    (folder / name).write_bytes(pickle.dumps(_Bomb(proof)))
-    message = refused(folder)
+    marker = folder / "executed"
+    (folder / name).write_bytes(pickle.dumps(_TouchOnUnpickle(marker)))
+    message = open_error(folder)
     assert name in message
     assert "pickle" in message
-    assert not proof.exists()
+    assert not marker.exists()
     pickle.loads((folder / name).read_bytes())
-    assert proof.exists()  # the bomb works: it was not loaded before
+    assert marker.exists()  # unpickling does run code
 
 
-def test_a_pickle_named_by_the_index_is_not_loaded(folder: Path) -> None:
+def test_a_pickle_in_the_index_is_not_loaded(folder: Path) -> None:
     (folder / SINGLE).unlink()
-    proof = folder / "executed"
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Bomb(proof)))
+    marker = folder / "executed"
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_TouchOnUnpickle(marker)))
     (folder / INDEX).write_text(json.dumps({"weight_map": {EMBEDDING: "pytorch_model.bin"}}))
-    assert "pytorch_model.bin" in refused(folder)
-    assert not proof.exists()
+    assert "pytorch_model.bin" in open_error(folder)
+    assert not marker.exists()
 
 
 # The index -------------------------------------------------------------------------------------
@@ -368,7 +369,7 @@ def test_a_pickle_named_by_the_index_is_not_loaded(folder: Path) -> None:
 def test_an_index_that_points_outside(folder: Path, name: str) -> None:
     shutil.copy(folder / SINGLE, folder.parent / "other.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": {EMBEDDING: name}}))
-    message = refused(folder)
+    message = open_error(folder)
     assert "outside" in message
     assert repr(name) in message
     assert INDEX in message
@@ -377,25 +378,25 @@ def test_an_index_that_points_outside(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["", "..", "x\0y", "absent.safetensors"])
 def test_an_index_that_names_no_file(folder: Path, name: str) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {EMBEDDING: name}}))
-    assert "missing" in refused(folder)
+    assert "missing" in open_error(folder)
 
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {}}, []])
 def test_an_index_without_files(folder: Path, index: Any) -> None:
     (folder / INDEX).write_text(json.dumps(index))
-    assert INDEX in refused(folder)
+    assert INDEX in open_error(folder)
 
 
 # The tokenizer ---------------------------------------------------------------------------------
 
 
-def test_no_tokenizer(folder: Path) -> None:
+def test_a_missing_tokenizer_is_an_input_error(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="no tokenizer"):
         open_checkpoint(folder).tokenizer()
 
 
-def test_a_broken_tokenizer(folder: Path) -> None:
+def test_a_broken_tokenizer_is_an_input_error(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(InputError, match=r"can't be read"):
         open_checkpoint(folder).tokenizer()

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle, and everything that stops on the way."""
+"""Exports from a checkpoint to a bundle, and every error on the way."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import lfmc
-from lfmc.bundle.bundle import GOLDEN, PLAN, Bundle, describe
+from lfmc.bundle.bundle import GOLDEN, PLAN, Bundle, describe_file
 from lfmc.calib_free.alphaq.allocation import AlphaQOptions
-from lfmc.calib_free.fit.fit import WORK, Work
-from lfmc.calib_free.fit.training_loop import Course
+from lfmc.calib_free.fit.fit import RECIPES, FitRecipe
+from lfmc.calib_free.fit.training_loop import TrainingSchedule
 from lfmc.calib_free.grid.formats import Format
 from lfmc.calib_free.make_plan import Budget, Effort, make_plan
 from lfmc.calib_free.plan.bit_plan import BitPlan
@@ -32,9 +32,14 @@ Exported = tuple[Bundle, Report]
 
 def run(output: Path, **options: object) -> Exported:
     bits = None if "plan" in options else "uniform"
-    asked = Options(**{"bits": bits, "check": "off", "context": 64, **options})  # type: ignore[arg-type]
+    fields = {"bits": bits, "check": "off", "context": 64, **options}
     return export(
-        open_checkpoint(), get_target("onnx"), output, asked, force=False, progress=Silent()
+        open_checkpoint(),
+        get_target("onnx"),
+        output,
+        Options(**fields),  # type: ignore[arg-type]
+        force=False,
+        progress=Silent(),
     )
 
 
@@ -58,17 +63,20 @@ def test_the_budget_counts_every_byte_of_the_artifact(exported: Exported) -> Non
     assert 0.99 * report.plan.nbytes <= bundle.nbytes <= report.plan.nbytes <= limit
 
 
-def test_a_file_that_holds_other_bytes_is_refused() -> None:
-    checkpoint, odd = open_checkpoint(), Format(4, 96, False, "float16")  # 3 groups of 256 columns
+def test_a_file_with_other_bytes_is_refused() -> None:
+    checkpoint, padded = (
+        open_checkpoint(),
+        Format(4, 96, False, "float16"),
+    )  # 3 groups of 256 columns
     plan = make_plan(checkpoint, get_target("onnx").capabilities(checkpoint.config), "4", None)
     rows = [
-        replace(row, format=odd.name, nbytes=odd.nbytes(row.shape))
+        replace(row, format=padded.name, nbytes=padded.nbytes(row.shape))
         for row in plan.rows
         if row.role == "expert"
     ]
     plan = replace(plan, rows=tuple(rows), limit_nbytes=None)
     planned = sum(row.nbytes for row in rows)
-    dense = planned - sum(odd.padding(row.shape) for row in rows)
+    dense = planned - sum(padded.padding_nbytes(row.shape) for row in rows)
     assert dense < planned - len(rows)
 
     def check(nbytes: int) -> None:
@@ -78,7 +86,7 @@ def test_a_file_that_holds_other_bytes_is_refused() -> None:
     check(planned)
     check(dense)
     for wrong in (planned + 1, planned - 1, dense + 1, dense - len(rows) - 1):
-        with pytest.raises(GateError, match="does not hold the bytes"):
+        with pytest.raises(GateError, match="does not contain the planned number"):
             check(wrong)
 
 
@@ -90,7 +98,7 @@ def test_every_tensor_was_read_back_with_the_planned_error(exported: Exported) -
         assert report.errors[row.name] == pytest.approx(row.error, rel=0.35), row.name
 
 
-def test_the_manifest_tells_an_app_what_it_needs(exported: Exported) -> None:
+def test_the_manifest_has_the_facts_an_app_needs(exported: Exported) -> None:
     bundle, _ = exported
     manifest = bundle.manifest
     assert manifest["tokens"] == {"bos": 1, "pad": 0, "stop": [2, 4]}
@@ -113,28 +121,30 @@ def test_golden_prompts_continue_the_same(exported: Exported) -> None:
         check_golden(stepper, golden)
 
 
-def test_fitted_tensors_are_exported_and_proven_again(
+def test_fitted_tensors_are_exported_and_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(WORK, "best", Work(8, 32, Course(4, 4), Course(4, 4)))
-    asked = Options(bits="2", effort=Effort("best"), check="fast", context=256)
+    monkeypatch.setitem(
+        RECIPES, "best", FitRecipe(8, 32, TrainingSchedule(4, 4), TrainingSchedule(4, 4))
+    )
+    options = Options(bits="2", effort=Effort("best"), check="fast", context=256)
     checkpoint, target = open_checkpoint(), get_target("onnx")
     bundle, report = export(
-        checkpoint, target, tmp_path / "bundle", asked, force=False, progress=Silent()
+        checkpoint, target, tmp_path / "bundle", options, force=False, progress=Silent()
     )
     assert len(report.plan.fitted_names) > 150
     assert report.verification is not None
     assert all(rung.passed for rung in report.verification.rungs)
     stored = BitPlan.from_json((bundle.path / PLAN).read_text())
     assert stored.fitted_names == report.plan.fitted_names
-    assert not (bundle.path / "plan.fitted").exists()  # they are in the model file, once
-    found = reverify(bundle, checkpoint, Silent(), check="fast")
-    assert found["parity"][1]["number"] == 2
+    assert not (bundle.path / "plan.fitted").exists()  # the model file stores them
+    results = reverify(bundle, checkpoint, Silent(), check="fast")
+    assert results["parity"][1]["number"] == 2
     name = sorted(stored.fitted_names)[0]
     rows = [replace(r, digest="0" * 64) if r.name == name else r for r in stored.rows]
     (bundle.path / PLAN).write_text(replace(stored, rows=tuple(rows)).to_json())
-    known = bundle.manifest["files"][PLAN]
-    known.update(describe(bundle.path / PLAN))
+    entry = bundle.manifest["files"][PLAN]
+    entry.update(describe_file(bundle.path / PLAN))
     with pytest.raises(InputError, match="not those of the plan"):
         reverify(bundle, checkpoint, Silent(), check="fast")
 
@@ -158,13 +168,13 @@ def test_a_plan_is_replayed_to_the_bit(exported: Exported, tmp_path: Path) -> No
 
 
 def test_a_dry_plan_equals_the_exported_one(exported: Exported) -> None:
-    """But for the graph: the one keeps room for it, the other knows what it took."""
+    """All but the graph's size: a dry plan reserves an estimate, an export knows the size."""
     dry, plan = lfmc.plan(bits="uniform"), exported[1].plan
     assert replace(dry, graph_nbytes=plan.graph_nbytes) == plan
     assert plan.graph_nbytes <= dry.graph_nbytes
 
 
-def test_an_unchecked_export_says_so(tmp_path: Path) -> None:
+def test_an_unchecked_export_has_no_parity_in_its_manifest(tmp_path: Path) -> None:
     bundle, report = run(tmp_path / "b")
     assert report.verification is None
     assert bundle.manifest["report"]["parity"] is None
@@ -177,9 +187,9 @@ def test_an_unchecked_export_says_so(tmp_path: Path) -> None:
         ({"max_kl": 0.1}, InputError, "needs a measurement"),
         ({"min_top1": 90.0, "check": "fast"}, InputError, "out of range"),
         ({"max_kl": float("nan"), "check": "fast"}, InputError, "out of range"),
-        ({"plan": Path("plan.json"), "bits": "4"}, InputError, "already says"),
-        ({"plan": Path("p"), "budget": Budget(4.5)}, InputError, "already says"),
-        ({"plan": Path("p"), "alphaq": AlphaQOptions()}, InputError, "already says"),
+        ({"plan": Path("plan.json"), "bits": "4"}, InputError, "already sets"),
+        ({"plan": Path("p"), "budget": Budget(4.5)}, InputError, "already sets"),
+        ({"plan": Path("p"), "alphaq": AlphaQOptions()}, InputError, "already sets"),
         ({"alphaq": AlphaQOptions()}, InputError, "for method 'alphaq'"),
         ({"bits": "alphaq", "alphaq": AlphaQOptions(bits=(3,))}, InputError, "can't store"),
         ({"context": 10**6}, InputError, "context"),
@@ -193,7 +203,7 @@ def test_an_unchecked_export_says_so(tmp_path: Path) -> None:
         ({"plan": Path("nowhere.json")}, InputError, "can't be read"),
     ],
 )
-def test_what_can_not_be_met_is_refused_and_nothing_written(
+def test_impossible_options_are_refused_and_nothing_is_written(
     tmp_path: Path, options: dict[str, object], error: type[LfmcError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -201,28 +211,28 @@ def test_what_can_not_be_met_is_refused_and_nothing_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_smallest_possible_budget_is_possible(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
+def test_the_smallest_budget_of_the_message_is_possible(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as excinfo:
         run(tmp_path / "b", budget=Budget(max_bytes=1000))
-    smallest = int(str(caught.value).split("bits per weight, ")[1].split(" bytes")[0])
+    smallest = int(str(excinfo.value).split("bits per weight, ")[1].split(" bytes")[0])
     bundle, _ = run(tmp_path / "b", budget=Budget(max_bytes=smallest))
     assert bundle.nbytes <= smallest
 
 
 def test_a_plan_for_another_checkpoint_is_refused(exported: Exported, tmp_path: Path) -> None:
-    other = replace(exported[1].plan, fingerprint="0" * 64)
-    (tmp_path / "plan.json").write_text(other.to_json())
+    other_plan = replace(exported[1].plan, fingerprint="0" * 64)
+    (tmp_path / "plan.json").write_text(other_plan.to_json())
     with pytest.raises(InputError, match="another checkpoint"):
         run(tmp_path / "b", plan=tmp_path / "plan.json")
 
 
-def test_an_edited_plan_is_obeyed(exported: Exported, tmp_path: Path) -> None:
+def test_an_edited_plan_is_used(exported: Exported, tmp_path: Path) -> None:
     text = exported[1].plan.to_json()
     plan = BitPlan.from_json(text)
-    expert = "model.layers.2.feed_forward.experts.3."
+    prefix = "model.layers.2.feed_forward.experts.3."
     rows = [
         replace(row, format="int8-g64-asym-float16", nbytes=nbytes)
-        if row.name.startswith(expert)
+        if row.name.startswith(prefix)
         and (nbytes := plan_bytes(row.shape, "int8-g64-asym-float16"))
         else row
         for row in plan.rows
@@ -243,9 +253,9 @@ def plan_bytes(shape: tuple[int, ...], name: str) -> int:
 
 @pytest.mark.parametrize("gate", [{"max_kl": 1e-6}, {"min_top1": 0.9999}])
 def test_a_quality_gate_fails_the_export(tmp_path: Path, gate: dict[str, float]) -> None:
-    with pytest.raises(GateError) as caught:
+    with pytest.raises(GateError) as excinfo:
         run(tmp_path / "b", check="fast", **gate)
-    assert caught.value.exit_code == 3
+    assert excinfo.value.exit_code == 3
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,9 +275,9 @@ def test_a_reserve_that_is_too_small_fails_instead_of_breaking_the_budget(
     monkeypatch.setattr("lfmc.targets.onnx.target.GRAPH", 0)
     monkeypatch.setattr("lfmc.targets.onnx.target.GRAPH_PER_LAYER", 0)
     plan = lfmc.plan(bits="uniform")
-    tight = Budget(max_bytes=plan.nbytes)
+    exact_budget = Budget(max_bytes=plan.nbytes)
     with pytest.raises(GateError, match="larger than its budget"):
-        run(tmp_path / "b", budget=tight)
+        run(tmp_path / "b", budget=exact_budget)
 
 
 def test_the_demo_is_package_data() -> None:
@@ -275,7 +285,7 @@ def test_the_demo_is_package_data() -> None:
     assert open_checkpoint().path == demo_path()
 
 
-def test_without_transformers_rung_1_is_skipped_and_says_so(
+def test_without_transformers_rung_1_is_skipped_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lfmc.verification.rungs.is_available", lambda: False)

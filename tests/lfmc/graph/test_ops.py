@@ -1,4 +1,4 @@
-"""The `lfm::` operators: equal to the decoder's modules, well-formed, and decomposable."""
+"""The `lfm::` operators: equal to the decoder's modules, correctly registered, decomposable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lfmc.calib_free.grid.formats import Format
 from lfmc.calib_free.grid.packed_tensor import PackedTensor
 from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.graph.ops import decompositions
-from lfmc.model.attention import CACHE_WRITES, visible
+from lfmc.model.attention import CACHE_WRITES, attention_mask
 from lfmc.model.decoder import Decoder
 from lfmc.model.rope import rotation
 
@@ -51,10 +51,10 @@ def test_gated_short_conv(decoders: dict[str, Decoder], kind: str, length: int) 
     block = decoders[kind].model.layers[0].conv
     taps = block.conv.weight.shape[2]
     x, state = random(2, length, 64), random(2, 64, taps - 1, seed=1)
-    y, new = LFM.gated_short_conv(block.in_proj(x), block.conv.weight, block.conv.bias, state)
+    y, new_state = LFM.gated_short_conv(block.in_proj(x), block.conv.weight, block.conv.bias, state)
     expected, expected_state = block(x, state)
     torch.testing.assert_close(block.out_proj(y), expected, rtol=1e-6, atol=1e-6)
-    assert torch.equal(new, expected_state)
+    assert torch.equal(new_state, expected_state)
 
 
 def attention_inputs(decoder: Decoder, layer: int) -> tuple[Any, ...]:
@@ -83,9 +83,9 @@ def test_attention(decoders: dict[str, Decoder], kind: str, layer: int, cache_wr
     y, *caches = LFM.attention(*inputs, cache_write)
     if decoder.config.attention_gate:
         y = y * torch.sigmoid(block.gate_proj(x)).unsqueeze(-1)
-    mask = visible(POSITIONS, 12, decoder.config.window(layer))
-    turned = rotation(POSITIONS, inputs[5])
-    expected, *expected_caches = block(x, turned, mask, POSITIONS, keys, values)
+    mask = attention_mask(POSITIONS, 12, decoder.config.window(layer))
+    cos_sin = rotation(POSITIONS, inputs[5])
+    expected, *expected_caches = block(x, cos_sin, mask, POSITIONS, keys, values)
     out = getattr(block, block.names.out)
     torch.testing.assert_close(out(y.flatten(2)), expected, rtol=1e-5, atol=1e-5)
     for cache, expected_cache in zip(caches, expected_caches, strict=True):
@@ -114,9 +114,9 @@ def test_moe(decoders: dict[str, Decoder], kind: str) -> None:
 
 
 def packed(bits: int, symmetric: bool, columns: int, group: int = 32) -> tuple[Any, ...]:
-    """A random matrix `[5, columns]`, its packed parts, and the numbers that unpack it."""
+    """Return a random matrix `[5, columns]`, its packed parts, and (bits, group, columns)."""
     number_format = Format(bits, group, symmetric, "float16")
-    groups, generator = number_format.groups(columns), torch.Generator().manual_seed(0)
+    groups, generator = number_format.groups_per_row(columns), torch.Generator().manual_seed(0)
     codes = torch.randint(1 << bits, (5, groups * group), generator=generator).to(torch.uint8)
     zeros = torch.randint(1 << bits, (5, groups), generator=generator).to(torch.uint8)
     weight = PackedTensor(
@@ -154,7 +154,7 @@ def test_embedding_nbits(symmetric: bool) -> None:
     assert torch.equal(LFM.embedding_nbits(ids, *parts, *shape), weight[ids])
 
 
-# Well-formed and decomposable ------------------------------------------------------------------
+# Registration and decomposition ----------------------------------------------------------------
 
 
 def examples(decoders: dict[str, Decoder]) -> dict[str, tuple[Any, ...]]:
@@ -182,8 +182,8 @@ def test_every_operator_has_an_example(decoders: dict[str, Decoder]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_registration_is_sound(decoders: dict[str, Decoder], name: str) -> None:
-    # schema and fake tensors; there are no gradients here
+def test_the_registration_is_correct(decoders: dict[str, Decoder], name: str) -> None:
+    # checks schema and fake tensors; the operators have no gradients
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(getattr(LFM, name).default, examples(decoders)[name], test_utils=checks)
 
@@ -194,20 +194,20 @@ class Call(nn.Module):
         self.name, self.inputs = name, inputs
 
     def forward(self, *tensors: Tensor) -> Any:
-        given = iter(tensors)
-        inputs = [next(given) if isinstance(v, Tensor) else v for v in self.inputs]
+        remaining = iter(tensors)
+        inputs = [next(remaining) if isinstance(v, Tensor) else v for v in self.inputs]
         return getattr(LFM, self.name)(*inputs)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_table_takes_every_operator_out(decoders: dict[str, Decoder], name: str) -> None:
+def test_the_table_decomposes_every_operator(decoders: dict[str, Decoder], name: str) -> None:
     inputs = examples(decoders)[name]
     tensors = tuple(v for v in inputs if isinstance(v, Tensor))
     call = Call(name, inputs)
     exported = torch.export.export(call, tensors)
     assert f"torch.ops.lfm.{name}" in exported.graph_module.code
-    kept = exported.run_decompositions(decompositions(name))
-    assert f"torch.ops.lfm.{name}" in kept.graph_module.code
-    plain = exported.run_decompositions(decompositions())
-    assert "torch.ops.lfm" not in plain.graph_module.code
-    torch.testing.assert_close(plain.module()(*tensors), call(*tensors), rtol=1e-6, atol=1e-6)
+    unchanged = exported.run_decompositions(decompositions(name))
+    assert f"torch.ops.lfm.{name}" in unchanged.graph_module.code
+    decomposed = exported.run_decompositions(decompositions())
+    assert "torch.ops.lfm" not in decomposed.graph_module.code
+    torch.testing.assert_close(decomposed.module()(*tensors), call(*tensors), rtol=1e-6, atol=1e-6)

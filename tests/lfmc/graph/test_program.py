@@ -1,4 +1,4 @@
-"""A program's own operations, on a graph of three operators."""
+"""The methods of `Program`, on a small graph."""
 
 from __future__ import annotations
 
@@ -45,41 +45,41 @@ def test_operator_name_of_a_python_function() -> None:
     assert operator_name(graph.call_function(len, ())) == "len"
 
 
-def test_replace_drops_what_was_only_there_for_the_old_node(program: Program) -> None:
+def test_replace_erases_inputs_without_other_users(program: Program) -> None:
     x = next(n for n in program.graph.nodes if n.op == "placeholder")
     program.replace(next(program.nodes("aten.relu")), x)
     assert [n.op for n in program.graph.nodes] == ["placeholder", "output"]
 
 
-def test_replace_keeps_what_others_use(program: Program) -> None:
+def test_replace_keeps_inputs_with_other_users(program: Program) -> None:
     relu, mul = next(program.nodes("aten.relu")), next(program.nodes("aten.mul"))
     with program.graph.inserting_after(relu):
-        other = program.call(torch.ops.aten.neg.default, mul)
+        neg = program.call(torch.ops.aten.neg.default, mul)
     output = next(n for n in program.graph.nodes if n.op == "output")
-    output.args = ((relu, other),)
-    program.replace(relu, other)
+    output.args = ((relu, neg),)
+    program.replace(relu, neg)
     assert program.count("aten.mul") == 1
     assert program.count("aten.relu") == 0
 
 
-def test_bind_fills_every_constant(program: Program) -> None:
-    asked = []
+def test_bind_sets_every_constant(program: Program) -> None:
+    calls = []
 
     def value(name: str, weight: Weight) -> Tensor:
-        asked.append((name, weight))
+        calls.append((name, weight))
         return torch.tensor([1.0, -1.0])
 
-    bound = program.bind(value)
-    assert asked == [("gain", Weight(("gain",)))]
-    assert torch.equal(bound(torch.full((1, 2), 5.0))[0], torch.tensor([[5.0, 0.0]]))
+    module = program.bind(value)
+    assert calls == [("gain", Weight(("gain",)))]
+    assert torch.equal(module(torch.full((1, 2), 5.0))[0], torch.tensor([[5.0, 0.0]]))
 
 
-def test_a_new_weight_is_a_constant_like_any_other(program: Program) -> None:
+def test_bind_sets_added_weights(program: Program) -> None:
     node = program.add_weight("a.b+c.weight", Weight(("a.b", "a.c")), torch.ones(2))
     mul = next(program.nodes("aten.mul"))
     mul.args = (mul.args[0], node)
-    bound = program.bind(lambda name, weight: torch.full((2,), float(len(weight.sources))))
-    assert torch.equal(bound(torch.ones(1, 2))[0], torch.tensor([[2.0, 2.0]]))
+    module = program.bind(lambda name, weight: torch.full((2,), float(len(weight.sources))))
+    assert torch.equal(module(torch.ones(1, 2))[0], torch.tensor([[2.0, 2.0]]))
 
 
 def test_set_attribute_replaces_a_parameter() -> None:

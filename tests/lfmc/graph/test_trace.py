@@ -1,4 +1,4 @@
-"""Tracing: graphs that equal the decoder at every size they allow, from weights that are fake."""
+"""Tracing with fake weights: graphs equal the decoder for all sizes that they allow."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from lfmc.passes.remove_no_ops import RemoveNoOps
 from tests.factories import random_tokens
 
 CONTEXT = 24
-KINDS = ("lfm2_moe", "lfm3")  # the pipeline's tests trace all
+KINDS = ("lfm2_moe", "lfm3")  # the tests of the pipeline trace all kinds
 
 
 def lfm2_8b(layers: int) -> DecoderConfig:
-    """The shape of LFM2-8B-A1B, or its first layers."""
+    """Return the configuration of the first layers of LFM2-8B-A1B."""
     attention = (2, 6, 10, 14, 18, 21)
     types = ["full_attention" if i in attention else "conv" for i in range(layers)]
     return read_config(
@@ -46,7 +46,7 @@ def lfm2_8b(layers: int) -> DecoderConfig:
     )
 
 
-def bound(program: Program, checkpoint: Checkpoint) -> Any:
+def bind_checkpoint(program: Program, checkpoint: Checkpoint) -> Any:
     constants = checkpoint.decoder().state_dict()
 
     def value(name: str, weight: Weight) -> torch.Tensor:
@@ -59,15 +59,15 @@ def bound(program: Program, checkpoint: Checkpoint) -> Any:
 def dynamic(
     request: pytest.FixtureRequest, any_checkpoint: Callable[[str], Checkpoint]
 ) -> tuple[Checkpoint, Any]:
-    """A checkpoint, and its bound graph with batch and length left open."""
+    """A checkpoint, and its graph with dynamic batch and length and real weights."""
     checkpoint = any_checkpoint(request.param)
     program = trace(checkpoint.config, TraceSpec(CONTEXT, batch=None, length=None))
-    apply([RemoveNoOps()], program)  # tracing asserts tensor metadata: no part of the result
-    return checkpoint, bound(program, checkpoint)
+    apply([RemoveNoOps()], program)  # removes metadata assertions, which change no result
+    return checkpoint, bind_checkpoint(program, checkpoint)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 7), (2, 1), (3, 5), (1, CONTEXT)])
-def test_a_dynamic_graph_is_the_decoder(
+def test_a_dynamic_graph_equals_the_decoder(
     dynamic: tuple[Checkpoint, Any], batch: int, length: int
 ) -> None:
     checkpoint, module = dynamic
@@ -77,13 +77,13 @@ def test_a_dynamic_graph_is_the_decoder(
     logits, expected = checkpoint.decoder()(tokens, positions, state)
     results = module(tokens, positions, *state)
     assert len(results) == 1 + len(expected)
-    for ours, theirs in zip(results, (logits, *expected), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for result, reference in zip(results, (logits, *expected), strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("cache_write", CACHE_WRITES)
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 4), (2, 3)])
-def test_a_static_graph_is_the_decoder(
+def test_a_static_graph_equals_the_decoder(
     any_checkpoint: Callable[[str], Checkpoint], cache_write: str, batch: int, length: int
 ) -> None:
     checkpoint = any_checkpoint("lfm3")
@@ -91,13 +91,13 @@ def test_a_static_graph_is_the_decoder(
     state = initial_state(checkpoint.config, batch, CONTEXT)
     tokens, positions = random_tokens(checkpoint.config, batch, length), torch.arange(length)
     logits, expected = checkpoint.decoder()(tokens, positions, state)
-    results = bound(program, checkpoint)(tokens, positions, *state)
-    for ours, theirs in zip(results, (logits, *expected), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    results = bind_checkpoint(program, checkpoint)(tokens, positions, *state)
+    for result, reference in zip(results, (logits, *expected), strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("batch", "length", "context"), [(None, None, 2), (2, None, 2), (1, 3, 3)])
-def test_sizes_that_happen_to_be_equal_stay_apart(
+def test_sizes_that_happen_to_be_equal_stay_independent(
     any_checkpoint: Callable[[str], Checkpoint], batch: int | None, length: int | None, context: int
 ) -> None:
     config = any_checkpoint("lfm2").config
@@ -134,7 +134,7 @@ def test_a_traced_graph_names_no_device_but_the_cpu(
     assert devices <= {"cpu"}
 
 
-def held_bytes() -> int:
+def peak_memory_nbytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -143,11 +143,11 @@ def held_bytes() -> int:
     ("layers", "billions"), [(5, 1.3), pytest.param(24, 8.3, marks=pytest.mark.slow)]
 )
 def test_weights_take_no_memory(layers: int, billions: float) -> None:
-    config, before = lfm2_8b(layers), held_bytes()
+    config, before = lfm2_8b(layers), peak_memory_nbytes()
     program = trace(config, TraceSpec(context=4096, length=1))
     sizes = {n.target: n.meta["val"].numel() for n in program.graph.nodes if n.op == "get_attr"}
     assert billions * 1e9 < sum(sizes.values()) < (billions + 0.1) * 1e9
-    assert held_bytes() - before < 1 << 30
-    held = dict(program.module.named_buffers())
-    assert all(isinstance(value, FakeTensor) for value in held.values())
-    assert len(held) == len(program.weights)
+    assert peak_memory_nbytes() - before < 1 << 30
+    constants = dict(program.module.named_buffers())
+    assert all(isinstance(value, FakeTensor) for value in constants.values())
+    assert len(constants) == len(program.weights)

@@ -1,3 +1,5 @@
+"""The cache: entries, damaged entries, and keys."""
+
 from __future__ import annotations
 
 import json
@@ -6,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfmc.machine.cache import NOTHING, Cache, default_cache, key_of, tensor_digest
+from lfmc.machine.cache import NO_CACHE, Cache, cache_key, default_cache, tensor_digest
 
-KEY = key_of("rule-1", "what", 3)
+KEY = cache_key("rule-1", "what", 3)
 
 
 def entry_of(cache: Cache) -> Path:
     assert cache.folder is not None
-    (found,) = cache.folder.glob("*/*")
-    return found
+    (entry,) = cache.folder.glob("*/*")
+    return entry
 
 
 def test_floats_come_back_to_the_bit(tmp_path: Path) -> None:
@@ -23,12 +25,12 @@ def test_floats_come_back_to_the_bit(tmp_path: Path) -> None:
     assert cache.get(KEY) is None
     cache.put(KEY, value)
     assert cache.get(KEY) == value
-    assert cache.get(key_of("rule-2", "what", 3)) is None
+    assert cache.get(cache_key("rule-2", "what", 3)) is None
     assert entry_of(cache).suffix == ".json"  # and no partial file beside it
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"digest": 1, "value": 2}', "\xff"])
-def test_a_damaged_entry_is_absent_and_made_again(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_entry_is_absent_and_can_be_written_again(tmp_path: Path, damage: str) -> None:
     cache = Cache(tmp_path)
     cache.put(KEY, 1.5)
     entry_of(cache).write_text(damage, encoding="latin-1")
@@ -41,28 +43,30 @@ def test_an_entry_of_another_key_or_value_is_absent(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.put(KEY, 1.5)
     entry = entry_of(cache)
-    other = key_of("rule-1", "else")
-    (tmp_path / other[:2]).mkdir(exist_ok=True)
-    (tmp_path / other[:2] / f"{other}.json").write_bytes(entry.read_bytes())
-    assert cache.get(other) is None
+    other_key = cache_key("rule-1", "else")
+    (tmp_path / other_key[:2]).mkdir(exist_ok=True)
+    (tmp_path / other_key[:2] / f"{other_key}.json").write_bytes(entry.read_bytes())
+    assert cache.get(other_key) is None
     changed = json.loads(entry.read_text())
     entry.write_text(json.dumps({**changed, "value": "2.5"}))
     assert cache.get(KEY) is None
 
 
-def test_a_folder_that_can_t_be_written_keeps_nothing(tmp_path: Path) -> None:
+def test_a_folder_that_can_t_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = Cache(tmp_path / "file" / "below")
     cache.put(KEY, 1)
     assert cache.get(KEY) is None
 
 
-def test_no_cache_remembers_nothing() -> None:
-    NOTHING.put(KEY, 1)
-    assert NOTHING.get(KEY) is None
+def test_a_disabled_cache_stores_nothing() -> None:
+    NO_CACHE.put(KEY, 1)
+    assert NO_CACHE.get(KEY) is None
 
 
-def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("LFMC_CACHE", str(tmp_path))
     assert default_cache() == Cache(tmp_path)
     monkeypatch.delenv("LFMC_CACHE")
@@ -72,7 +76,7 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert default_cache() == Cache(Path.home() / ".cache" / "lfmc")
 
 
-def test_a_digest_tells_values_dtypes_and_shapes_apart() -> None:
+def test_a_digest_depends_on_values_dtypes_and_shapes() -> None:
     tensors = [
         torch.zeros(4),
         torch.zeros(2, 2),
@@ -80,5 +84,5 @@ def test_a_digest_tells_values_dtypes_and_shapes_apart() -> None:
         torch.tensor([0.0, 0.0, 0.0, -0.0]),
     ]
     assert len({tensor_digest(t) for t in tensors}) == len(tensors)
-    wide = torch.arange(6.0).view(2, 3)
-    assert tensor_digest(wide.T) == tensor_digest(wide.T.contiguous())
+    matrix = torch.arange(6.0).view(2, 3)
+    assert tensor_digest(matrix.T) == tensor_digest(matrix.T.contiguous())

@@ -1,4 +1,4 @@
-"""Environments of their own: what is installed in them, and what is run."""
+"""Separate environments: the packages that pip installs, and the command that runs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from lfmc.errors import UnsupportedError
 from lfmc.machine import isolated
 
 
-def test_this_very_lfmc_is_installed() -> None:
+def test_pip_installs_the_same_lfmc() -> None:
     url = {"url": "file:///source/lfmc", "dir_info": {"editable": True}}
     wheel = {"url": "file:///wheels/lfmc-0.1.0-py3-none-any.whl", "archive_info": {}}
-    of = isolated.requirement
-    assert of("ethos-u", "0.1.0", None) == ["lfmc[ethos-u,reference]==0.1.0"]
-    assert of("ethos-u", "0.1.0", json.dumps(url)) == ["-e", "/source/lfmc[ethos-u,reference]"]
-    assert of("ethos-u", "0.1.0", json.dumps(wheel)) == [
+    requirement = isolated.pip_requirement
+    assert requirement("ethos-u", "0.1.0", None) == ["lfmc[ethos-u,reference]==0.1.0"]
+    assert requirement("ethos-u", "0.1.0", json.dumps(url)) == [
+        "-e",
+        "/source/lfmc[ethos-u,reference]",
+    ]
+    assert requirement("ethos-u", "0.1.0", json.dumps(wheel)) == [
         "/wheels/lfmc-0.1.0-py3-none-any.whl[ethos-u,reference]"
     ]
 
 
-FROZEN = "torch==2.13.0\nlfmc==1\n"
-
-
 class Recorder:
-    """Stands for `subprocess.run`: keeps commands, and ends as it is told."""
+    """Replaces `subprocess.run`: records the commands and returns the given exit statuses."""
 
     def __init__(self, *statuses: int) -> None:
         self.commands: list[list[str]] = []
@@ -41,15 +41,15 @@ class Recorder:
         )
 
 
-def test_it_is_made_once_and_runs_the_rest_of_the_command(
+def test_the_environment_is_created_once_and_runs_the_command_without_the_flag(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LFMC_CACHE", str(tmp_path))
-    made: list[Path] = []
+    folders: list[Path] = []
 
     def create(folder: Path, **options: Any) -> None:
         folder.mkdir(parents=True)
-        made.append(folder)
+        folders.append(folder)
 
     monkeypatch.setattr(isolated.venv, "create", create)
     run = Recorder(0, 0, 3, 0)
@@ -57,18 +57,18 @@ def test_it_is_made_once_and_runs_the_rest_of_the_command(
     arguments = ["export", "./model", "--target", "ethos-u", "--isolated", "--force"]
     assert isolated.run_isolated("ethos-u", arguments) == 3
     assert isolated.run_isolated("ethos-u", arguments) == 0
-    assert len(made) == 1
+    assert len(folders) == 1
     install, freeze, *runs = run.commands
     assert install[1:4] == ["-m", "pip", "install"]
     assert install[-1].endswith("[ethos-u,reference]")
     assert freeze[1:] == ["-m", "pip", "freeze"]
-    python = isolated.environment("ethos-u")
-    assert isolated.installed_in(python) == ["torch==2.13.0", "lfmc==1"]
-    rest = ["export", "./model", "--target", "ethos-u", "--force"]
-    assert [own[1:] for own in runs] == [["-m", "lfmc", *rest]] * 2
+    python = isolated.ensure_environment("ethos-u")
+    assert isolated.installed_packages(python) == ["torch==2.13.0", "lfmc==1"]
+    command = ["export", "./model", "--target", "ethos-u", "--force"]
+    assert [arguments[1:] for arguments in runs] == [["-m", "lfmc", *command]] * 2
 
 
-def test_what_can_not_be_installed_is_told_and_tried_again(
+def test_a_failed_installation_is_an_error_and_leaves_no_finished_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LFMC_CACHE", str(tmp_path))
@@ -77,6 +77,6 @@ def test_what_can_not_be_installed_is_told_and_tried_again(
     )
     run = Recorder(1)
     monkeypatch.setattr(isolated.subprocess, "run", run)
-    with pytest.raises(UnsupportedError, match="can't be made"):
-        isolated.environment("ethos-u")
-    assert not list(tmp_path.rglob(isolated.READY))
+    with pytest.raises(UnsupportedError, match="can't be created"):
+        isolated.ensure_environment("ethos-u")
+    assert not list(tmp_path.rglob(isolated.FREEZE_FILE))

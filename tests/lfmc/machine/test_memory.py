@@ -1,4 +1,4 @@
-"""Memory of states, and the check that a model fits before anything is loaded."""
+"""Memory of states, and the check that a model fits in memory before it is loaded."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def test_attention_grows_and_convolutions_do_not() -> None:
     assert long.conv == short.conv == 4 * (4 * 256 * 2)
 
 
-def test_a_sliding_window_counts_itself_only(any_checkpoint: Callable[[str], Checkpoint]) -> None:
-    config = any_checkpoint("lfm3").config  # a window of 8, one layer; one full; 2 heads of 32
+def test_a_sliding_window_counts_only_its_positions(
+    any_checkpoint: Callable[[str], Checkpoint],
+) -> None:
+    config = any_checkpoint("lfm3").config  # one layer with a window of 8, one full; 2 heads of 32
     slot = 2 * 4 * 2 * 32
     assert state_nbytes(config, 4).attention == slot * (4 + 4)
     assert state_nbytes(config, 100).attention == slot * (8 + 100)
@@ -30,14 +32,14 @@ def test_a_sliding_window_counts_itself_only(any_checkpoint: Callable[[str], Che
 
 def test_a_footprint_is_weights_and_states() -> None:
     demo = open_checkpoint()
-    found = footprint(demo, 512)
+    memory = footprint(demo, 512)
     states = state_nbytes(demo.config, 512)
     on_disk = sum(file.stat().st_size for file in demo.path.glob("*.safetensors"))
-    assert found.weights == pytest.approx(on_disk, rel=0.01)
-    assert (found.attention, found.conv) == (states.attention, states.conv)
-    assert found.total == found.weights + states.attention + states.conv
-    assert found.all_attention == 3 * states.attention  # 6 layers, of which 2 have attention
-    assert found.all_attention_total == found.weights + found.all_attention
+    assert memory.weights == pytest.approx(on_disk, rel=0.01)
+    assert (memory.attention, memory.conv) == (states.attention, states.conv)
+    assert memory.total == memory.weights + states.attention + states.conv
+    assert memory.all_attention == 3 * states.attention  # 2 of 6 layers have attention
+    assert memory.all_attention_total == memory.weights + memory.all_attention
 
 
 def test_footprints_stay_within_the_longest_context(
@@ -58,15 +60,17 @@ def test_a_model_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "what", "todo"),
+    ("megabytes", "task", "todo"),
     [(16, "lowering", "a machine with more memory"), (36, "parity", "--check off")],
 )
 def test_an_export_that_does_not_fit_says_so_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int, what: str, todo: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int, task: str, todo: str
 ) -> None:
     monkeypatch.setattr("lfmc.machine.memory.installed_nbytes", lambda device: megabytes * 10**6)
-    monkeypatch.setattr("lfmc.exporter.export.plan_for", lambda *_: pytest.fail("work was done"))
-    with pytest.raises(UnsupportedError, match=f"{what} of this model does not fit") as caught:
+    monkeypatch.setattr(
+        "lfmc.exporter.export.plan_for", lambda *_: pytest.fail("a plan was computed")
+    )
+    with pytest.raises(UnsupportedError, match=f"{task} of this model does not fit") as caught:
         lfmc.export(bits="4", output=tmp_path / "b")
     assert todo in str(caught.value)
     assert list(tmp_path.iterdir()) == []

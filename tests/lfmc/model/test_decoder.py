@@ -1,4 +1,4 @@
-"""Parity, rung 1: the decoder against transformers, float32, over the whole matrix."""
+"""Parity, rung 1: the float32 decoder against transformers, for all model types."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.factories import (
 
 SLIDING = ("lfm3", "lfm3-attention-bias", "lfm3-plain", "lfm3_vl", "lfm3-17m")
 BIASED = ("lfm2_moe", "lfm2_moe-scaled", "lfm2-moe-8m", "lfm2-moe-38m")
-TOLERANCE = 1e-5  # of the largest logit
+TOLERANCE = 1e-5  # relative to the largest logit
 CHUNKS = {
     "one-shot": [24],
     "prefill-decode": [8, *[1] * 16],
@@ -52,9 +52,9 @@ def assert_close(logits: Tensor, expected: Tensor) -> None:
     assert difference <= TOLERANCE * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("how", CHUNKS)
-def test_logits(checkpoint: Checkpoint, decoder: Decoder, how: str) -> None:
-    chunks = CHUNKS[how]
+@pytest.mark.parametrize("name", CHUNKS)
+def test_logits(checkpoint: Checkpoint, decoder: Decoder, name: str) -> None:
+    chunks = CHUNKS[name]
     tokens = random_tokens(checkpoint.config, 1, sum(chunks))
     logits = decoder_logits(decoder, tokens, chunks, context=40)
     assert_close(logits, reference_logits(checkpoint.path, tokens, chunks))
@@ -84,15 +84,15 @@ def test_beyond_the_sliding_window(any_checkpoint: Callable[[str], Checkpoint], 
     assert_close(decoder_logits(checkpoint.decoder(), tokens, chunks), expected)
 
 
-@pytest.mark.parametrize("how", CACHE_WRITES)
-def test_every_cache_write_gives_the_same(
-    checkpoint: Checkpoint, decoder: Decoder, how: str
+@pytest.mark.parametrize("cache_write", CACHE_WRITES)
+def test_every_cache_write_computes_the_same_logits(
+    checkpoint: Checkpoint, decoder: Decoder, cache_write: str
 ) -> None:
-    other = build_decoder(checkpoint.config, how)
-    other.load_state_dict(decoder.state_dict(), assign=True)
+    variant = build_decoder(checkpoint.config, cache_write)
+    variant.load_state_dict(decoder.state_dict(), assign=True)
     tokens = random_tokens(checkpoint.config, 1, 14)
     expected = decoder_logits(decoder, tokens, [14], context=20)
-    assert_close(decoder_logits(other, tokens, [6, 1, 7], context=20), expected)
+    assert_close(decoder_logits(variant, tokens, [6, 1, 7], context=20), expected)
 
 
 def test_unknown_cache_write(tiny_checkpoint: Callable[[str], Path]) -> None:
@@ -105,11 +105,11 @@ def test_unknown_cache_write(tiny_checkpoint: Callable[[str], Path]) -> None:
 
 
 def experts_of_decoder(decoder: Decoder, tokens: Tensor) -> list[Tensor]:
-    """The experts `[N, k]` that each sparse layer chose, in the order of their weights."""
-    chosen: list[Tensor] = []
+    """Return the chosen experts `[N, k]` of each sparse layer, in the order of their weights."""
+    expert_ids: list[Tensor] = []
     hooks = [
         module.register_forward_pre_hook(
-            lambda module, inputs: chosen.append(module.route(inputs[0].flatten(0, 1))[0])
+            lambda module, inputs: expert_ids.append(module.route(inputs[0].flatten(0, 1))[0])
         )
         for module in decoder.modules()
         if isinstance(module, SparseMoe)
@@ -117,20 +117,20 @@ def experts_of_decoder(decoder: Decoder, tokens: Tensor) -> list[Tensor]:
     decoder_logits(decoder, tokens, [tokens.shape[1]])
     for hook in hooks:
         hook.remove()
-    return chosen
+    return expert_ids
 
 
 def experts_of_reference(path: Path, tokens: Tensor) -> list[Tensor]:
-    chosen: list[Tensor] = []
+    expert_ids: list[Tensor] = []
     hooks = [
-        module.register_forward_hook(lambda module, inputs, output: chosen.append(output[2]))
+        module.register_forward_hook(lambda module, inputs, output: expert_ids.append(output[2]))
         for name, module in reference_model(path).named_modules()
         if name.endswith("feed_forward.gate")
     ]
     reference_logits(path, tokens, [tokens.shape[1]])
     for hook in hooks:
         hook.remove()
-    return chosen
+    return expert_ids
 
 
 @pytest.mark.parametrize("name", [*BIASED, "lfm2_moe-no-bias"])
@@ -138,10 +138,10 @@ def test_chosen_experts(any_checkpoint: Callable[[str], Checkpoint], name: str) 
     checkpoint = any_checkpoint(name)
     config = checkpoint.config
     tokens = random_tokens(config, 2, 32)
-    ours = experts_of_decoder(checkpoint.decoder(), tokens)
-    theirs = experts_of_reference(checkpoint.path, tokens)
-    assert len(ours) == sum(config.is_moe_layer(i) for i in range(config.num_layers)) > 0
-    for a, b in zip(ours, theirs, strict=True):
+    actual = experts_of_decoder(checkpoint.decoder(), tokens)
+    expected = experts_of_reference(checkpoint.path, tokens)
+    assert len(actual) == sum(config.is_moe_layer(i) for i in range(config.num_layers)) > 0
+    for a, b in zip(actual, expected, strict=True):
         assert torch.equal(a.sort().values, b.sort().values)
 
 
@@ -156,10 +156,10 @@ def test_the_bias_changes_the_chosen_experts(
         for name, info in checkpoint.tensors.items()
         if name.endswith("expert_bias")
     }
-    chosen = experts_of_decoder(checkpoint.decoder(), tokens)
+    expert_ids = experts_of_decoder(checkpoint.decoder(), tokens)
     unbiased = experts_of_decoder(checkpoint.decoder(zeros), tokens)
-    # the first layer that differs still saw the same input: weights do not contain the bias
+    # the first layer that differs has the same input: expert weights do not contain the bias
     assert any(
         not torch.equal(a.sort().values, b.sort().values)
-        for a, b in zip(chosen, unbiased, strict=True)
+        for a, b in zip(expert_ids, unbiased, strict=True)
     )

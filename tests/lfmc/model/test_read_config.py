@@ -1,4 +1,4 @@
-"""`config.json`: the values that transformers would use, or an error that names the key."""
+"""Reading `config.json`: the same values as transformers, or an error that names the key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def raw_config(model_type: str, **changes: Any) -> dict[str, Any]:
     return {"model_type": model_type, **SIZES, **layers, **changes}
 
 
-def refused(raw: dict[str, Any]) -> str:
+def error_message(raw: dict[str, Any]) -> str:
     with pytest.raises(InputError) as caught:
         read_config(raw, "here/config.json")
     assert caught.value.exit_code == 2
@@ -45,45 +45,45 @@ def ids(value: int | list[int] | None) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("model_type", ["lfm2", "lfm2_moe", "lfm3"])
-def test_what_the_file_leaves_out_is_as_in_transformers(model_type: str) -> None:
+def test_defaults_are_those_of_transformers(model_type: str) -> None:
     layers = {"num_hidden_layers": 8, "layer_types": HYBRID * 2}
     raw = {**raw_config(model_type), **layers}
     if model_type == "lfm3":
         del raw["layer_types"]
-    ours, theirs = read_config(raw), transformers.AutoConfig.for_model(**raw)
-    assert ours.layer_types == tuple(theirs.layer_types)
-    assert ours.conv_kernel == theirs.conv_L_cache
-    assert ours.conv_bias == theirs.conv_bias
-    assert ours.norm_eps == theirs.norm_eps
-    assert ours.tied_embedding == theirs.tie_word_embeddings
-    assert ours.max_context == theirs.max_position_embeddings
-    assert ours.bos_id == theirs.bos_token_id
-    assert ours.pad_id == theirs.pad_token_id
-    assert ours.eos_ids == ids(theirs.eos_token_id)
-    assert ours.head_dim == getattr(theirs, "head_dim", 16)
+    config, expected = read_config(raw), transformers.AutoConfig.for_model(**raw)
+    assert config.layer_types == tuple(expected.layer_types)
+    assert config.conv_kernel == expected.conv_L_cache
+    assert config.conv_bias == expected.conv_bias
+    assert config.norm_eps == expected.norm_eps
+    assert config.tied_embedding == expected.tie_word_embeddings
+    assert config.max_context == expected.max_position_embeddings
+    assert config.bos_id == expected.bos_token_id
+    assert config.pad_id == expected.pad_token_id
+    assert config.eos_ids == ids(expected.eos_token_id)
+    assert config.head_dim == getattr(expected, "head_dim", 16)
     if model_type == "lfm2_moe":
-        assert ours.moe is not None
-        assert ours.moe.num_experts == theirs.num_experts
-        assert ours.moe.top_k == theirs.num_experts_per_tok
-        assert ours.moe.ffn_size == theirs.moe_intermediate_size
-        assert ours.moe.num_dense_layers == theirs.num_dense_layers
-        assert ours.moe.normalize == theirs.norm_topk_prob
-        assert ours.moe.use_bias == theirs.use_expert_bias
-        assert ours.moe.scale == theirs.routed_scaling_factor
+        assert config.moe is not None
+        assert config.moe.num_experts == expected.num_experts
+        assert config.moe.top_k == expected.num_experts_per_tok
+        assert config.moe.ffn_size == expected.moe_intermediate_size
+        assert config.moe.num_dense_layers == expected.num_dense_layers
+        assert config.moe.normalize == expected.norm_topk_prob
+        assert config.moe.use_bias == expected.use_expert_bias
+        assert config.moe.scale == expected.routed_scaling_factor
     if model_type == "lfm3":
-        assert ours.sliding_window == theirs.sliding_window
-        assert ours.sandwich_norm == theirs.use_sandwich_norm
-        assert ours.attention_gate == theirs.use_attention_gate
-        assert ours.attention_bias == theirs.attention_bias
-        for kind, rope in ours.rope.items():
-            assert rope.theta == theirs.rope_parameters[kind]["rope_theta"]
-            assert rope.partial == theirs.rope_parameters[kind].get("partial_rotary_factor", 1.0)
+        assert config.sliding_window == expected.sliding_window
+        assert config.sandwich_norm == expected.use_sandwich_norm
+        assert config.attention_gate == expected.use_attention_gate
+        assert config.attention_bias == expected.attention_bias
+        for kind, rope in config.rope.items():
+            assert rope.theta == expected.rope_parameters[kind]["rope_theta"]
+            assert rope.partial == expected.rope_parameters[kind].get("partial_rotary_factor", 1.0)
     else:
-        assert ours.rope["full_attention"].theta == theirs.rope_parameters["rope_theta"]
+        assert config.rope["full_attention"].theta == expected.rope_parameters["rope_theta"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_transformers_writes(kind: str) -> None:
+def test_reads_what_transformers_writes(kind: str) -> None:
     fields = {k: v for k, v in KINDS[kind].items() if k != "vision"}
     saved = transformers.AutoConfig.for_model(**fields).to_diff_dict()
     assert read_config(saved) == read_config(fields)
@@ -101,8 +101,8 @@ def test_the_adjusted_feed_forward_size(size: int, multiple: int, multiplier: fl
     config = transformers.Lfm2Config(**SIZES | {"layer_types": HYBRID, "intermediate_size": size})
     config.block_multiple_of, config.block_ffn_dim_multiplier = multiple, multiplier
     with torch.device("meta"):
-        theirs = Lfm2MLP(config).w1.weight.shape[0]
-    assert read_config(raw_config("lfm2", **changes)).ffn_size == theirs
+        expected = Lfm2MLP(config).w1.weight.shape[0]
+    assert read_config(raw_config("lfm2", **changes)).ffn_size == expected
 
 
 def test_a_feed_forward_size_under_its_older_name() -> None:
@@ -129,43 +129,43 @@ def test_attention_layers_by_index() -> None:
         {"rope_scaling": {"rope_theta": 5e5}, "rope_parameters": {"rope_theta": 7.0}},
     ],
 )
-def test_every_place_for_the_rotary_base(changes: dict[str, Any]) -> None:
+def test_the_rotary_base_is_read_from_every_key(changes: dict[str, Any]) -> None:
     raw = raw_config("lfm2", **changes)
-    theirs = transformers.Lfm2Config(**raw_config("lfm2", **changes)).rope_parameters
-    assert read_config(raw).rope["full_attention"].theta == theirs["rope_theta"] == 5e5
+    expected = transformers.Lfm2Config(**raw_config("lfm2", **changes)).rope_parameters
+    assert read_config(raw).rope["full_attention"].theta == expected["rope_theta"] == 5e5
 
 
-def test_partial_rotary_steps() -> None:
-    steps = inverse_frequencies(read_config(raw_config("lfm3")), "full_attention")
-    assert steps.shape == (64,)
-    assert bool((steps[:32] > 0).all())
-    assert not steps[32:].any()
+def test_partial_rotary_frequencies() -> None:
+    frequencies = inverse_frequencies(read_config(raw_config("lfm3")), "full_attention")
+    assert frequencies.shape == (64,)
+    assert bool((frequencies[:32] > 0).all())
+    assert not frequencies[32:].any()
 
 
 @pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "llama3", "longrope", 3, ["x"]])
 @pytest.mark.parametrize("model_type", ["lfm2", "lfm3"])
-def test_rotary_embeddings_that_are_not_known(model_type: str, rope_type: Any) -> None:
+def test_unsupported_rotary_embeddings_are_refused(model_type: str, rope_type: Any) -> None:
     params = {"rope_type": rope_type, "rope_theta": 1e6}
     nested = {"full_attention": params, "sliding_attention": params}
     raw = raw_config(model_type, rope_parameters=nested if model_type == "lfm3" else params)
-    message = refused(raw)
+    message = error_message(raw)
     assert "full_attention" in message
     assert repr(rope_type) in message
 
 
-def test_a_rotary_factor_is_not_ignored() -> None:
+def test_a_rotary_factor_is_refused() -> None:
     params = {"rope_type": "proportional", "rope_theta": 1e6, "factor": 2.0}
-    assert "factor" in refused(raw_config("lfm2", rope_parameters=params))
+    assert "factor" in error_message(raw_config("lfm2", rope_parameters=params))
 
 
-def test_a_vision_language_model_is_its_language_tower() -> None:
+def test_a_vision_language_model_has_the_config_of_its_language_tower() -> None:
     text = raw_config("lfm3")
     outer = {"model_type": "lfm3_vl", "text_config": text, "vision_config": {}}
     assert read_config(outer) == read_config(text)
 
 
 @pytest.mark.parametrize("key", ["tie_word_embeddings", "tie_embedding"])
-def test_a_vision_language_model_ties_as_its_outer_config_says(key: str) -> None:
+def test_the_outer_config_of_a_vision_language_model_decides_tying(key: str) -> None:
     text = raw_config("lfm2", tie_word_embeddings=True)
     outer = {"model_type": "lfm2_vl", "text_config": text, key: False}
     assert not transformers.Lfm2VlConfig(**{**outer, "text_config": text}).tie_word_embeddings
@@ -207,8 +207,8 @@ def test_a_vision_language_model_ties_as_its_outer_config_says(key: str) -> None
         (["lfm2"], {}, "['lfm2']"),
     ],
 )
-def test_bad_values_are_named(model_type: Any, changes: dict[str, Any], key: str) -> None:
-    assert key in refused(raw_config(model_type, **changes))
+def test_an_error_names_the_bad_value(model_type: Any, changes: dict[str, Any], key: str) -> None:
+    assert key in error_message(raw_config(model_type, **changes))
 
 
 _JSON = st.recursive(
@@ -250,17 +250,17 @@ def test_any_json_is_read_or_is_an_input_error(
         raw["rope_parameters"] = nested if kind == "lfm3" else rope
     try:
         config = read_config(raw)
-    except InputError as error:  # nothing else may get here
+    except InputError as error:  # no other exception is allowed
         message = str(error)
     else:
         message = ""
         assert state_specs(config, 1, 2)
         for layer_type in config.rope:
             assert bool(inverse_frequencies(config, layer_type).isfinite().all())
-    assert len(message) < 2000  # it fits a screen
+    assert len(message) < 2000  # it fits on a screen
 
 
-def test_a_number_beyond_every_float_is_an_input_error() -> None:
+def test_a_number_larger_than_any_float_is_an_input_error() -> None:
     with pytest.raises(InputError, match="out of range") as caught:
         read_config({**KINDS["lfm2"], "block_ff_dim": 10**400})
     assert "a number of 1329 bits" in str(caught.value)

@@ -1,4 +1,4 @@
-"""The comparison itself: it must be able to fail."""
+"""The comparison of logits must detect differences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lfmc.errors import GateError
 from lfmc.model import read_config
-from lfmc.parity.compare import CaseResult, Rung, cases, compare, difference, skipped
+from lfmc.parity.compare import CaseResult, Rung, cases, compare, compare_logits, skipped_rung
 from lfmc.verification.rungs import Verification
 from tests.factories import KINDS
 
@@ -18,13 +18,13 @@ CONFIG = read_config(KINDS["lfm3"])
 
 
 class Echo:
-    """A model whose logits depend on the token and on how many came before it."""
+    """A model whose logits depend on the token and on its position."""
 
-    def __init__(self, forgets: bool = True, drift: float = 0.0) -> None:
-        self.forgets, self.drift, self.length = forgets, drift, 0
+    def __init__(self, resets: bool = True, drift: float = 0.0) -> None:
+        self.resets, self.drift, self.length = resets, drift, 0
 
     def reset(self) -> None:
-        if self.forgets:
+        if self.resets:
             self.length = 0
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -42,16 +42,16 @@ def test_every_case_fits_its_context(context: int) -> None:
             assert all(size >= 1 for size in case.calls)
 
 
-def test_the_matrix_passes_the_window() -> None:
-    windowed = [c for c in cases(CONFIG, 4096, full=True) if "window" in c.name]
-    assert windowed
-    assert windowed[0].length > CONFIG.sliding_window
+def test_one_case_runs_past_the_sliding_window() -> None:
+    window_cases = [c for c in cases(CONFIG, 4096, full=True) if "window" in c.name]
+    assert window_cases
+    assert window_cases[0].length > CONFIG.sliding_window
     assert not [
         c for c in cases(replace(CONFIG, sliding_window=0), 64, full=True) if "window" in c.name
     ]
 
 
-def test_equal_sides_pass() -> None:
+def test_equal_models_pass() -> None:
     matrix = cases(CONFIG, 64, full=True)
     rung = compare(1, "same", Echo(), Echo(), matrix, 100, tolerance=0.0)
     assert rung.passed
@@ -59,36 +59,36 @@ def test_equal_sides_pass() -> None:
     assert [c.case for c in rung.cases] == [c.name for c in matrix]
 
 
-def test_a_state_that_survives_a_reset_is_found() -> None:
+def test_a_state_that_survives_a_reset_fails() -> None:
     matrix = cases(CONFIG, 64, full=True)
-    rung = compare(3, "leak", Echo(forgets=False), Echo(), matrix, 100, tolerance=1e-5)
+    rung = compare(3, "leak", Echo(resets=False), Echo(), matrix, 100, tolerance=1e-5)
     assert not rung.passed
 
 
-def test_a_difference_late_in_the_prompt_is_found() -> None:
+def test_a_difference_late_in_the_prompt_fails() -> None:
     matrix = cases(CONFIG, 64, full=True)
     rung = compare(3, "drift", Echo(drift=1e-3), Echo(), matrix, 100, tolerance=1e-4)
     assert not rung.passed
     assert Verification((rung,), None)
-    with pytest.raises(GateError, match="parity rung 3 failed") as caught:
+    with pytest.raises(GateError, match="parity rung 3 failed") as excinfo:
         Verification((rung,), None).require()
-    assert caught.value.exit_code == 3
+    assert excinfo.value.exit_code == 3
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_differs_infinitely(bad: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_differs_infinitely(value: float) -> None:
     logits = torch.ones(3, 4)
-    spoiled = logits.clone()
-    spoiled[1, 2] = bad
-    assert difference("x", spoiled, logits).difference == float("inf")
+    actual = logits.clone()
+    actual[1, 2] = value
+    assert compare_logits("x", actual, logits).difference == float("inf")
 
 
 def test_another_shape_differs_infinitely() -> None:
-    assert difference("x", torch.ones(3, 4), torch.ones(2, 4)).difference == float("inf")
+    assert compare_logits("x", torch.ones(3, 4), torch.ones(2, 4)).difference == float("inf")
 
 
-def test_a_skipped_rung_neither_passes_nor_stops() -> None:
-    rung = skipped(1, "decoder", "transformers is not installed")
+def test_a_skipped_rung_neither_passes_nor_raises() -> None:
+    rung = skipped_rung(1, "decoder", "transformers is not installed")
     assert not rung.passed
     Verification((rung,), None).require()
 

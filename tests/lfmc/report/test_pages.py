@@ -1,4 +1,4 @@
-"""The pages: well-formed, on their own, and with every text escaped."""
+"""The pages are well-formed and self-contained, and all text is escaped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}"
 
 
 class Page(HTMLParser):
-    """Fails where tags do not match; keeps ids, attributes, and text by tag."""
+    """Parse a page: fails if tags do not match; collects attributes, and text by tag."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -53,8 +53,8 @@ class Page(HTMLParser):
             self.texts.setdefault(self.open[-1], []).append(data)
 
 
-def checked(text: str) -> Page:
-    """The page, when it is well-formed, has every id once, and loads nothing."""
+def parse_page(text: str) -> Page:
+    """Parse a page and assert that it is well-formed, has unique ids and loads nothing."""
     page = Page(text)
     assert not any(tag in ("link", "img", "iframe", "base") for tag, _, _ in page.attributes)
     assert not any(name in ("src", "href", "srcset", "action") for _, name, _ in page.attributes)
@@ -72,12 +72,13 @@ def facts(plan_facts: Callable[[str, str], PlanFacts]) -> PlanFacts:
 
 
 def data_of(page: Page) -> dict[str, list[list[str]]]:
-    found: dict[str, list[list[str]]] = json.loads(page.texts["script"][0])
-    return found
+    """Return the JSON data of a plan's page."""
+    data: dict[str, list[list[str]]] = json.loads(page.texts["script"][0])
+    return data
 
 
 def test_the_page_of_a_plan(facts: PlanFacts) -> None:
-    page = checked(plan_page(facts))
+    page = parse_page(plan_page(facts))
     words = " ".join(page.texts["dd"])
     assert f"{facts.plan.nbytes:,} bytes" in words
     assert facts.plan.fingerprint in words
@@ -97,7 +98,7 @@ def test_the_page_of_a_plan(facts: PlanFacts) -> None:
 
 
 def test_bars_fill_the_budget(facts: PlanFacts) -> None:
-    page = checked(plan_page(facts))
+    page = parse_page(plan_page(facts))
     widths = [
         float(value.rstrip("%"))
         for tag, name, value in page.attributes
@@ -110,7 +111,7 @@ def test_bars_fill_the_budget(facts: PlanFacts) -> None:
 def test_sections_without_numbers_say_why(
     plan_facts: Callable[[str, str], PlanFacts], bits: str
 ) -> None:
-    page = checked(plan_page(plan_facts("lfm3", bits)))
+    page = parse_page(plan_page(plan_facts("lfm3", bits)))
     why = [text for text in page.texts["p"] if text.startswith(f"Method {bits} measures no costs")]
     assert len(why) == 3  # the curve of a tensor, the curves of kinds, the ladder
     assert sorted(page.texts["h2"]) == sorted(
@@ -119,29 +120,29 @@ def test_sections_without_numbers_say_why(
             "Bits by layer",
             "One tensor",
             "Error by kind of matrix",
-            "What other budgets would buy",
+            "Predicted quality at other budgets",
         ]
     )
 
 
-def test_a_model_that_costs_nothing_has_no_ladder_to_draw(facts: PlanFacts) -> None:
+def test_a_plan_with_zero_costs_has_no_ladder_plot(facts: PlanFacts) -> None:
     step = Step(facts.plan.nbytes, 0.0)
-    free = replace(
+    without_costs = replace(
         facts,
         plan=replace(facts.plan, predicted_kl=0.0),
         ladder=Ladder((step,), (step,), 0.0),
         spectra={name: spectrum_of(torch.zeros(4, 4)) for name in facts.spectra},
     )
-    page = checked(plan_page(free))
-    assert "No format costs anything: every measured cost is zero." in page.texts["p"]
+    page = parse_page(plan_page(without_costs))
+    assert "There is nothing to plot: all measured costs are zero." in page.texts["p"]
 
 
-def test_hostile_names_are_only_text(facts: PlanFacts) -> None:
+def test_names_with_html_are_escaped(facts: PlanFacts) -> None:
     row = replace(facts.plan.rows[0], reason=HOSTILE)
     tensors = (replace(facts.tensors[0], row=row), *facts.tensors[1:])
     plan = replace(facts.plan, target=HOSTILE)
     text = plan_page(replace(facts, model=HOSTILE, plan=plan, tensors=tensors))
-    page = checked(text)
+    page = parse_page(text)
     assert "<img" not in text
     assert HOSTILE in "".join(page.texts["h1"])
     assert HOSTILE in data_of(page)["texts"][0]
@@ -154,10 +155,10 @@ def test_the_page_of_a_checkpoint(any_checkpoint: Callable[[str], Checkpoint]) -
     assert all(f == footprint(checkpoint, f.context) for f in facts.curve)
     assert facts.curve[-1].context == checkpoint.config.max_context
     assert sum(facts.roles.values()) == facts.parameters
-    page = checked(model_page(facts))
+    page = parse_page(model_page(facts))
     assert "8 tokens" in page.texts["dd"]  # the sliding window
     hostile = model_page(replace(facts, name=HOSTILE))
-    assert HOSTILE in "".join(checked(hostile).texts["h1"])
+    assert HOSTILE in "".join(parse_page(hostile).texts["h1"])
 
 
 def test_shades_cover_the_scale() -> None:
@@ -165,7 +166,7 @@ def test_shades_cover_the_scale() -> None:
     assert heat.shade(9.0) == heat.SHADES - 1
     assert heat.shade(16.0) == heat.FLOAT
     for stops in (heat.LIGHT, heat.DARK):
-        found = heat.colours(stops)
-        assert len(found) == heat.SHADES
-        assert (found[0][0], found[-1][0]) == (stops[0], stops[-1])
-        assert {text for _, text in found} == {"#fff", "#111"}
+        colours = heat.colours(stops)
+        assert len(colours) == heat.SHADES
+        assert (colours[0][0], colours[-1][0]) == (stops[0], stops[-1])
+        assert {text for _, text in colours} == {"#fff", "#111"}

@@ -1,4 +1,4 @@
-"""Facts about a plan: every number agrees with the plan and with what was measured."""
+"""Facts about a plan agree with the plan and with the measured costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lfmc.calib_free.alphaq.spectra import pl_alpha_hill
 from lfmc.calib_free.grid.formats import Format
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.report.plan_facts import PlanFacts
-from lfmc.report.spectrum_facts import POINTS, shown, spectra_of, spectrum_of
+from lfmc.report.spectrum_facts import POINTS, select_for_display, spectra_of, spectrum_of
 from lfmc.report.tensor_labels import FLOATS, GROUPS, Place, place
 from lfmc.targets.base import get_target
 
@@ -60,59 +60,61 @@ def test_kinds_count_every_matrix_once(
 ) -> None:
     assert facts.kinds is not None
     matrices = [t for t in facts.tensors if t.quantizable]
-    assert sum(sum(k.chosen.values()) for k in facts.kinds) == len(matrices)
+    assert sum(sum(k.counts.values()) for k in facts.kinds) == len(matrices)
     kinds = {k.kind: k for k in facts.kinds}
     assert {t.place.kind for t in matrices} == set(kinds)
     formats = get_target("onnx").capabilities(any_checkpoint("lfm2_moe").config).expert
     assert tuple(p.format for p in kinds["experts.w1"].points) == formats
 
 
-def test_methods_that_measure_nothing_still_have_spectra(
+def test_methods_that_measure_no_costs_still_have_spectra(
     plan_facts: Callable[[str, str], PlanFacts],
 ) -> None:
-    found = plan_facts("lfm3", "uniform")
-    assert found.kinds is found.curves is found.ladder is None
-    assert set(found.spectra) == {t.row.name for t in found.tensors if t.quantizable}
-    kept = plan_facts("lfm3", "none")
-    assert kept.unused is None
-    assert set(kept.spectra) == set(found.spectra)
+    uniform = plan_facts("lfm3", "uniform")
+    assert uniform.kinds is uniform.curves is uniform.ladder is None
+    assert set(uniform.spectra) == {t.row.name for t in uniform.tensors if t.quantizable}
+    unquantized = plan_facts("lfm3", "none")
+    assert unquantized.unused is None
+    assert set(unquantized.spectra) == set(uniform.spectra)
 
 
-def test_a_spectrum_is_that_of_alphaq_in_few_points() -> None:
+def test_a_spectrum_samples_the_spectrum_of_alphaq() -> None:
     weight = torch.randn(300, 260, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found = spectrum_of(weight)
-    assert found.alpha == pytest.approx(pl_alpha_hill(weight))
-    assert (found.count, found.tail) == (4 * 128, 51)
-    assert len(found.ranks) == len(found.shares) <= POINTS
-    assert (found.ranks[0], found.ranks[-1]) == (1, found.count)
-    assert found.shares[0] == 1.0
-    assert list(found.shares) == sorted(found.shares, reverse=True)
-    assert found.fitted == pytest.approx(found.edge * 51 ** (1 / (found.alpha - 1)))
+    spectrum = spectrum_of(weight)
+    assert spectrum.alpha == pytest.approx(pl_alpha_hill(weight))
+    assert (spectrum.count, spectrum.tail) == (4 * 128, 51)
+    assert len(spectrum.ranks) == len(spectrum.shares) <= POINTS
+    assert (spectrum.ranks[0], spectrum.ranks[-1]) == (1, spectrum.count)
+    assert spectrum.shares[0] == 1.0
+    assert list(spectrum.shares) == sorted(spectrum.shares, reverse=True)
+    assert spectrum.tail_top == pytest.approx(spectrum.edge * 51 ** (1 / (spectrum.alpha - 1)))
 
 
 def test_a_matrix_of_zeros_has_no_tail() -> None:
-    found = spectrum_of(torch.zeros(20, 20))
-    assert found.alpha == math.inf
-    assert found.shares == (0.0,) * len(found.ranks)
+    spectrum = spectrum_of(torch.zeros(20, 20))
+    assert spectrum.alpha == math.inf
+    assert spectrum.shares == (0.0,) * len(spectrum.ranks)
 
 
-def test_many_matrices_are_cut_by_a_rule(any_checkpoint: Callable[[str], Checkpoint]) -> None:
+def test_large_models_show_selected_experts(
+    any_checkpoint: Callable[[str], Checkpoint],
+) -> None:
     checkpoint = any_checkpoint("lfm2_moe")  # 3 sparse layers of 6 experts
     names = [n for n, info in checkpoint.tensors.items() if len(info.shape) == 2]
     spectra = spectra_of(checkpoint, names, lambda message: None)
-    assert shown(spectra) == (names, None)
-    kept, rule = shown(spectra, most=20)
+    assert select_for_display(spectra) == (names, None)
+    selection, rule = select_for_display(spectra, limit=20)
     assert rule is not None
     assert f"{len(names)} matrices" in rule
-    assert [n for n in kept if place(n).expert is None] == [
+    assert [n for n in selection if place(n).expert is None] == [
         n for n in names if place(n).expert is None
     ]
     for layer in (1, 2, 3):
-        own = [n for n in names if place(n) == replace(place(n), kind="experts.w1", layer=layer)]
-        some = [n for n in kept if n in own]
-        alphas = sorted(spectra[n].alpha for n in own)
-        assert len(own) == 6
-        assert sorted(spectra[n].alpha for n in some) == [alphas[0], alphas[3], alphas[5]]
+        w1 = [n for n in names if place(n) == replace(place(n), kind="experts.w1", layer=layer)]
+        selected_w1 = [n for n in selection if n in w1]
+        alphas = sorted(spectra[n].alpha for n in w1)
+        assert len(w1) == 6
+        assert sorted(spectra[n].alpha for n in selected_w1) == [alphas[0], alphas[3], alphas[5]]
 
 
 def test_places() -> None:

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfmc.report.plot import Axis, axes, front, linear_ticks, log_ticks, plain, stairs
+from lfmc.report.plot import (
+    Axis,
+    axes,
+    format_tick,
+    linear_ticks,
+    log_ticks,
+    pareto_front,
+    stairs,
+)
 
 SIZE = (400, 300)
 
@@ -43,7 +51,7 @@ def test_pixels_keep_order_and_stay_in_the_frame(log: bool) -> None:
 
 
 @pytest.mark.parametrize("log", [True, False])
-def test_one_value_alone_has_an_axis(log: bool) -> None:
+def test_an_axis_of_one_value_has_a_margin(log: bool) -> None:
     x, _ = axes(([3.0], [3.0]), ("x", "y"), size=SIZE, log=(log, log))
     assert x.low < 3.0 < x.high
     assert x.start < x.pixel(3.0) < x.end
@@ -55,13 +63,13 @@ def test_a_logarithmic_axis_is_even_in_ratios() -> None:
 
 
 def test_numbers_on_axes() -> None:
-    assert [plain(v) for v in (0, 0.001, 0.5, 1000)] == ["0", "0.001", "0.5", "1000"]
-    assert [plain(v) for v in (1e4, 1e-5, 2e-4)] == ["10⁴", "10⁻⁵", "2·10⁻⁴"]
+    assert [format_tick(v) for v in (0, 0.001, 0.5, 1000)] == ["0", "0.001", "0.5", "1000"]
+    assert [format_tick(v) for v in (1e4, 1e-5, 2e-4)] == ["10⁴", "10⁻⁵", "2·10⁻⁴"]
 
 
-def test_front_and_stairs() -> None:
+def test_pareto_front_and_stairs() -> None:
     points = [(2.0, 5.0), (1.0, 9.0), (3.0, 6.0), (4.0, 1.0)]
-    assert front(points) == ((1.0, 9.0), (2.0, 5.0), (4.0, 1.0))
+    assert pareto_front(points) == ((1.0, 9.0), (2.0, 5.0), (4.0, 1.0))
     assert stairs([(1.0, 9.0), (4.0, 1.0)]) == ((1.0, 9.0), (4.0, 9.0), (4.0, 1.0))
     assert stairs([(1.0, 9.0)]) == ((1.0, 9.0),)
     assert stairs([]) == ()

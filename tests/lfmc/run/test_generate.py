@@ -11,7 +11,7 @@ from lfmc.run.generate import continue_tokens, golden_prompts
 
 
 class Counter:
-    """Prefers the token after the last one, of 10."""
+    """Predicts the last token plus one, modulo 10."""
 
     context = 12
 
@@ -32,7 +32,7 @@ def test_greedy_counts_up() -> None:
     assert list(continue_tokens(Counter(), [3], 4)) == [4, 5, 6, 7]
 
 
-def test_ends_before_a_stop_id_and_at_the_context() -> None:
+def test_it_ends_before_a_stop_id_and_at_the_context() -> None:
     assert list(continue_tokens(Counter(), [3], 9, stop_ids=[6])) == [4, 5]
     assert len(list(continue_tokens(Counter(), [1, 2, 3], 100))) == 9
 
@@ -50,16 +50,16 @@ def test_sampling_is_seeded() -> None:
     assert len({tuple(draw(seed)) for seed in range(6)}) > 1
 
 
-def test_golden_prompts_know_how_sure_they_are() -> None:
-    class Letters:
-        def encode(self, text: str, add_special_tokens: bool) -> Letters:
+def test_golden_prompts_have_their_margin() -> None:
+    class FakeTokenizer:
+        def encode(self, text: str, add_special_tokens: bool) -> FakeTokenizer:
             self.ids = [len(text) % 10]
             return self
 
         def decode(self, tokens: list[int]) -> str:
             return "".join(map(str, tokens))
 
-    golden = golden_prompts(Counter(), Letters(), 1)
+    golden = golden_prompts(Counter(), FakeTokenizer(), 1)
     assert [len(entry["tokens"]) for entry in golden] == [11, 11, 11]
     assert all(entry["margin"] == 5.0 for entry in golden)
     assert all(entry["prompt"][0] == 1 for entry in golden)

@@ -1,4 +1,4 @@
-"""Packages that tests are about, and the parity matrix of one."""
+"""Packages that the tests use, and the parity matrix of a package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def four_bit(row: PlanRow) -> Format:
 
 
 def mixed(row: PlanRow) -> Format:
-    """Experts of 4 and 8 bits in turn, w2 the other way round; an 8-bit symmetric embedding."""
+    """Experts of 4 and 8 bits, w2 opposite to w1 and w3, and a symmetric 8-bit embedding."""
     if row.role == "expert":
         turn = expert_of(row) + row.name.endswith("w2.weight")
         return Format((4, 8)[turn % 2], 32, False, "float16")
@@ -22,7 +22,7 @@ def mixed(row: PlanRow) -> Format:
 
 
 def palettes(row: PlanRow) -> Format:
-    """Every width that there is: experts of 2, 3, 4, 6 and 8 bits in turn, palettes elsewhere."""
+    """Experts of every bit width (2, 3, 4, 6, 8), and palettes elsewhere."""
     widths = {
         2: Format(2, 0, True, "float16"),
         3: Format(3, 0, True, "float16"),
@@ -58,12 +58,12 @@ PACKAGES: list[tuple[str, Choose, dict[str, str]]] = [
 ]
 
 
-FLOAT16 = 1e-2  # rounding mode gives 1.9e-3 to 4.6e-3 on these packages
+FLOAT16 = 1e-2  # the differences in rounding mode are 1.9e-3 to 4.6e-3 on these packages
 
 
-def matrix_rung(made: Lowered, side: Stepper, tolerance: float) -> Rung:
-    """The whole matrix of a package, run by `side`, against its program in torch."""
-    config, context = made.checkpoint.config, made.asked.context
-    reference = TorchStepper(made.program.module, config, context)
+def matrix_rung(build: Lowered, stepper: Stepper, tolerance: float) -> Rung:
+    """Compare a package, run by `stepper`, with its program in torch on the full parity matrix."""
+    config, context = build.checkpoint.config, build.request.context
+    reference = TorchStepper(build.program.module, config, context)
     matrix = cases(config, context, full=True)
-    return compare(3, "package", side, reference, matrix, config.vocab_size, tolerance=tolerance)
+    return compare(3, "package", stepper, reference, matrix, config.vocab_size, tolerance=tolerance)

@@ -1,4 +1,4 @@
-"""Apple's own runtime: what only a Mac can run."""
+"""Parity by Apple's own runtime, on a Mac only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Make = Callable[..., Lowered]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="this is a Mac")
-def test_it_is_refused_elsewhere(tmp_path: Path) -> None:
+def test_other_systems_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="Apple's systems only"):
         Device(tmp_path)
 
@@ -28,6 +28,6 @@ def test_it_is_refused_elsewhere(tmp_path: Path) -> None:
 def test_matrix_on_the_device(
     lowered: Make, name: str, choose: Choose, options: dict[str, str]
 ) -> None:
-    made = lowered(name, choose, "coreml", **options)
-    rung = matrix_rung(made, CoremlStepper(Device(made.folder)), FLOAT16)
+    build = lowered(name, choose, "coreml", **options)
+    rung = matrix_rung(build, CoremlStepper(Device(build.folder)), FLOAT16)
     assert rung.passed, rung

@@ -1,7 +1,8 @@
-"""A whole export of the bundled checkpoint, and the bundle as an app finds it."""
+"""A full export of the bundled checkpoint, and the bundle that an app opens."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,33 +10,23 @@ import torch
 
 import lfmc
 from lfmc.bundle.bundle import Bundle
-from lfmc.calib_free.make_plan import Budget
-from lfmc.checkpoint.checkpoint import open_checkpoint
-from lfmc.exporter.export import export
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.exporter.reverify import reverify
-from lfmc.lowering.request import Options
 from lfmc.machine.progress import Silent
 from lfmc.targets.base import get_target
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    output = tmp_path_factory.mktemp("coreml") / "bundle"
-    asked = Options(budget=Budget(bits_per_weight=6.0), context=128, check="fast")
-    made, report = export(
-        open_checkpoint(), get_target("coreml"), output, asked, force=False, progress=Silent()
-    )
-    assert report.verification is not None
-    assert report.nbytes <= (report.plan.limit_nbytes or 0)
-    return made
+def bundle(tiny_bundle: Callable[..., Bundle]) -> Bundle:
+    return tiny_bundle("coreml", 6.0)
 
 
-def test_the_manifest_says_what_an_app_needs(bundle: Bundle) -> None:
+def test_the_manifest_has_what_an_app_needs(bundle: Bundle, tiny_moe: Checkpoint) -> None:
     manifest = bundle.manifest
     assert manifest["functions"] == {"decode": 1, "prefill": 64}
     assert manifest["minimum_deployment_target"] == "iOS18"
     assert [trouble["link"][-4:] for trouble in manifest["known_troubles"]] == ["2716"]
-    config = open_checkpoint().config
+    config = tiny_moe.config
     conv = [state for state in manifest["states"] if state["name"].startswith("conv")]
     assert len(conv) == config.layer_types.count("conv")
     assert conv[0]["shape"] == [1, config.conv_kernel - 1, config.hidden_size]
@@ -65,18 +56,18 @@ def test_the_package_describes_itself(bundle: Bundle) -> None:
     ]
     for function in functions.values():
         assert all(feature.shortDescription for feature in (*function.input, *function.output))
-        named = {state.name for state in function.state}
-        assert named == {state["name"] for state in bundle.manifest["states"]}
+        states = {state.name for state in function.state}
+        assert states == {state["name"] for state in bundle.manifest["states"]}
 
 
-def test_it_loads_and_verifies(bundle: Bundle) -> None:
+def test_the_bundle_loads_and_verifies(bundle: Bundle, tiny_moe: Checkpoint) -> None:
     model = lfmc.load(bundle.path)
     first = model.step([1, 5, 9])
-    assert first.shape == (3, open_checkpoint().config.vocab_size)
+    assert first.shape == (3, tiny_moe.config.vocab_size)
     model.reset()
     assert torch.equal(model.step([1, 5, 9]), first)
-    found = reverify(bundle, open_checkpoint(), Silent(), "fast")
-    assert found["golden"] > 0
+    results = reverify(bundle, tiny_moe, Silent(), "fast")
+    assert results["golden"] > 0
 
 
 def test_a_folder_without_its_package_is_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Troubles that are said at export."""
+"""Known failures that an export reports."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ODD = PackageState("key_cache_0", (1, 2, 96, 40), True)
 
 
 def numbers(version: str, formats: list[Format | Floats], states: list[PackageState]) -> list[str]:
-    return [found["link"].rpartition("/")[2] for found in known_troubles(version, formats, states)]
+    return [issue["link"].rpartition("/")[2] for issue in known_troubles(version, formats, states)]
 
 
-def test_each_applies_only_where_it_was_seen() -> None:
+def test_each_issue_applies_only_to_the_reported_packages() -> None:
     assert numbers("9.0", [FOUR, Floats("float32")], [EVEN]) == ["2716"]
     assert numbers("9.1", [FOUR], [EVEN]) == []
     assert numbers("9.0", [EIGHT, Floats("float32")], [EVEN, ODD]) == ["2631"]

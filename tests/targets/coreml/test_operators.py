@@ -1,4 +1,4 @@
-"""Every operator of the interpreter against Core ML's description of it, worked out by hand."""
+"""Every operator of the interpreter, against results worked out from Core ML's documentation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ A = [[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]]
 B = [[2.0, 2.0, 2.0], [0.5, -1.0, 3.0]]
 FLAGS = [[True, False, True], [False, False, True]]
 
-# name, what is emitted for inputs x, y float32 (2, 3), i int32 (2,), and what it must give.
+# The name, the operators to emit for inputs x, y float32 (2, 3) and i int32 (2,), the result.
 CASES: list[tuple[str, Callable[..., Any], Any]] = [
     ("add", lambda x, y, i: mb.add(x=x, y=y), [[3, 0, 5], [4.5, 4, -3]]),
     ("sub", lambda x, y, i: mb.sub(x=x, y=y), [[-1, -4, 1], [3.5, 6, -9]]),
@@ -131,20 +131,20 @@ CASES: list[tuple[str, Callable[..., Any], Any]] = [
 
 
 def run(emit: Callable[..., Any], folder: Path, *, exact: bool = True) -> Tensor:
-    """The result of one operator: saved as a package, read from disk, run."""
+    """Save one operator as a package, load the package, run it, and return the result."""
     from coremltools.converters.mil.mil import Function, types
 
     ct = coremltools()
-    given = {
+    inputs = {
         "x": mb.TensorSpec((2, 3), types.fp32),
         "y": mb.TensorSpec((2, 3), types.fp32),
         "i": mb.TensorSpec((2,), types.int32),
     }
-    with Function(given, opset_version=ct.target.iOS18) as function:
-        made = emit(*(function.inputs[name] for name in given))
-        if made.dtype == types.bool:
-            made = mb.cast(x=made, dtype="int32")
-        function.set_outputs([mb.identity(x=made, name="result")])
+    with Function(inputs, opset_version=ct.target.iOS18) as function:
+        result = emit(*(function.inputs[name] for name in inputs))
+        if result.dtype == types.bool:
+            result = mb.cast(x=result, dtype="int32")
+        function.set_outputs([mb.identity(x=result, name="result")])
     write_package({DECODE: function}, folder)
     values = {
         "x": torch.tensor(A),
@@ -156,13 +156,13 @@ def run(emit: Callable[..., Any], folder: Path, *, exact: bool = True) -> Tensor
 
 @pytest.mark.parametrize(("name", "emit", "expected"), CASES, ids=[case[0] for case in CASES])
 def test_operator(name: str, emit: Callable[..., Any], expected: Any, tmp_path: Path) -> None:
-    found = run(emit, tmp_path)
-    assert list(found.shape) == list(torch.tensor(expected).shape)
-    assert torch.allclose(found.double(), torch.tensor(expected).double(), atol=1e-6)
+    actual = run(emit, tmp_path)
+    assert list(actual.shape) == list(torch.tensor(expected).shape)
+    assert torch.allclose(actual.double(), torch.tensor(expected).double(), atol=1e-6)
 
 
 def test_every_operator_has_a_case() -> None:
-    states = {"read_state", "coreml_update_state"}  # every package of the parity tests has them
+    states = {"read_state", "coreml_update_state"}  # the parity tests cover them with every package
     assert {case[0] for case in CASES} == set(OPERATORS) - states
 
 
@@ -174,26 +174,26 @@ def test_blockwise_matrix(kind: str, bits: int, tmp_path: Path) -> None:
     low = 0 if kind.startswith("u") else -(1 << (bits - 1))
     codes = np.arange(low, low + 12).reshape(3, 4)
     scale, offset = np.float16([[0.5, 2], [1, 3], [0.25, 4]]), np.array([[1, 2], [3, 4], [5, 6]])
-    given = {"data": codes.astype(dtype), "scale": scale}
+    arguments = {"data": codes.astype(dtype), "scale": scale}
     if kind.startswith("u"):
-        given["offset"] = offset.astype(dtype)
+        arguments["offset"] = offset.astype(dtype)
     shift = np.repeat(offset, 2, 1) if kind.startswith("u") else 0
     expected = (codes - shift) * np.repeat(scale.astype(np.float64), 2, 1)
-    found = run(lambda x, y, i: mb.constexpr_blockwise_shift_scale(**given), tmp_path)
-    assert found.tolist() == expected.tolist()
+    actual = run(lambda x, y, i: mb.constexpr_blockwise_shift_scale(**arguments), tmp_path)
+    assert actual.tolist() == expected.tolist()
 
 
 def test_lookup_table(tmp_path: Path) -> None:
     from coremltools.converters.mil.mil import types
 
-    places = np.array([[0, 1, 2, 3], [3, 3, 0, 1]])
-    tables = np.float16([[[[-1], [0], [2], [5]]], [[[10], [11], [12], [13]]]])  # one a row
+    indices = np.array([[0, 1, 2, 3], [3, 3, 0, 1]])
+    tables = np.float16([[[[-1], [0], [2], [5]]], [[[10], [11], [12], [13]]]])  # one per row
     dtype = types.nptype_from_builtin(types.string_to_builtin("uint2"))
-    found = run(
-        lambda x, y, i: mb.constexpr_lut_to_dense(indices=places.astype(dtype), lut=tables),
+    actual = run(
+        lambda x, y, i: mb.constexpr_lut_to_dense(indices=indices.astype(dtype), lut=tables),
         tmp_path,
     )
-    assert found.tolist() == [[-1, 0, 2, 5], [13, 13, 10, 11]]
+    assert actual.tolist() == [[-1, 0, 2, 5], [13, 13, 10, 11]]
 
 
 def test_rounding_is_to_the_declared_dtype(tmp_path: Path) -> None:
@@ -207,13 +207,13 @@ def test_rounding_is_to_the_declared_dtype(tmp_path: Path) -> None:
     assert run(emit, tmp_path / "b", exact=True).tolist() == wide.tolist()
 
 
-def test_an_unknown_operator_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="does not know the operator 'atan'"):
+def test_an_unsupported_operator_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="does not support the operator 'atan'"):
         run(lambda x, y, i: mb.atan(x=x), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("form", "call"),
+    ("variant", "call"),
     [
         ("conv with padding 'same'", lambda x: OPERATORS["conv"](x, x, pad_type="same")),
         ("gather with batch dims", lambda x: OPERATORS["gather"](x, x, batch_dims=1)),
@@ -226,19 +226,19 @@ def test_an_unknown_operator_is_refused(tmp_path: Path) -> None:
         ("tables of vectors", lambda x: lut_to_dense(x, np.zeros((1, 4, 2)))),
     ],
 )
-def test_an_unknown_form_is_refused(form: str, call: Callable[[Tensor], object]) -> None:
-    with pytest.raises(UnsupportedError, match="does not know this form") as caught:
+def test_an_unsupported_variant_is_refused(variant: str, call: Callable[[Tensor], object]) -> None:
+    with pytest.raises(UnsupportedError, match="does not support this variant") as error:
         call(torch.zeros(2, 3))
-    assert form in str(caught.value)
+    assert variant in str(error.value)
 
 
-def test_equal_names_of_unequal_matrices_are_told_apart(tmp_path: Path) -> None:
+def test_unequal_matrices_may_have_equal_names(tmp_path: Path) -> None:
     from coremltools.converters.mil.mil import Function, types
 
     ct, functions = coremltools(), {}
     for name, value in ((DECODE, 1), (PREFILL, 2)):
-        given = {"x": mb.TensorSpec((1, 2), types.fp16)}
-        with Function(given, opset_version=ct.target.iOS18) as function:
+        inputs = {"x": mb.TensorSpec((1, 2), types.fp16)}
+        with Function(inputs, opset_version=ct.target.iOS18) as function:
             matrix = mb.constexpr_blockwise_shift_scale(
                 data=np.full((3, 2), value, np.int8), scale=np.ones((3, 1), np.float16), name="same"
             )
@@ -251,7 +251,7 @@ def test_equal_names_of_unequal_matrices_are_told_apart(tmp_path: Path) -> None:
         assert interpreter.call(name, x, {})["result"].tolist() == [[value] * 3]
 
 
-def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_broken_package_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no Core ML package"):
         Interpreter(tmp_path, exact=True)
     program = tmp_path / "model.mlpackage/Data/com.apple.CoreML/model.mlmodel"

@@ -10,7 +10,7 @@ import torch
 
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError
-from lfmc.parity.expert_choices import Choosing, ChoosingStepper
+from lfmc.parity.expert_choices import ExpertChoiceStepper, RecordsExpertChoice
 from lfmc.run.stepper import TorchStepper
 from lfmc.targets.coreml.probe import operator_parity
 from lfmc.targets.coreml.target import TOLERANCE
@@ -34,24 +34,24 @@ Make = Callable[..., Lowered]
 def test_matrix_in_float32(
     lowered: Make, name: str, choose: Choose, options: dict[str, str]
 ) -> None:
-    made = lowered(name, choose, "coreml", **options)
-    rung = matrix_rung(made, made.target.run(made.folder, exact=True), TOLERANCE / 100)
+    build = lowered(name, choose, "coreml", **options)
+    rung = matrix_rung(build, build.target.run(build.folder, exact=True), TOLERANCE / 100)
     assert rung.passed, rung
 
 
 @pytest.mark.parametrize(("name", "choose", "options"), PACKAGES)
-def test_constants_on_disk_are_the_plan(
+def test_constants_on_disk_match_the_plan(
     lowered: Make, name: str, choose: Choose, options: dict[str, str]
 ) -> None:
-    made = lowered(name, choose, "coreml", **options)
-    errors = read_back(made, made.folder, made.artifact)
-    quantized = {row.name for row in made.plan.rows if row.format.startswith(("int", "lut"))}
+    build = lowered(name, choose, "coreml", **options)
+    errors = read_back(build, build.folder, build.artifact)
+    quantized = {row.name for row in build.plan.rows if row.format.startswith(("int", "lut"))}
     assert set(errors) == quantized
-    stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
-    planned = sum(row.nbytes for row in made.plan.rows)
+    stored = sum(tensor.nbytes for tensor in build.artifact.tensors)
+    planned = sum(row.nbytes for row in build.plan.rows)
     assert 0.99 * planned <= stored <= planned
-    capabilities = made.target.capabilities(made.checkpoint.config)
-    total = sum((made.folder / name).stat().st_size for name in made.artifact.files)
+    capabilities = build.target.capabilities(build.checkpoint.config)
+    total = sum((build.folder / name).stat().st_size for name in build.artifact.files)
     assert total <= planned + capabilities.graph_nbytes
 
 
@@ -62,11 +62,11 @@ def test_constants_on_disk_are_the_plan(
         ("lfm2_moe", palettes, {"gather 6 bit", "linear 3 bit", "linear 6 bit"}),
     ],
 )
-def test_every_operator_alone_in_float16(
+def test_every_operator_in_isolation_in_float16(
     lowered: Make, name: str, choose: Choose, kinds: set[str]
 ) -> None:
-    made = lowered(name, choose, "coreml")
-    rung = operator_parity(made.program, made.folder, made.artifact)
+    build = lowered(name, choose, "coreml")
+    rung = operator_parity(build.program, build.folder, build.artifact)
     assert rung.passed, rung
     assert {case.case for case in rung.cases} == kinds
 
@@ -75,36 +75,36 @@ def test_every_operator_alone_in_float16(
 def test_matrix_rounded_to_float16(
     lowered: Make, name: str, choose: Choose, options: dict[str, str]
 ) -> None:
-    made = lowered(name, choose, "coreml", **options)
-    rung = matrix_rung(made, made.target.run(made.folder), FLOAT16)
+    build = lowered(name, choose, "coreml", **options)
+    rung = matrix_rung(build, build.target.run(build.folder), FLOAT16)
     assert rung.passed, rung
     assert rung.worst is not None
-    assert rung.worst > 1e-4  # it does round
+    assert rung.worst > 1e-4  # the package does round
 
 
-def test_it_tells_which_experts_were_chosen(lowered: Make) -> None:
-    made = lowered("lfm2_moe", mixed, "coreml")
-    config, side = made.checkpoint.config, made.target.run(made.folder, exact=True)
+def test_the_stepper_records_the_chosen_experts(lowered: Make) -> None:
+    build = lowered("lfm2_moe", mixed, "coreml")
+    config, stepper = build.checkpoint.config, build.target.run(build.folder, exact=True)
     assert config.moe is not None
-    reference = ChoosingStepper(made.program.module, config, made.asked.context)
+    reference = ExpertChoiceStepper(build.program.module, config, build.request.context)
     tokens = random_tokens(config, 1, 11)[0]
     for piece in (tokens[:9], tokens[9:10]):  # prefill, then decode
         reference.step(piece)
-        side.step(piece)
-        assert isinstance(side, Choosing)
-        assert side.choice is not None
+        stepper.step(piece)
+        assert isinstance(stepper, RecordsExpertChoice)
+        assert stepper.choice is not None
         assert reference.choice is not None
         assert reference.choice.experts.shape == (3, len(piece), config.moe.top_k)
-        assert torch.equal(side.choice.experts, reference.choice.experts)
-    assert len(side.choice.experts.unique()) > config.moe.top_k
+        assert torch.equal(stepper.choice.experts, reference.choice.experts)
+    assert len(stepper.choice.experts.unique()) > config.moe.top_k
 
 
-def test_a_dense_model_chooses_nothing(lowered: Make) -> None:
-    made = lowered("lfm2", four_bit, "coreml")
-    side = made.target.run(made.folder)
-    side.step([1, 5, 9])
-    assert isinstance(side, Choosing)
-    assert side.choice is None
+def test_a_dense_model_records_no_choice(lowered: Make) -> None:
+    build = lowered("lfm2", four_bit, "coreml")
+    stepper = build.target.run(build.folder)
+    stepper.step([1, 5, 9])
+    assert isinstance(stepper, RecordsExpertChoice)
+    assert stepper.choice is None
 
 
 @pytest.mark.parametrize(
@@ -117,55 +117,55 @@ def test_tall_matrices_in_pieces(
     name: str,
     choose: Choose,
 ) -> None:
-    """8,192 rows of embedding and head, by 3,000."""
+    """Embedding and head have 8,192 rows; a piece has at most 3,000."""
     monkeypatch.setattr("lfmc.targets.coreml.target.ROWS", 3000)
-    made = lower(any_checkpoint(name), choose, tmp_path, name="coreml", options={"tall": "split"})
-    names = [tensor.name for tensor in made.artifact.tensors if "embed_tokens" in tensor.name]
+    build = lower(any_checkpoint(name), choose, tmp_path, name="coreml", options={"tall": "split"})
+    names = [tensor.name for tensor in build.artifact.tensors if "embed_tokens" in tensor.name]
     assert [sum(f".piece{i}" in name for name in names) > 0 for i in range(4)] == [1, 1, 1, 0]
-    rung = matrix_rung(made, made.target.run(made.folder, exact=True), TOLERANCE / 100)
+    rung = matrix_rung(build, build.target.run(build.folder, exact=True), TOLERANCE / 100)
     assert rung.passed, rung
-    read_back(made, made.folder, made.artifact)
-    operators = operator_parity(made.program, made.folder, made.artifact)
+    read_back(build, build.folder, build.artifact)
+    operators = operator_parity(build.program, build.folder, build.artifact)
     assert operators.passed or (choose is half and operators.skipped), operators
 
 
 def test_a_padded_chunk_leaves_no_trace(lowered: Make) -> None:
-    made = lowered("lfm3", mixed, "coreml")
-    tokens = random_tokens(made.checkpoint.config, 1, 20)[0]
-    whole, single = (made.target.run(made.folder, exact=True) for _ in range(2))
-    whole.step(tokens[:19])  # of a chunk of 64
+    build = lowered("lfm3", mixed, "coreml")
+    tokens = random_tokens(build.checkpoint.config, 1, 20)[0]
+    chunked, single = (build.target.run(build.folder, exact=True) for _ in range(2))
+    chunked.step(tokens[:19])  # in a chunk of 64
     one_by_one = torch.cat([single.step(token.view(1)) for token in tokens[:19]])
-    assert torch.allclose(whole.step(tokens[19:]), single.step(tokens[19:]), atol=1e-4)
-    assert one_by_one.shape == (19, made.checkpoint.config.vocab_size)
+    assert torch.allclose(chunked.step(tokens[19:]), single.step(tokens[19:]), atol=1e-4)
+    assert one_by_one.shape == (19, build.checkpoint.config.vocab_size)
 
 
 def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
-    made = lowered("lfm2", four_bit, "coreml")
-    context = made.asked.context
-    tokens = random_tokens(made.checkpoint.config, 1, context)[0]
-    stepper = made.target.run(made.folder, exact=True)
-    reference = TorchStepper(made.program.module, made.checkpoint.config, context)
-    found = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])  # 50 + 46 of 96
-    scale = float(found.abs().max())
-    assert torch.allclose(found, reference.step(tokens), atol=TOLERANCE * scale / 100)
+    build = lowered("lfm2", four_bit, "coreml")
+    context = build.request.context
+    tokens = random_tokens(build.checkpoint.config, 1, context)[0]
+    stepper = build.target.run(build.folder, exact=True)
+    reference = TorchStepper(build.program.module, build.checkpoint.config, context)
+    actual = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])  # 50 + 46 of 96
+    scale = float(actual.abs().max())
+    assert torch.allclose(actual, reference.step(tokens), atol=TOLERANCE * scale / 100)
     with pytest.raises(InputError, match="longer than the exported context"):
         stepper.step([1])
     stepper.reset()
     with pytest.raises(InputError, match="outside of the vocabulary"):
-        stepper.step([made.checkpoint.config.vocab_size])
+        stepper.step([build.checkpoint.config.vocab_size])
     with pytest.raises(InputError, match="at least one token"):
         stepper.step([])
 
 
-def test_a_changed_weight_is_found(
+def test_a_changed_weight_is_detected(
     any_checkpoint: Callable[[str], Checkpoint], tmp_path: Path
 ) -> None:
-    own = lower(any_checkpoint("lfm2"), four_bit, tmp_path, name="coreml")
+    build = lower(any_checkpoint("lfm2"), four_bit, tmp_path, name="coreml")
     weights = next(tmp_path.rglob("weight.bin"))
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 0x10
     weights.write_bytes(data)
     program = next(tmp_path.rglob("model.mlmodel"))
     program.touch()
-    with pytest.raises(GateError, match="are not the plan's"):
-        read_back(own, tmp_path, own.artifact)
+    with pytest.raises(GateError, match="differ from the plan"):
+        read_back(build, tmp_path, build.artifact)

@@ -1,18 +1,17 @@
-"""A whole export, and the bundle as a host finds it: make test-ethos-u."""
+"""A complete export, and the bundle that a host opens: make test-ethos-u."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from lfmc.bundle.bundle import Bundle
-from lfmc.checkpoint.checkpoint import open_checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.exporter.reverify import reverify
 from lfmc.machine.progress import Silent
-from tests.targets.matrix import assert_example_agrees, export_demo
+from tests.targets.matrix import assert_example_agrees
 
 pytestmark = pytest.mark.skipif(
     find_spec("ethosu") is None, reason="Vela is not in this environment: make test-ethos-u"
@@ -20,18 +19,11 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Callable[..., Path]) -> Path:
-    return tiny_checkpoint("lfm2_moe")
+def bundle(tiny_bundle: Callable[..., Bundle]) -> Bundle:
+    return tiny_bundle("ethos-u", 9.5, activations="int8", chunk="8")
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Bundle:
-    """Of a tiny model of experts, at most 9.5 bits a weight, for 128 tokens."""
-    folder = tmp_path_factory.mktemp("ethos-u")
-    return export_demo("ethos-u", folder / "bundle", 9.5, model, activations="int8", chunk="8")
-
-
-def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:
+def test_the_manifest_has_the_facts_for_a_host(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest["artifact"] == ["params.safetensors", "host.safetensors"]
     assert (manifest["accelerator"], manifest["activations"]) == ("ethos-u85-256", "int8")
@@ -43,17 +35,17 @@ def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:
     assert manifest["report"]["plan_nbytes"] == sum(sizes)
 
 
-def test_it_is_verified_again_from_its_files(bundle: Bundle, model: Path) -> None:
-    found = reverify(bundle, open_checkpoint(model), Silent(), "fast")
-    assert found["golden"] == 3
-    assert [rung["number"] for rung in found["parity"]] == [1, 2, 3, 3, 3, 3]
+def test_a_bundle_is_verified_again(bundle: Bundle, tiny_moe: Checkpoint) -> None:
+    report = reverify(bundle, tiny_moe, Silent(), "fast")
+    assert report["golden"] == 3
+    assert [rung["number"] for rung in report["parity"]] == [1, 2, 3, 3, 3, 3]
 
 
-def test_it_says_what_8_bits_cost(bundle: Bundle) -> None:
+def test_the_manifest_has_the_kl_of_8_bits(bundle: Bundle) -> None:
     quality = bundle.manifest["report"]["quality"]
     assert quality["kl"] > 0.0
     assert quality["tokens"] == 2 * 128
 
 
-def test_the_example_says_what_lfmc_says(bundle: Bundle) -> None:
+def test_the_example_generates_the_same_text(bundle: Bundle) -> None:
     assert_example_agrees(bundle)

@@ -1,4 +1,4 @@
-"""Graphs that Vela compiled, by TOSA's reference model: make test-ethos-u."""
+"""Graphs that Vela compiled, in TOSA's reference model: make test-ethos-u."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ PROGRAMS = [
 ]
 
 
-def made_of(lowered: Make, name: str, accelerator: str, activations: str = "int8") -> Lowered:
+def lower_8_bit(lowered: Make, name: str, accelerator: str, activations: str = "int8") -> Lowered:
     options = {"accelerator": accelerator, "activations": activations, "chunk": "8"}
-    made = lowered(name, eight_bit, "ethos-u", **options)
-    made.program.bind(made.weights.value)
-    return made
+    build = lowered(name, eight_bit, "ethos-u", **options)
+    build.program.bind(build.weights.value)
+    return build
 
 
-def codes_of(made: Lowered, name: str) -> bytes:
-    """The codes of a matrix, row by row."""
-    rows, columns = made.checkpoint.tensors[name].shape
-    codes = made.weights.packed((name,)).signed_codes()[:, :columns].to(torch.int8)
+def codes_of(build: Lowered, name: str) -> bytes:
+    """Return the int8 codes of a matrix in row-major order."""
+    rows, columns = build.checkpoint.tensors[name].shape
+    codes = build.weights.packed((name,)).signed_codes()[:, :columns].to(torch.int8)
     return codes.reshape(rows, columns).contiguous().numpy().tobytes()
 
 
-def rungs(made: Lowered) -> tuple[Rung, ...]:
-    return made.target.operator_parity(made.program, made.folder, made.artifact)
+def run_rungs(build: Lowered) -> tuple[Rung, ...]:
+    return build.target.operator_parity(build.program, build.folder, build.artifact)
 
 
 @pytest.mark.parametrize(("name", "accelerator"), PROGRAMS)
-def test_8_bits(lowered: Make, name: str, accelerator: str) -> None:
-    """Every operator equal or off by one step, all of it on the NPU, and what Vela tells."""
-    made = made_of(lowered, name, accelerator)
-    same, operators, together = rungs(made)
-    assert same.passed, same
+def test_int8_agrees_with_torch(lowered: Make, name: str, accelerator: str) -> None:
+    """Every operator differs by at most one step and runs on the NPU; Vela's report is complete."""
+    build = lower_8_bit(lowered, name, accelerator)
+    same_graphs, operators, logits = run_rungs(build)
+    assert same_graphs.passed, same_graphs
     assert operators.passed, operators
-    assert together.passed, together
+    assert logits.passed, logits
     assert len(operators.cases) > 20
-    report = made.artifact.facts["vela"]
+    report = build.artifact.facts["vela"]
     for graph in ("decode", "prefill"):
         assert report[graph]["cycles"] >= report[graph]["npu_cycles"] > 0
         assert report[graph]["encoded_weights_nbytes"] > 100_000
@@ -64,66 +64,66 @@ def test_8_bits(lowered: Make, name: str, accelerator: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lfm2-conv-bias", "lfm3-attention-bias"])
-def test_16_bits(lowered: Make, name: str) -> None:
-    same, operators = rungs(made_of(lowered, name, "ethos-u85-256", "int16"))
-    assert same.passed, same
+def test_int16_agrees_with_torch(lowered: Make, name: str) -> None:
+    same_graphs, operators = run_rungs(lower_8_bit(lowered, name, "ethos-u85-256", "int16"))
+    assert same_graphs.passed, same_graphs
     assert operators.passed, operators
 
 
-def test_the_graphs_hold_the_plans_codes(lowered: Make) -> None:
-    """Read back from the constants, which lie in what Vela was given, too."""
-    made = made_of(lowered, "lfm2_moe-scaled", "ethos-u85-256")
-    errors = read_back(made, made.folder, made.artifact)
-    matrices = [row.name for row in made.plan.rows if row.format.startswith("int")]
+def test_the_graphs_contain_the_codes_of_the_plan(lowered: Make) -> None:
+    """The TOSA that Vela compiled contains the codes that are read back."""
+    build = lower_8_bit(lowered, "lfm2_moe-scaled", "ethos-u85-256")
+    errors = read_back(build, build.folder, build.artifact)
+    matrices = [row.name for row in build.plan.rows if row.format.startswith("int")]
     assert set(errors) == set(matrices)
-    graphs = [(made.folder / TOSA.format(name)).read_bytes() for name in ("decode", "prefill")]
+    graphs = [(build.folder / TOSA.format(name)).read_bytes() for name in ("decode", "prefill")]
     for name in matrices:
-        assert all(codes_of(made, name) in graph for graph in graphs), name
+        assert all(codes_of(build, name) in graph for graph in graphs), name
 
 
-def test_vgf_holds_the_plans_codes(lowered: Make, tmp_path: Path) -> None:
-    """As Arm's converter writes it; nothing executes it here."""
+def test_vgf_contains_the_codes_of_the_plan(lowered: Make, tmp_path: Path) -> None:
+    """Check the file of Arm's converter; nothing executes it."""
     converter, _ = require_converter()
-    made = made_of(lowered, "lfm2_moe-scaled", "ethos-u85-256")
-    convert(converter, made.folder / "decode.tosa", tmp_path / "decode.vgf")
-    written = (tmp_path / "decode.vgf").read_bytes()
-    assert written.startswith(b"VGF")
-    for row in made.plan.rows:
+    build = lower_8_bit(lowered, "lfm2_moe-scaled", "ethos-u85-256")
+    convert(converter, build.folder / "decode.tosa", tmp_path / "decode.vgf")
+    vgf = (tmp_path / "decode.vgf").read_bytes()
+    assert vgf.startswith(b"VGF")
+    for row in build.plan.rows:
         if row.format.startswith("int"):
-            assert codes_of(made, row.name) in written, row.name
+            assert codes_of(build, row.name) in vgf, row.name
 
 
-def test_it_starts_over(lowered: Make) -> None:
-    made = made_of(lowered, "lfm3-attention-bias", "ethos-u55-128")
-    assert_starts_over(made, 8)
+def test_a_conversation_starts_over(lowered: Make) -> None:
+    build = lower_8_bit(lowered, "lfm3-attention-bias", "ethos-u55-128")
+    assert_starts_over(build, 8)
 
 
-def test_a_wrong_weight_is_found(lowered: Make) -> None:
-    made = made_of(lowered, "lfm3-attention-bias", "ethos-u55-128")
-    name = next(name for name in made.program.weights if name.endswith("out_proj.scales"))
-    held = made.program.module.get_buffer(name)
-    right = held.clone()
+def test_a_wrong_weight_fails_the_operator_rung(lowered: Make) -> None:
+    build = lower_8_bit(lowered, "lfm3-attention-bias", "ethos-u55-128")
+    name = next(name for name in build.program.weights if name.endswith("out_proj.scales"))
+    buffer = build.program.module.get_buffer(name)
+    original = buffer.clone()
     try:
-        held.mul_(1.05)
-        same, operators, _ = rungs(made)
-        assert same.passed  # constants are the file's in both
+        buffer.mul_(1.05)
+        same_graphs, operators, _ = run_rungs(build)
+        assert same_graphs.passed  # both graphs have the constants of the file
         assert not operators.passed
         worst = max(operators.cases, key=lambda case: case.difference)
         assert worst.case.startswith("linear_nbits")
     finally:
-        held.copy_(right)
+        buffer.copy_(original)
 
 
-def test_what_the_npu_does_not_take_is_refused(lowered: Make) -> None:
+def test_unsupported_operators_are_refused(lowered: Make) -> None:
     from lfmc.targets.ethos_u.accelerators import ACCELERATORS
     from lfmc.targets.ethos_u.compile import compile_graph
-    from lfmc.targets.npu.qdq_pairs import Pairs
+    from lfmc.targets.npu.qdq_pairs import QdqGraph
 
-    class Sorted(torch.nn.Module):
+    class Sort(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
             return (torch.sort(x)[0],)
 
     example = (torch.zeros(1, 8),)
-    module = torch.export.export(Sorted(), example).module()
-    with pytest.raises(UnsupportedError, match="does not take every operator"):
-        compile_graph(Pairs(module, example, ()), ACCELERATORS["ethos-u85-256"])
+    module = torch.export.export(Sort(), example).module()
+    with pytest.raises(UnsupportedError, match="does not support every operator"):
+        compile_graph(QdqGraph(module, example, ()), ACCELERATORS["ethos-u85-256"])

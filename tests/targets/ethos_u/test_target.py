@@ -1,4 +1,4 @@
-"""What the target offers and refuses, where nothing of Arm's is installed."""
+"""The target's formats and errors on a machine without Arm's packages."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from lfmc.targets.ethos_u import vgf
 from lfmc.targets.ethos_u.accelerators import ACCELERATORS
 
 
-def test_16_bit_values_need_an_accelerator_that_multiplies_them(
+def test_16_bit_values_need_an_accelerator_with_16_bit_products(
     any_checkpoint: Callable[[str], Checkpoint],
 ) -> None:
     target, config = get_target("ethos-u"), any_checkpoint("lfm2").config
-    for name, own in ACCELERATORS.items():
-        given = choose_options(target, {"accelerator": name, "activations": "int16"})
-        if not own.wide:
-            with pytest.raises(UnsupportedError, match="no 16-bit values"):
-                target.check(config, Request(64, given))
+    for name, accelerator in ACCELERATORS.items():
+        options = choose_options(target, {"accelerator": name, "activations": "int16"})
+        if not accelerator.wide:
+            with pytest.raises(UnsupportedError, match="lacks products of two 16-bit values"):
+                target.check(config, Request(64, options))
 
 
 def test_experts_need_8_bit_values(any_checkpoint: Callable[[str], Checkpoint]) -> None:
     target, config = get_target("ethos-u"), any_checkpoint("lfm2_moe").config
-    with pytest.raises(UnsupportedError, match="of 8-bit scores only"):
+    with pytest.raises(UnsupportedError, match="experts require 8-bit scores"):
         target.check(config, Request(64, choose_options(target, {"activations": "int16"})))
 
 
-def test_doctor_says_that_it_needs_an_environment_of_its_own(
+def test_doctor_recommends_an_isolated_environment(
     monkeypatch: pytest.MonkeyPatch, any_checkpoint: Callable[[str], Checkpoint]
 ) -> None:
     monkeypatch.setattr(target_module, "find_spec", lambda name: None)
     target, config = get_target("ethos-u"), any_checkpoint("lfm2").config
     (reason,) = target.missing_tools()["every option"]
     assert "--isolated" in reason
-    with pytest.raises(UnsupportedError, match="environment of its own") as told:
+    with pytest.raises(UnsupportedError, match="environment of its own") as error:
         target.check(config, Request(64, choose_options(target, {})))
-    assert "--isolated" in str(told.value)
+    assert "--isolated" in str(error.value)
 
 
 def test_vgf_needs_a_converter_that_runs(
@@ -51,24 +51,24 @@ def test_vgf_needs_a_converter_that_runs(
     monkeypatch.setattr(vgf, "find_spec", lambda name: None)
     monkeypatch.setattr(vgf.shutil, "which", lambda name: None)
     target, config = get_target("ethos-u"), any_checkpoint("lfm2").config
-    asked = Request(64, choose_options(target, {"vgf": "yes"}))
-    with pytest.raises(UnsupportedError, match="needs Arm's model-converter") as told:
-        target.check(config, asked)
-    assert vgf.VARIABLE in str(told.value)
+    request = Request(64, choose_options(target, {"vgf": "yes"}))
+    with pytest.raises(UnsupportedError, match="needs Arm's model-converter") as error:
+        target.check(config, request)
+    assert vgf.VARIABLE in str(error.value)
     broken = tmp_path / "model-converter"
     broken.write_text('#!/bin/sh\necho "GLIBC_2.38 not found" >&2\nexit 1\n')
     broken.chmod(0o755)
     monkeypatch.setenv(vgf.VARIABLE, str(broken))
-    with pytest.raises(UnsupportedError, match="does not run here") as told:
-        target.check(config, asked)
-    assert "GLIBC_2.38 not found" in str(told.value)
+    with pytest.raises(UnsupportedError, match="does not run here") as error:
+        target.check(config, request)
+    assert "GLIBC_2.38 not found" in str(error.value)
     broken.write_text("#!/bin/sh\necho model-converter 1.2\n")
-    target.check(config, asked)
+    target.check(config, request)
     assert vgf.require_converter() == (broken, "model-converter 1.2")
-    with pytest.raises(UnsupportedError, match="does not take the graph"):
+    with pytest.raises(UnsupportedError, match="rejects the graph"):
         vgf.convert(broken, tmp_path / "decode.tosa", tmp_path / "decode.vgf")
 
 
-def test_only_8_bit_weights_are_offered(any_checkpoint: Callable[[str], Checkpoint]) -> None:
-    offered = get_target("ethos-u").capabilities(any_checkpoint("lfm2_moe").config)
-    assert {own.bits for own in (*offered.linear, *offered.embedding, *offered.expert)} == {8}
+def test_only_8_bit_weights_are_supported(any_checkpoint: Callable[[str], Checkpoint]) -> None:
+    formats = get_target("ethos-u").capabilities(any_checkpoint("lfm2_moe").config)
+    assert {format.bits for format in (*formats.linear, *formats.embedding, *formats.expert)} == {8}

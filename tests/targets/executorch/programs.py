@@ -1,4 +1,4 @@
-"""Programs that tests are about."""
+"""The checkpoints and formats of the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def four_bit(row: PlanRow) -> Format:
 
 
 def mixed(row: PlanRow) -> Format:
-    """Experts of 4 and 8 bits in turn, w2 the other way round; an 8-bit embedding."""
+    """Experts alternate between 4 and 8 bits, with w2 the reverse; an 8-bit embedding."""
     if row.role == "expert":
         turn = expert_of(row) + row.name.endswith("w2.weight")
         return (FOUR, EIGHT)[turn % 2]

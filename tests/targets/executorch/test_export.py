@@ -1,4 +1,4 @@
-"""A whole export, and the bundle as an app finds it: ExecuTorch's own runner included."""
+"""An export to a bundle, which lfmc and ExecuTorch's own runner load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 import lfmc
 from lfmc.bundle.bundle import Bundle
-from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError
 from lfmc.exporter.reverify import reverify
 from lfmc.machine.progress import Silent
@@ -18,11 +18,11 @@ from lfmc.targets.base import get_target
 
 
 @pytest.fixture(scope="module")
-def source() -> Checkpoint:
-    return open_checkpoint()
+def source(tiny_moe: Checkpoint) -> Checkpoint:
+    return tiny_moe
 
 
-def test_the_manifest_says_what_an_app_needs(bundle: Bundle, source: Checkpoint) -> None:
+def test_the_manifest_contains_what_an_app_needs(bundle: Bundle, source: Checkpoint) -> None:
     manifest = bundle.manifest
     assert manifest["backend"] == "xnnpack"
     assert manifest["chunk"] == 32
@@ -30,47 +30,47 @@ def test_the_manifest_says_what_an_app_needs(bundle: Bundle, source: Checkpoint)
     assert manifest["delegates"] > 0
     assert manifest["operators_outside"]["llama::custom_sdpa.out"] == 2
     kinds = [state["name"].split("_")[0] for state in manifest["states"]]
-    assert (kinds.count("conv"), kinds.count("key"), kinds.count("value")) == (4, 2, 2)
+    assert (kinds.count("conv"), kinds.count("key"), kinds.count("value")) == (2, 2, 2)
     assert {state["reset"] for state in manifest["states"]} == {"start_pos 0"}
 
 
-def test_the_methods_of_language_models_are_there(bundle: Bundle, source: Checkpoint) -> None:
+def test_the_program_has_the_methods_of_language_models(bundle: Bundle, source: Checkpoint) -> None:
     from executorch.runtime import Runtime
 
     program = Runtime.get().load_program(bundle.path / "model.pte")
     config = source.config
 
-    def ask(name: str) -> object:
+    def call(name: str) -> object:
         method = program.load_method(name)
         assert method is not None
-        found = method.execute([])
-        return found if len(found) > 1 else found[0]
+        results = method.execute([])
+        return results if len(results) > 1 else results[0]
 
-    assert ask("get_max_context_len") == 128
-    assert ask("get_max_seq_len") == 32
-    assert ask("get_vocab_size") == config.vocab_size
-    assert ask("get_n_layers") == config.num_layers
-    assert ask("get_bos_id") == config.bos_id
-    assert ask("get_eos_ids") == list(source.stop_ids)
-    assert ask("use_kv_cache") is True
+    assert call("get_max_context_len") == 128
+    assert call("get_max_seq_len") == 32
+    assert call("get_vocab_size") == config.vocab_size
+    assert call("get_n_layers") == config.num_layers
+    assert call("get_bos_id") == config.bos_id
+    assert call("get_eos_ids") == list(source.stop_ids)
+    assert call("use_kv_cache") is True
 
 
-def test_it_loads_and_verifies(bundle: Bundle, source: Checkpoint) -> None:
+def test_the_bundle_loads_and_verifies(bundle: Bundle, source: Checkpoint) -> None:
     model = lfmc.load(bundle.path)
     first = model.step(list(range(3, 80)))  # three calls
     assert first.shape == (77, source.config.vocab_size)
     model.reset()
     assert torch.equal(model.step(list(range(3, 80))), first)
-    found = reverify(bundle, source, Silent(), "fast")
-    assert found["golden"] > 0
+    verification = reverify(bundle, source, Silent(), "fast")
+    assert verification["golden"] > 0
 
 
-def test_executorchs_own_runner_says_the_same(bundle: Bundle, source: Checkpoint) -> None:
+def test_executorchs_own_runner_generates_the_same_text(bundle: Bundle, source: Checkpoint) -> None:
     from executorch.extension.llm.runner import _llm_runner
 
     tokenizer = source.tokenizer()
     assert source.config.bos_id is not None
-    # The start token has to be in the text: this runner's `num_bos` does nothing.
+    # The text has to contain the start token: this runner ignores `num_bos`.
     prompt = tokenizer.id_to_token(source.config.bos_id) + "Once upon a time"
     runner = _llm_runner.TextLLMRunner(
         str(bundle.path / "model.pte"), str(bundle.path / "tokenizer.json")
@@ -81,9 +81,9 @@ def test_executorchs_own_runner_says_the_same(bundle: Bundle, source: Checkpoint
     stepper = get_target("executorch").run(bundle.path)
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     assert ids[0] == source.config.bos_id
-    own = list(continue_tokens(stepper, ids, 12, source.stop_ids))
-    assert "".join(pieces) == tokenizer.decode(own)
-    assert len(own) == 12
+    generated = list(continue_tokens(stepper, ids, 12, source.stop_ids))
+    assert "".join(pieces) == tokenizer.decode(generated)
+    assert len(generated) == 12
 
 
 def test_a_folder_without_its_program_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The program, run by ExecuTorch's runtime, against the same quantized weights in torch."""
+"""Parity of the program in ExecuTorch's runtime with the same quantized weights in torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from lfmc.errors import InputError
 from lfmc.parity.compare import cases, compare
-from lfmc.run.stepper import TorchStepper, step_each
+from lfmc.run.stepper import TorchStepper, step_all_logits
 from lfmc.targets.executorch.activations import round_rows
 from lfmc.targets.executorch.stored import MODEL
 from lfmc.verification.readback import read_back
@@ -24,14 +24,14 @@ Make = Callable[..., Lowered]
 
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
-    made = lowered(name, choose, "executorch")
-    config, context = made.checkpoint.config, made.asked.context
-    reference = TorchStepper(made.reference(exact=False), config, context)
-    tolerance = 1e-5 if choose is floats else 3e-2  # roundings turn
+    build = lowered(name, choose, "executorch")
+    config, context = build.checkpoint.config, build.request.context
+    reference = TorchStepper(build.reference(exact=False), config, context)
+    tolerance = 1e-5 if choose is floats else 3e-2  # a few values round differently
     rung = compare(
         3,
         "program",
-        made.target.run(made.folder),
+        build.target.run(build.folder),
         reference,
         cases(config, context, full=True),
         config.vocab_size,
@@ -39,110 +39,116 @@ def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
     )
     assert rung.passed, rung
     (single,) = (case for case in rung.cases if case.case == "one-token prompt")
-    assert single.difference < 1e-5  # too few roundings for one of them to turn
+    assert single.difference < 1e-5  # too few roundings for a different one
 
 
 def test_logits_of_the_last_token_only(lowered: Make) -> None:
-    every = lowered("lfm2_moe", mixed, "executorch")
-    last = lowered("lfm2_moe", mixed, "executorch", logits="last")
-    config, context = last.checkpoint.config, last.asked.context
+    all_build = lowered("lfm2_moe", mixed, "executorch")
+    last_build = lowered("lfm2_moe", mixed, "executorch", logits="last")
+    config, context = last_build.checkpoint.config, last_build.request.context
     tokens = random_tokens(config, 1, 50)[0]
-    ours, theirs = (made.target.run(made.folder) for made in (last, every))
-    found = ours.step(tokens)  # in two calls
-    assert found.shape == (1, config.vocab_size)
-    assert torch.equal(found, theirs.step(tokens)[-1:])
-    ours.reset()
-    theirs.reset()
-    one_by_one = torch.cat([theirs.step(token) for token in tokens[:5].split(1)])
-    assert torch.equal(step_each(ours, tokens[:5]), one_by_one)
-    reference = TorchStepper(last.reference(exact=False), config, context)
+    last_stepper, all_stepper = (
+        build.target.run(build.folder) for build in (last_build, all_build)
+    )
+    logits = last_stepper.step(tokens)  # in two calls
+    assert logits.shape == (1, config.vocab_size)
+    assert torch.equal(logits, all_stepper.step(tokens)[-1:])
+    last_stepper.reset()
+    all_stepper.reset()
+    one_by_one = torch.cat([all_stepper.step(token) for token in tokens[:5].split(1)])
+    assert torch.equal(step_all_logits(last_stepper, tokens[:5]), one_by_one)
+    reference = TorchStepper(last_build.reference(exact=False), config, context)
     matrix = cases(config, context, full=True)
-    rung = compare(3, "last", ours, reference, matrix, config.vocab_size, tolerance=3e-2)
+    rung = compare(3, "last", last_stepper, reference, matrix, config.vocab_size, tolerance=3e-2)
     assert rung.passed, rung
     assert all(
         rung.passed
-        for rung in last.target.operator_parity(last.program, last.folder, last.artifact)
+        for rung in last_build.target.operator_parity(
+            last_build.program, last_build.folder, last_build.artifact
+        )
     )
 
 
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_constants_on_disk_are_the_plan(lowered: Make, name: str, choose: Choose) -> None:
-    made = lowered(name, choose, "executorch")
-    errors = read_back(made, made.folder, made.artifact)
-    assert set(errors) == {row.name for row in made.plan.rows if row.format.startswith("int")}
-    stored = sum(tensor.nbytes for tensor in made.artifact.tensors)
-    assert stored == sum(row.nbytes for row in made.plan.rows)
-    capabilities = made.target.capabilities(made.checkpoint.config)
-    assert (made.folder / MODEL).stat().st_size <= stored + capabilities.graph_nbytes
+    build = lowered(name, choose, "executorch")
+    errors = read_back(build, build.folder, build.artifact)
+    assert set(errors) == {row.name for row in build.plan.rows if row.format.startswith("int")}
+    stored = sum(tensor.nbytes for tensor in build.artifact.tensors)
+    assert stored == sum(row.nbytes for row in build.plan.rows)
+    capabilities = build.target.capabilities(build.checkpoint.config)
+    assert (build.folder / MODEL).stat().st_size <= stored + capabilities.graph_nbytes
 
 
-def test_it_is_as_near_as_rounding_allows(lowered: Make) -> None:
-    made = lowered("lfm2_moe", mixed, "executorch")
-    assert made.target.tolerance(made.program, exact=False) is None
-    products, noise = made.target.operator_parity(made.program, made.folder, made.artifact)
+def test_the_error_is_within_rounding_noise(lowered: Make) -> None:
+    build = lowered("lfm2_moe", mixed, "executorch")
+    assert build.target.tolerance(build.program, exact=False) is None
+    products, noise = build.target.operator_parity(build.program, build.folder, build.artifact)
     assert products.passed, products
     assert {case.case for case in products.cases} == {
         "linear, 4 bits, groups of 32",
-        "linear, 8 bits, a scale a row",
+        "linear, 8 bits, one scale per row",
         "expert, 4 bits, groups of 32",
-        "expert, 8 bits, a scale a row",
+        "expert, 8 bits, one scale per row",
     }
     assert noise.passed, noise
     assert noise.cases[0].difference < 1e-3
-    plain = lowered("lfm2", floats, "executorch")
-    assert plain.target.tolerance(plain.program, exact=False) == 1e-4
-    (rung,) = plain.target.operator_parity(plain.program, plain.folder, plain.artifact)
+    float_build = lowered("lfm2", floats, "executorch")
+    assert float_build.target.tolerance(float_build.program, exact=False) == 1e-4
+    (rung,) = float_build.target.operator_parity(
+        float_build.program, float_build.folder, float_build.artifact
+    )
     assert rung.skipped
 
 
-@pytest.mark.parametrize(("wrong", "ratio"), [(1.02, 0.1), (-1.0, 2.0)])
-def test_a_wrong_scale_is_further_away(lowered: Make, wrong: float, ratio: float) -> None:
-    """The scales of one matrix 2 % off, or of the wrong sign, in torch."""
-    made = lowered("lfm2-untied", four_bit, "executorch")
-    name = next(name for name in made.program.weights if name.endswith("w2.scales"))
-    held = made.program.module.get_buffer(name)
-    right = held.clone()
+@pytest.mark.parametrize(("factor", "ratio"), [(1.02, 0.1), (-1.0, 2.0)])
+def test_a_wrong_scale_exceeds_rounding_noise(lowered: Make, factor: float, ratio: float) -> None:
+    """The scales of one matrix in torch are wrong by 2 %, or have the wrong sign."""
+    build = lowered("lfm2-untied", four_bit, "executorch")
+    name = next(name for name in build.program.weights if name.endswith("w2.scales"))
+    scales = build.program.module.get_buffer(name)
+    original = scales.clone()
     try:
-        held *= wrong
-        products, noise = made.target.operator_parity(made.program, made.folder, made.artifact)
+        scales *= factor
+        products, noise = build.target.operator_parity(build.program, build.folder, build.artifact)
     finally:
-        held.copy_(right)
+        scales.copy_(original)
     assert not products.passed
     assert noise.cases[0].difference > ratio
-    assert noise.passed == (wrong > 0)
+    assert noise.passed == (factor > 0)
 
 
 def test_a_second_conversation_equals_a_fresh_one(lowered: Make) -> None:
-    made = lowered("lfm3-attention-bias", mixed, "executorch")
-    tokens = random_tokens(made.checkpoint.config, 1, 30)[0]
-    used, fresh = made.target.run(made.folder), made.target.run(made.folder)
-    used.step(tokens[10:])
-    used.reset()
-    assert torch.equal(used.step(tokens[:10]), fresh.step(tokens[:10]))
+    build = lowered("lfm3-attention-bias", mixed, "executorch")
+    tokens = random_tokens(build.checkpoint.config, 1, 30)[0]
+    reused, fresh = build.target.run(build.folder), build.target.run(build.folder)
+    reused.step(tokens[10:])
+    reused.reset()
+    assert torch.equal(reused.step(tokens[:10]), fresh.step(tokens[:10]))
 
 
 def test_two_steppers_do_not_share_their_states(lowered: Make) -> None:
-    made = lowered("lfm2", floats, "executorch")
-    tokens = random_tokens(made.checkpoint.config, 1, 12)[0]
-    one, other, alone = (made.target.run(made.folder) for _ in range(3))
-    one.step(tokens[:6])
-    other.step(tokens[6:])
-    alone.step(tokens[:6])
-    assert torch.equal(one.step(tokens[:1]), alone.step(tokens[:1]))
+    build = lowered("lfm2", floats, "executorch")
+    tokens = random_tokens(build.checkpoint.config, 1, 12)[0]
+    first, second, reference = (build.target.run(build.folder) for _ in range(3))
+    first.step(tokens[:6])
+    second.step(tokens[6:])
+    reference.step(tokens[:6])
+    assert torch.equal(first.step(tokens[:1]), reference.step(tokens[:1]))
 
 
 def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
     assert_context_ends(lowered("lfm2", floats, "executorch"))
 
 
-def test_a_changed_weight_is_found(lowered: Make, tmp_path: Path) -> None:
-    made = lowered("lfm2-untied", PROGRAMS[1][1], "executorch")
-    data = bytearray((made.folder / MODEL).read_bytes())
-    codes = made.weights.packed(("lm_head.weight",)).packed_codes().numpy().tobytes()
+def test_a_changed_weight_is_detected(lowered: Make, tmp_path: Path) -> None:
+    build = lowered("lfm2-untied", PROGRAMS[1][1], "executorch")
+    data = bytearray((build.folder / MODEL).read_bytes())
+    codes = build.weights.packed(("lm_head.weight",)).packed_codes().numpy().tobytes()
     data[data.index(codes) + 100] ^= 0x10
     (tmp_path / MODEL).write_bytes(data)
     with pytest.raises(InputError, match="has no constant 'codes:8192x32"):
-        read_back(made, tmp_path, made.artifact)
+        read_back(build, tmp_path, build.artifact)
 
 
 def _shortened(data: bytes) -> bytes:
@@ -155,15 +161,15 @@ def _of_another_version(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("spoil", [_shortened, _of_another_version])
-def test_a_program_that_no_runtime_takes_is_one_clear_error(
+def test_a_program_that_the_runtime_rejects_raises_one_error(
     lowered: Make, tmp_path: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
-    made = lowered("lfm2", floats, "executorch")
+    build = lowered("lfm2", floats, "executorch")
     with pytest.raises(InputError, match="no ExecuTorch program"):
-        made.target.run(tmp_path)
-    (tmp_path / MODEL).write_bytes(spoil((made.folder / MODEL).read_bytes()))
+        build.target.run(tmp_path)
+    (tmp_path / MODEL).write_bytes(spoil((build.folder / MODEL).read_bytes()))
     with pytest.raises(InputError, match="can't load the program") as caught:
-        made.target.run(tmp_path)
+        build.target.run(tmp_path)
     assert "another version" in str(caught.value)
 
 

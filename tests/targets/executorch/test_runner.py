@@ -1,4 +1,4 @@
-"""The C++ runner, without Python and torch, on this machine and on 64-bit Arm under qemu."""
+"""The C++ runner, which needs no Python and no torch, here and on 64-bit Arm under qemu."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def start(runner: Runner) -> Iterator[Callable[[Lowered, Path], RunnerStepper]]:
-    """`start(made, folder)`: a conversation with the runner, ended with the test."""
-    begun = []
+    """`start(build, folder)`: a conversation with the runner, which ends with the test."""
+    steppers = []
 
-    def begin(made: Lowered, folder: Path) -> RunnerStepper:
-        vocab_size, context = made.checkpoint.config.vocab_size, made.asked.context
-        begun.append(RunnerStepper(runner, as_bundle(made, folder), context, vocab_size))
-        return begun[-1]
+    def open_stepper(build: Lowered, folder: Path) -> RunnerStepper:
+        vocab_size, context = build.checkpoint.config.vocab_size, build.request.context
+        steppers.append(RunnerStepper(runner, as_bundle(build, folder), context, vocab_size))
+        return steppers[-1]
 
-    yield begin
-    for stepper in begun:
+    yield open_stepper
+    for stepper in steppers:
         stepper.close()
 
 
@@ -55,20 +55,20 @@ def test_matrix(
     choose: Choose,
     tmp_path: Path,
 ) -> None:
-    made = lowered(name, choose, "executorch")
-    config, context = made.checkpoint.config, made.asked.context
+    build = lowered(name, choose, "executorch")
+    config, context = build.checkpoint.config, build.request.context
     rung = compare(
         3,
         "runner",
-        start(made, tmp_path),
+        start(build, tmp_path),
         TorchStepper(
-            made.reference(exact=False),
+            build.reference(exact=False),
             config,
             context,
         ),
         cases(config, context, full=True),
         config.vocab_size,
-        tolerance=1e-5 if choose is floats else 3e-2,  # roundings turn
+        tolerance=1e-5 if choose is floats else 3e-2,  # a few values round differently
     )
     assert rung.passed, rung
     (single,) = (case for case in rung.cases if case.case == "one-token prompt")
@@ -83,34 +83,36 @@ def test_trained_checkpoints(
     name: str,
     tmp_path: Path,
 ) -> None:
-    """As near to torch that rounds alike as the export's own gate asks for."""
-    made = lower(any_checkpoint(name), mixed, tmp_path, name="executorch")
-    rounding = made.reference(exact=False)
-    rung = noise_rung(made.program, rounding, start(made, tmp_path / "bundle"))
+    """The error is within the rounding noise that the export's own gate allows."""
+    build = lower(any_checkpoint(name), mixed, tmp_path, name="executorch")
+    reference = build.reference(exact=False)
+    rung = noise_rung(build.program, reference, start(build, tmp_path / "bundle"))
     assert rung.passed, rung
     assert rung.cases[0].difference < 1e-2
 
 
-def test_what_it_says(runner: Runner, bundle: Bundle) -> None:
+def test_the_runner_generates_the_text_of_lfmc(runner: Runner, bundle: Bundle) -> None:
     checkpoint = open_checkpoint()
     tokenizer = checkpoint.tokenizer()
     ids = [checkpoint.config.bos_id, *tokenizer.encode("Once upon a time").ids]
-    asked = ",".join(map(str, ids))
-    command = [*runner, str(bundle.path), asked, "12"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True)
-    own = continue_tokens(get_target("executorch").run(bundle.path), ids, 12, checkpoint.stop_ids)
-    assert said.stdout == tokenizer.decode(list(own)) + "\n"
-    assert "tokens/s" in said.stderr
+    prompt = ",".join(map(str, ids))
+    command = [*runner, str(bundle.path), prompt, "12"]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    generated = continue_tokens(
+        get_target("executorch").run(bundle.path), ids, 12, checkpoint.stop_ids
+    )
+    assert process.stdout == tokenizer.decode(list(generated)) + "\n"
+    assert "tokens/s" in process.stderr
 
 
-def test_what_it_refuses(
+def test_the_runner_rejects_invalid_tokens_and_long_conversations(
     lowered: Make, start: Callable[[Lowered, Path], RunnerStepper], tmp_path: Path
 ) -> None:
-    made = lowered("lfm2-untied", four_bit, "executorch")
-    stepper = start(made, tmp_path)
+    build = lowered("lfm2-untied", four_bit, "executorch")
+    stepper = start(build, tmp_path)
     first = stepper.step([1, 2, 3])
     with pytest.raises(InputError, match="outside of the vocabulary"):
-        stepper.step([made.checkpoint.config.vocab_size])
+        stepper.step([build.checkpoint.config.vocab_size])
     with pytest.raises(InputError, match="outside of the vocabulary"):
         stepper.step([-1])
     with pytest.raises(InputError, match="longer than the exported context of 96 tokens"):
@@ -132,7 +134,7 @@ def test_what_it_refuses(
         (lambda path: (path / "model.pte").write_bytes(b"0" * 5000), "can't load it"),
     ],
 )
-def test_a_bundle_that_is_none(
+def test_the_runner_rejects_an_invalid_bundle(
     runner: Runner,
     lowered: Make,
     tmp_path: Path,
@@ -141,6 +143,8 @@ def test_a_bundle_that_is_none(
 ) -> None:
     folder = as_bundle(lowered("lfm2-untied", four_bit, "executorch"), tmp_path)
     spoil(folder)
-    done = subprocess.run([*runner, str(folder), "1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert message in done.stderr
+    process = subprocess.run(
+        [*runner, str(folder), "1"], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    assert message in process.stderr

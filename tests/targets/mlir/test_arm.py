@@ -1,4 +1,4 @@
-"""A module for 64-bit Arm, executed by IREE's own runtime for it, under qemu."""
+"""A module for 64-bit Arm, executed by IREE's Arm runtime under qemu."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CALLS = (64, 8, 1, 1, 8, 1)
 
 @pytest.fixture(scope="session")
 def run_module(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command of `iree-run-module` for Arm."""
-    emulated, site = under_qemu(), tmp_path_factory.mktemp("arm")
+    """Return the command of `iree-run-module` for Arm."""
+    emulator, site = under_qemu(), tmp_path_factory.mktemp("arm")
     unpack_for_arm("iree-base-runtime", site)
     program = site / "iree" / "_runtime_libs" / "iree-run-module"
     program.chmod(0o755)
-    return [*emulated, str(program), "--device=local-sync"]
+    return [*emulator, str(program), "--device=local-sync"]
 
 
 @pytest.mark.arm
@@ -44,31 +44,33 @@ def test_a_conversation(
     run_module: list[str],
     tmp_path: Path,
 ) -> None:
-    """Long calls, short ones and single tokens, and the same again behind a reset."""
-    made = lowered(kind, choose, "mlir", device=DEVICE)
-    config = made.checkpoint.config
+    """Long calls, short calls and single tokens, repeated after a reset."""
+    build = lowered(kind, choose, "mlir", device=DEVICE)
+    config = build.checkpoint.config
     tokens = random_tokens(config, 1, sum(CALLS))[0]
-    expected = TorchStepper(made.program.module, config, made.asked.context).step(tokens)
-    found = _converse(made, [*run_module], tokens, tmp_path)
+    expected = TorchStepper(build.program.module, config, build.request.context).step(tokens)
+    conversations = _run_conversations(build, [*run_module], tokens, tmp_path)
     scale = float(expected.abs().max())
-    for conversation in found:
-        assert float((conversation - expected).abs().max()) <= 1e-5 * scale
+    for logits in conversations:
+        assert float((logits - expected).abs().max()) <= 1e-5 * scale
 
 
-def _converse(made: Lowered, command: list[str], tokens: Tensor, folder: Path) -> list[Tensor]:
-    """Logits of the tokens, in two conversations of one process."""
-    calls, at = [*CALLS, *CALLS], 0
+def _run_conversations(
+    build: Lowered, command: list[str], tokens: Tensor, folder: Path
+) -> list[Tensor]:
+    """Return the logits of the tokens in two conversations of one process."""
+    calls, position = [*CALLS, *CALLS], 0
     session = folder / "session.vmfb"
     flags = list(DEVICES[DEVICE].flags)
-    text = _session(calls, made.checkpoint.config.vocab_size)
+    text = _session(calls, build.checkpoint.config.vocab_size)
     compiler.compile_str(text, target_backends=[], extra_args=flags, output_file=str(session))
-    command += [f"--module={made.folder / MODULE}", f"--module={session}", "--function=run"]
-    command.append(f"--parameters={SCOPE}={made.folder / PARAMETERS}")
+    command += [f"--module={build.folder / MODULE}", f"--module={session}", "--function=run"]
+    command.append(f"--parameters={SCOPE}={build.folder / PARAMETERS}")
     for count in calls:
-        start = at % len(tokens)
+        start = position % len(tokens)
         ids = ",".join(map(str, tokens[start : start + count].tolist()))
         command += [f"--input={count}xi32={ids}", f"--input=1xi32={start}"]
-        at += count
+        position += count
     files = [folder / f"{index}.npy" for index in range(len(calls))]
     command += [f"--output=@{file}" for file in files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -78,7 +80,7 @@ def _converse(made: Lowered, command: list[str], tokens: Tensor, folder: Path) -
 
 
 def _session(calls: Sequence[int], vocab_size: int) -> str:
-    """A module that calls a bundle's, as states live no longer than a process of IREE's tool."""
+    """Return a module that calls the bundle's, as states end with the process of IREE's tool."""
 
     def name(count: int) -> str:
         return "@module.decode" if count == 1 else f"@module.score_{count}"
@@ -87,10 +89,10 @@ def _session(calls: Sequence[int], vocab_size: int) -> str:
         return f"(tensor<{count}xi32>, tensor<1xi32>) -> tensor<{count}x{vocab_size}xf32>"
 
     lines = [f"func.func private {name(n)}{signature(n)}" for n in sorted(set(calls))]
-    given = [f"%t{i}: tensor<{n}xi32>, %s{i}: tensor<1xi32>" for i, n in enumerate(calls)]
+    arguments = [f"%t{i}: tensor<{n}xi32>, %s{i}: tensor<1xi32>" for i, n in enumerate(calls)]
     results = ", ".join(f"tensor<{n}x{vocab_size}xf32>" for n in calls)
     lines.append(f"func.func private @module.{RESET}()")
-    lines.append(f"func.func @run({', '.join(given)}) -> ({results}) {{")
+    lines.append(f"func.func @run({', '.join(arguments)}) -> ({results}) {{")
     for index, count in enumerate(calls):
         if index % len(CALLS) == 0:
             lines.append(f"  call @module.{RESET}() : () -> ()")

@@ -1,4 +1,4 @@
-"""Rewrites of linalg, each on a program of a few lines, and what IREE makes of them."""
+"""Rewrites of linalg, each on a short program, and the dispatches that IREE compiles."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch_mlir import ir
 
 from lfmc.targets.mlir.devices import DEVICES
-from lfmc.targets.mlir.gated_conv import fuse_gated_short_convs, keep_shapes
-from lfmc.targets.mlir.iree import FLAGS, with_parameters
+from lfmc.targets.mlir.gated_conv import fuse_gated_short_convs, hide_gate_results
+from lfmc.targets.mlir.iree import FLAGS, add_host_functions
 from lfmc.targets.mlir.lower import Lowering
-from lfmc.targets.mlir.rewrites import keep_matmuls_apart, make_ready, put_sums_innermost
+from lfmc.targets.mlir.rewrites import isolate_matmuls, move_sums_innermost, prepare_for_iree
 from tests.targets.lowering import Lowered, four_bit
 
 GATED = """
@@ -77,14 +77,14 @@ func.func @f(%a: tensor<2x3xf32>, %b: tensor<3x4xf32>, %c: tensor<2x4xf32>) -> t
 """
 
 
-def parsed(text: str) -> ir.Module:
+def parse(text: str) -> ir.Module:
     context = ir.Context()
     context.allow_unregistered_dialects = True
     return ir.Module.parse(text, context)
 
 
 def run(text: str, *values: np.ndarray) -> list[np.ndarray]:
-    """What a program's function gives, by IREE on this CPU."""
+    """Run a program's function `f` in IREE on this CPU."""
     import iree.runtime as runtime
 
     code = compiler.compile_str(text, target_backends=[], extra_args=list(DEVICES["cpu"].flags))
@@ -94,24 +94,27 @@ def run(text: str, *values: np.ndarray) -> list[np.ndarray]:
         runtime.VmModule.copy_buffer(config.vm_instance, code),
     ]
     context = runtime.SystemContext(vm_modules=modules, config=config)
-    found = context.modules[modules[-1].name]["f"](*values)
-    return [np.array(own.to_host()) for own in (found if isinstance(found, tuple) else [found])]
+    outputs = context.modules[modules[-1].name]["f"](*values)
+    return [
+        np.array(output.to_host())
+        for output in (outputs if isinstance(outputs, tuple) else [outputs])
+    ]
 
 
 def loops(module: ir.Module) -> list[ir.Operation]:
-    found: list[ir.Operation] = []
+    operations: list[ir.Operation] = []
 
     def visit(operation: ir.Operation) -> ir.WalkResult:
         if operation.name == "linalg.generic":
-            found.append(operation)
+            operations.append(operation)
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
-    return found
+    return operations
 
 
-def test_a_gated_convolution_is_one_loop_and_says_the_same() -> None:
-    module = parsed(GATED)
+def test_a_gated_convolution_becomes_one_loop_with_equal_results() -> None:
+    module = parse(GATED)
     assert fuse_gated_short_convs(module) == 1
     module.operation.verify()
     (loop,) = loops(module)
@@ -123,12 +126,12 @@ def test_a_gated_convolution_is_one_loop_and_says_the_same() -> None:
     newest = p[:4] * p[8:]
     expected = [p[4:8] * (s[0] * t[0] + newest * t[1]), newest[None]]
     for text in (GATED, str(module)):
-        for own, right in zip(run(text, *values), expected, strict=True):
-            np.testing.assert_allclose(own, right, rtol=1e-6)
+        for actual, array in zip(run(text, *values), expected, strict=True):
+            np.testing.assert_allclose(actual, array, rtol=1e-6)
 
 
-def test_what_reads_the_state_inside_of_a_loop_comes_behind() -> None:
-    """On StableHLO's way a concatenation is a loop whose body reads its inputs by index."""
+def test_a_loop_that_reads_the_state_moves_behind_the_merged_loop() -> None:
+    """Lowered from StableHLO, a concatenation is a loop whose body reads its inputs by index."""
     read = """
   %copy = linalg.generic {indexing_maps = [affine_map<(i, j) -> (i, j)>],
       iterator_types = ["parallel", "parallel"]} outs(%s : tensor<1x4xf32>) {
@@ -138,39 +141,40 @@ def test_what_reads_the_state_inside_of_a_loop_comes_behind() -> None:
     linalg.yield %own : f32 } -> tensor<1x4xf32>
   %s0 ="""
     text = GATED.replace("\n  %s0 =", read, 1).replace("return %y, %kept", "return %y, %copy")
-    module = parsed(text)
+    module = parse(text)
     assert fuse_gated_short_convs(module) == 1
     module.operation.verify()
     generator = np.random.default_rng(2)
     shapes = ((12,), (1, 4), (2, 4))
     values = [generator.standard_normal(shape).astype(np.float32) for shape in shapes]
-    for own, right in zip(run(str(module), *values), run(text, *values), strict=True):
-        np.testing.assert_allclose(own, right, rtol=1e-6)
+    for actual, array in zip(run(str(module), *values), run(text, *values), strict=True):
+        np.testing.assert_allclose(actual, array, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("%kept = tensor.expand_shape %n", "%kept = tensor.expand_shape %c"),  # nothing is kept
-        ("%x = tensor.extract_slice %p[8]", "%x = tensor.extract_slice %pp[8]"),  # of another value
-        ("ins(%c, %s0, %t0, %n, %t1", "ins(%s0, %s0, %t0, %n, %t1"),  # not gated at the end
+        ("%kept = tensor.expand_shape %n", "%kept = tensor.expand_shape %c"),  # no state
+        # A slice of another value.
+        ("%x = tensor.extract_slice %p[8]", "%x = tensor.extract_slice %pp[8]"),
+        ("ins(%c, %s0, %t0, %n, %t1", "ins(%s0, %s0, %t0, %n, %t1"),  # no gate at the end
     ],
 )
-def test_what_is_no_gated_convolution_is_left_alone(before: str, after: str) -> None:
+def test_other_loops_are_not_merged(before: str, after: str) -> None:
     assert before in GATED
     text = GATED.replace(before, after).replace(
         "%p: tensor<12xf32>", "%p: tensor<12xf32>, %pp: tensor<12xf32>"
     )
-    module = parsed(text)
-    whole = str(module)
+    module = parse(text)
+    original = str(module)
     assert fuse_gated_short_convs(module) == 0
-    assert str(module) == whole
+    assert str(module) == original
 
 
-def test_what_reads_the_result_is_hidden_from_fusion() -> None:
-    """As it is before fusion: the gate at the end is a loop of its own."""
+def test_a_barrier_hides_the_result_of_the_gate_from_fusion() -> None:
+    """Before fusion the gate at the end is a separate loop."""
     before, loop, _ = GATED.partition("  %y = linalg.generic")
-    module = parsed(
+    module = parse(
         f"""{before}{loop} {{indexing_maps = [#m, #m, #m], iterator_types = ["parallel"]}}
       ins(%c, %n : tensor<4xf32>, tensor<4xf32>) outs(%e : tensor<4xf32>) {{
   ^bb0(%i: f32, %j: f32, %o: f32):
@@ -179,17 +183,17 @@ def test_what_reads_the_result_is_hidden_from_fusion() -> None:
   return %y, %kept : tensor<4xf32>, tensor<1x4xf32>
 }}"""
     )
-    assert keep_shapes(module) == 1
+    assert hide_gate_results(module) == 1
     module.operation.verify()
     assert re.search(r'= "util.optimization_barrier"\(%(\w+)\)', str(module))
-    assert keep_shapes(parsed(MATMUL)) == 0
+    assert hide_gate_results(parse(MATMUL)) == 0
 
 
-def test_sums_go_innermost_and_say_the_same() -> None:
-    module = parsed(SUM)
+def test_sums_move_innermost_with_equal_results() -> None:
+    module = parse(SUM)
     (loop,) = loops(module)
     with module.context:
-        put_sums_innermost(loop)
+        move_sums_innermost(loop)
     module.operation.verify()
     kinds = [str(kind) for kind in loop.attributes["iterator_types"]]
     assert ["reduction" in kind for kind in kinds] == [False, False, True]
@@ -198,41 +202,41 @@ def test_sums_go_innermost_and_say_the_same() -> None:
     x, w = (generator.standard_normal(shape).astype(np.float32) for shape in ((3,), (2, 3, 4)))
     expected = (x[None, :, None] * w * np.arange(3)[None, :, None]).sum(1)
     for text in (SUM, str(module)):
-        (own,) = run(text, x, w, np.zeros((2, 4), np.float32))
-        np.testing.assert_allclose(own, expected, rtol=1e-5)
+        (actual,) = run(text, x, w, np.zeros((2, 4), np.float32))
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_matmuls_are_kept_apart() -> None:
-    module = parsed(MATMUL)
-    assert keep_matmuls_apart(module) == 1
+def test_barriers_isolate_matmuls() -> None:
+    module = parse(MATMUL)
+    assert isolate_matmuls(module) == 1
     assert str(module).count("util.optimization_barrier") == 2
-    assert keep_matmuls_apart(parsed(SUM)) == 0
+    assert isolate_matmuls(parse(SUM)) == 0
     a, b = np.ones((2, 3), np.float32), np.full((3, 4), 2, np.float32)
-    (own,) = run(str(module), a, b, np.zeros((2, 4), np.float32))
-    assert (own == 6).all()
+    (product,) = run(str(module), a, b, np.zeros((2, 4), np.float32))
+    assert (product == 6).all()
 
 
 def test_dispatches_of_a_layer(lowered: Callable[..., Lowered]) -> None:
-    """In IREE's own count: a convolution is one dispatch of two results, a layer of one has ten."""
-    made = lowered("lfm2-untied", four_bit, "mlir")
+    """IREE compiles a convolution to one dispatch with two results, and its layer to ten."""
+    build = lowered("lfm2-untied", four_bit, "mlir")
     device = DEVICES["cpu"]
     with torch.no_grad():
-        lowering = Lowering(made.program, made.weights, 8, "linalg", device)
+        lowering = Lowering(build.program, build.weights, 8, "linalg", device)
         module = lowering.module()
-    make_ready(module, device)
+    prepare_for_iree(module, device)
     flow = compiler.compile_str(
-        with_parameters(module, lowering.graphs),
+        add_host_functions(module, lowering.graphs),
         target_backends=[],
         extra_args=[*device.flags, *FLAGS, "--compile-to=flow"],
     ).decode()
     _, _, decode = flow.partition("util.func public @decode(")
     body, _, _ = decode.partition("util.return")
     dispatches = re.findall(r"(:2)? = flow\.dispatch @(\w+)", body)
-    config = made.checkpoint.config
+    config = build.checkpoint.config
     convs = config.layer_types.count("conv")
-    assert [two for two, _ in dispatches].count(":2") == convs
+    assert [results for results, _ in dispatches].count(":2") == convs
     names = [name for _, name in dispatches]
-    norm = names[2]  # the sum of squares of the first layer, behind the embedding's two
+    norm = names[2]  # the sum of squares of the first layer, after two dispatches of the embedding
     norms = [index for index, name in enumerate(names) if name == norm]
     assert config.layer_types[0] == "conv"
     assert norms[2] - norms[0] == 10  # a layer has two norms

@@ -1,4 +1,4 @@
-"""A module for Vulkan on Mesa's software driver; skipped where it is not."""
+"""A module for Vulkan on Mesa's software driver; skipped if the driver is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_matrix(
     kind: str, choose: Choose, lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VK_ICD_FILENAMES", str(LAVAPIPE))
-    made = lowered(kind, choose, "mlir", device="vulkan", chunk="16")
-    if (reason := made.target.why_not_here(made.asked)) is not None:
+    build = lowered(kind, choose, "mlir", device="vulkan", chunk="16")
+    if (reason := build.target.why_not_here(build.request)) is not None:
         pytest.skip(reason)
-    assert_matrix(made, made.target.run(made.folder))
+    assert_matrix(build, build.target.run(build.folder))

@@ -1,4 +1,4 @@
-"""The graphs of an accelerator, in torch behind a host, against the program that they come from."""
+"""An accelerator's graphs, in torch with a host, agree with the program."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lfmc.machine.progress import Silent
 from lfmc.parity.compare import cases, compare
 from lfmc.run.stepper import TorchStepper
 from lfmc.targets.base import Request, get_target
-from lfmc.targets.npu.bound_constants import Bound
-from lfmc.targets.npu.forms import BY_TAPS, PLAIN, Forms, Style
-from lfmc.targets.npu.graph import traced
+from lfmc.targets.npu.bound_constants import BoundConstants
+from lfmc.targets.npu.forms import BY_TAPS, DEFAULT_STYLE, Forms, Style
+from lfmc.targets.npu.graph import trace_graph
 from lfmc.targets.npu.host import HostStepper
 from lfmc.targets.npu.interface import Interface
-from lfmc.targets.npu.reference import Rounded
+from lfmc.targets.npu.reference import RoundedReference
 from lfmc.targets.npu.run_program import run_program
 from tests.factories import KINDS
 from tests.targets.lowering import choose_formats
@@ -29,59 +29,70 @@ CONTEXT = 96
 TEXT_KINDS = [kind for kind in KINDS if not kind.endswith("_vl")]
 
 
-def keep(value: Tensor, name: str) -> Tensor:
+def leave_unrounded(value: Tensor, name: str) -> Tensor:
     return value
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
-@pytest.mark.parametrize("style", [PLAIN, BY_TAPS, Style(by_parts=True)])
-def test_matrix(any_checkpoint: Callable[[str], Checkpoint], kind: str, style: Style) -> None:
-    """Every way to feed tokens: chunks that are filled up, single tokens, a reset, a window."""
+@pytest.mark.parametrize("style", [DEFAULT_STYLE, BY_TAPS, Style(by_parts=True)])
+def test_the_host_agrees_with_the_program(
+    any_checkpoint: Callable[[str], Checkpoint], kind: str, style: Style
+) -> None:
+    """Feed tokens in every way: padded chunks, single tokens, after a reset, beyond a window."""
     checkpoint = any_checkpoint(kind)
     config, target = checkpoint.config, get_target("qualcomm")
     plan = choose_formats(checkpoint, eight_bit, target.capabilities(config))
-    made, _ = build(checkpoint, target, plan, Request(CONTEXT, {}), Silent())
-    made.bind()
-    program, weights = made.program, made.weights
-    interface, given = Interface.of(config, CONTEXT, 16), Bound(program)
+    export_build, _ = build(checkpoint, target, plan, Request(CONTEXT, {}), Silent())
+    export_build.bind()
+    program, weights = export_build.program, export_build.weights
+    interface, constants = Interface.from_config(config, CONTEXT, 16), BoundConstants(program)
     table = weights.dequantized("model.embed_tokens.weight")
 
     def execute(count: int, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        own = interface.of_tokens(count)
-        assert {name: tuple(value.shape) for name, value in inputs.items()} == own.inputs
+        call = interface.with_tokens(count)
+        assert {name: tuple(value.shape) for name, value in inputs.items()} == call.inputs
         with torch.no_grad():
-            outputs = run_program(Forms(program, own, given, keep, style), inputs)
-        assert {name: tuple(value.shape) for name, value in outputs.items()} == own.outputs
+            outputs = run_program(Forms(program, call, constants, leave_unrounded, style), inputs)
+        assert {name: tuple(value.shape) for name, value in outputs.items()} == call.outputs
         return outputs
 
     host = HostStepper(interface, [1, 16], execute, lambda ids: table[ids])  # type: ignore[arg-type]
-    plain = TorchStepper(program.module, config, CONTEXT)
+    program_stepper = TorchStepper(program.module, config, CONTEXT)
     matrix = cases(config, CONTEXT, full=True)
-    rung = compare(3, "host", host, plain, matrix, config.vocab_size, tolerance=1e-5)
+    rung = compare(3, "host", host, program_stepper, matrix, config.vocab_size, tolerance=1e-5)
     assert rung.passed, rung
 
-    # What parity holds artifacts against has a program's states, and the same graphs.
-    alike = Rounded(program, interface, given, lambda ids: table[ids], keep, style)
-    reference = TorchStepper(alike, config, CONTEXT)
-    rung = compare(3, "reference", reference, plain, matrix, config.vocab_size, tolerance=1e-5)
+    # The reference of parity has the program's states, and the same graphs.
+    module = RoundedReference(
+        program, interface, constants, lambda ids: table[ids], leave_unrounded, style
+    )
+    reference = TorchStepper(module, config, CONTEXT)
+    rung = compare(
+        3, "reference", reference, program_stepper, matrix, config.vocab_size, tolerance=1e-5
+    )
     assert rung.passed, rung
 
 
-def test_names_are_the_same_for_every_length(any_checkpoint: Callable[[str], Checkpoint]) -> None:
-    """Steps are found with one length, and used with others."""
+def test_value_names_are_the_same_for_every_length(
+    any_checkpoint: Callable[[str], Checkpoint],
+) -> None:
+    """Ranges are observed in calls of one length, and used for the other lengths."""
     checkpoint = any_checkpoint("lfm2_moe")
     config, target = checkpoint.config, get_target("qualcomm")
     plan = choose_formats(checkpoint, eight_bit, target.capabilities(config))
-    made, _ = build(checkpoint, target, plan, Request(CONTEXT, {}), Silent())
-    interface = Interface.of(config, CONTEXT, 16)
+    export_build, _ = build(checkpoint, target, plan, Request(CONTEXT, {}), Silent())
+    interface = Interface.from_config(config, CONTEXT, 16)
 
-    def shape(sources: tuple[str, ...]) -> tuple[int, ...]:
-        found = tuple(checkpoint.tensors[sources[0]].shape)
-        return found[::-1] if len(found) == 2 else found
+    def shape_of(sources: tuple[str, ...]) -> tuple[int, ...]:
+        shape = tuple(checkpoint.tensors[sources[0]].shape)
+        return shape[::-1] if len(shape) == 2 else shape
 
     graphs = [
-        traced(made.program, interface.of_tokens(count), shape, keep, BY_TAPS) for count in (1, 16)
+        trace_graph(
+            export_build.program, interface.with_tokens(count), shape_of, leave_unrounded, BY_TAPS
+        )
+        for count in (1, 16)
     ]
-    assert graphs[0].kept == graphs[1].kept
+    assert graphs[0].value_names == graphs[1].value_names
     assert graphs[0].constants == graphs[1].constants
-    assert len(graphs[0].kept) > 100
+    assert len(graphs[0].value_names) > 100

@@ -1,4 +1,4 @@
-"""The model of ONNX Runtime's kernels, on its own (the artifact's probes compare it with them)."""
+"""The torch model of ONNX Runtime's kernels (parity compares it with the kernels themselves)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_rounding_moves_no_value_by_more_than_half_a_step(
     rounded = round_groups(x, block)
     assert rounded.shape == x.shape
     for start in range(0, size, block):
-        own = x[:, start : start + block]
-        half_step = own.abs().amax(-1, keepdim=True) / 127 / 2
-        moved = (rounded[:, start : start + block] - own).abs()
+        values = x[:, start : start + block]
+        half_step = values.abs().amax(-1, keepdim=True) / 127 / 2
+        moved = (rounded[:, start : start + block] - values).abs()
         assert bool((moved <= half_step * 1.0001).all())
 
 
@@ -29,7 +29,7 @@ def test_zero_blocks_stay_zero() -> None:
     assert torch.equal(round_groups(torch.zeros(2, 48), 32), torch.zeros(2, 48))
 
 
-def test_tables_agree_with_the_plain_product() -> None:
+def test_tables_agree_with_the_float_product() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(6, 128, generator=generator)
     codes = torch.randint(4, (24, 128), generator=generator, dtype=torch.uint8)
@@ -39,6 +39,6 @@ def test_tables_agree_with_the_plain_product() -> None:
         middle = 2.0 if points is None else points.float().unsqueeze(-1)
         weight = ((codes.view(24, 4, 32).float() - middle) * scales.unsqueeze(-1)).flatten(1)
         expected = x @ weight.T
-        found = table_matmul(x, codes, scales, points, 32)
-        assert (found - expected).abs().max() < 0.02 * expected.abs().max()
-        assert not torch.equal(found, expected)  # the tables are rounded
+        actual = table_matmul(x, codes, scales, points, 32)
+        assert (actual - expected).abs().max() < 0.02 * expected.abs().max()
+        assert not torch.equal(actual, expected)  # the tables are rounded

@@ -49,16 +49,16 @@ FLOAT_KERNELS: list[tuple[str, Choose, str]] = [
 def test_matrix_with_float_activations(
     lowered: Make, name: str, choose: Choose, layout: str
 ) -> None:
-    made = lowered(name, choose, layout=layout)
-    config, context = made.checkpoint.config, made.asked.context
+    build = lowered(name, choose, layout=layout)
+    config, context = build.checkpoint.config, build.request.context
     matrix = cases(config, context, full=True)
     assert any("window" in case.name for case in matrix) == (SLIDING in config.layer_types)
-    assert made.target.tolerance(made.program, exact=True) == ARTIFACT_TOLERANCE
+    assert build.target.tolerance(build.program, exact=True) == ARTIFACT_TOLERANCE
     rung = compare(
         3,
         "artifact",
-        made.target.run(made.folder, exact=True),
-        TorchStepper(made.program.module, config, context),
+        build.target.run(build.folder, exact=True),
+        TorchStepper(build.program.module, config, context),
         matrix,
         config.vocab_size,
         tolerance=2e-5,
@@ -70,9 +70,9 @@ def test_matrix_with_float_activations(
     ("name", "choose"),
     [("lfm2-moe-8m", mixed), ("lfm2_moe", mixed), ("lfm2-untied", two_bit), ("lfm3", four_bit)],
 )
-def test_every_operator_alone_as_shipped(lowered: Make, name: str, choose: Choose) -> None:
-    made = lowered(name, choose)
-    rung = operator_parity(made.program, made.folder, made.artifact)
+def test_every_operator_in_isolation_as_shipped(lowered: Make, name: str, choose: Choose) -> None:
+    build = lowered(name, choose)
+    rung = operator_parity(build.program, build.folder, build.artifact)
     assert rung.passed, rung
     assert rung.tolerance == FLOAT_TOLERANCE
     kinds = {case.case for case in rung.cases}
@@ -84,60 +84,64 @@ def symmetric(row: PlanRow) -> Format:
     return Format(4, 32, True, "float16")
 
 
-def test_a_tie_behind_a_product_that_cancels_is_known(
+def test_a_tie_after_a_product_that_cancels_is_detected(
     any_checkpoint: Callable[[str], Checkpoint], tmp_path: Path
 ) -> None:
-    """One row of the bundled checkpoint's experts hangs on it with this plan."""
-    made = lower(any_checkpoint(demo_path().name), symmetric, tmp_path, context=128)
-    rung = operator_parity(made.program, made.folder, made.artifact)
+    """With this plan, one row of the bundled checkpoint's experts depends on such a tie."""
+    build = lower(any_checkpoint(demo_path().name), symmetric, tmp_path, context=128)
+    rung = operator_parity(build.program, build.folder, build.artifact)
     assert rung.passed, rung
 
 
 def test_mixed_experts_as_shipped_agree_with_the_same_rounding(lowered: Make) -> None:
-    made = lowered("lfm2-moe-8m", mixed)
-    tokens = random_tokens(made.checkpoint.config, 1, 40)
-    ours = made.target.run(made.folder).step(tokens[0])
-    reference = made.reference(exact=False)
-    theirs = TorchStepper(reference, made.checkpoint.config, 96).step(tokens)
-    plain = TorchStepper(made.program.module, made.checkpoint.config, 96).step(tokens)
-    agreed = (ours - theirs).abs().mean() / theirs.abs().max()
-    unrounded = (ours - plain).abs().mean() / theirs.abs().max()
-    assert agreed < 0.5 * unrounded  # the rounding is understood, not only tolerated
+    build = lowered("lfm2-moe-8m", mixed)
+    tokens = random_tokens(build.checkpoint.config, 1, 40)
+    actual = build.target.run(build.folder).step(tokens[0])
+    reference = build.reference(exact=False)
+    rounded = TorchStepper(reference, build.checkpoint.config, 96).step(tokens)
+    unrounded = TorchStepper(build.program.module, build.checkpoint.config, 96).step(tokens)
+    rounded_error = (actual - rounded).abs().mean() / rounded.abs().max()
+    unrounded_error = (actual - unrounded).abs().mean() / rounded.abs().max()
+    assert rounded_error < 0.5 * unrounded_error  # the reference reproduces the rounding
 
 
 def test_a_batch_is_its_rows(lowered: Make) -> None:
-    made = lowered("lfm3", four_bit)
-    tokens = random_tokens(made.checkpoint.config, 2, 12)
-    batch = OnnxStepper(made.folder, exact=True, batch=2)
-    together = [batch.step(tokens[:, :8]), batch.step(tokens[:, 8:9]), batch.step(tokens[:, 9:10])]
+    build = lowered("lfm3", four_bit)
+    tokens = random_tokens(build.checkpoint.config, 2, 12)
+    batch = OnnxStepper(build.folder, exact=True, batch=2)
+    batch_logits = [
+        batch.step(tokens[:, :8]),
+        batch.step(tokens[:, 8:9]),
+        batch.step(tokens[:, 9:10]),
+    ]
     for row in range(2):
-        one = OnnxStepper(made.folder, exact=True)
-        alone = torch.cat([one.step(tokens[row, :8]), one.step(tokens[row, 8:10])])
-        torch.testing.assert_close(torch.cat(together, 1)[row], alone, atol=2e-5, rtol=0)
+        stepper = OnnxStepper(build.folder, exact=True)
+        single = torch.cat([stepper.step(tokens[row, :8]), stepper.step(tokens[row, 8:10])])
+        torch.testing.assert_close(torch.cat(batch_logits, 1)[row], single, atol=2e-5, rtol=0)
 
 
 def test_floats_equal_the_checkpoint(lowered: Make) -> None:
-    made = lowered("lfm2_moe", floats)
-    tokens = random_tokens(made.checkpoint.config, 1, 30)[0]
-    ours = made.target.run(made.folder).step(tokens)
-    theirs = decoder_stepper(made.checkpoint.decoder(), 96).step(tokens)
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    build = lowered("lfm2_moe", floats)
+    tokens = random_tokens(build.checkpoint.config, 1, 30)[0]
+    actual = build.target.run(build.folder).step(tokens)
+    expected = decoder_stepper(build.checkpoint.decoder(), 96).step(tokens)
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_a_wrong_scale_fails_both_comparisons(
+def test_a_wrong_scale_fails_operator_parity(
     lowered: Make, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    made = lowered("lfm2-moe-8m", mixed)
+    build = lowered("lfm2-moe-8m", mixed)
     name = "model.layers.3.feed_forward.experts.0.w2.weight"
-    packed = made.weights.packed((name,))
-    spoiled = packed.scales.clone()
-    spoiled[:, 0] *= 1.25
-    folder = tmp_path_factory.mktemp("spoiled")
-    for file in made.artifact.files:
-        data = (made.folder / file).read_bytes()
-        found, wrong = (t.numpy().tobytes() for t in (packed.scales, spoiled))
-        (folder / file).write_bytes(data.replace(found, wrong))
+    packed = build.weights.packed((name,))
+    wrong_scales = packed.scales.clone()
+    wrong_scales[:, 0] *= 1.25
+    folder = tmp_path_factory.mktemp("wrong")
+    for file in build.artifact.files:
+        data = (build.folder / file).read_bytes()
+        right, wrong = (t.numpy().tobytes() for t in (packed.scales, wrong_scales))
+        (folder / file).write_bytes(data.replace(right, wrong))
     assert (folder / "model.onnx.data").read_bytes() != (
-        made.folder / "model.onnx.data"
+        build.folder / "model.onnx.data"
     ).read_bytes()
-    assert not operator_parity(made.program, folder, made.artifact).passed
+    assert not operator_parity(build.program, folder, build.artifact).passed

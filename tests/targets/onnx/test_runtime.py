@@ -1,4 +1,4 @@
-"""The stepper: what an app may do with an artifact, and what is refused."""
+"""The stepper: calls that it supports, and calls that it refuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(lowered: Make) -> Path:
     return lowered("lfm2-moe-8m", mixed).folder
 
 
-def test_reset_forgets(folder: Path) -> None:
+def test_reset_clears_the_states(folder: Path) -> None:
     stepper = OnnxStepper(folder)
     first = stepper.step([1, 5, 9])
     stepper.step([7, 7])

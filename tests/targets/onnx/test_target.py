@@ -1,4 +1,4 @@
-"""Capabilities: what the allocator may choose from."""
+"""Capabilities: the formats that the allocator may choose."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def test_groups_of_tables_and_experts_are_whole() -> None:
     assert {f.group for f in target.capabilities(config).expert} == {32, 64, 128}
     assert config.moe is not None
     narrow = replace(config, hidden_size=96, moe=replace(config.moe, ffn_size=64))
-    found = target.capabilities(narrow)
-    assert {f.group for f in found.embedding} == {32}
-    assert {f.group for f in found.expert} == {32}
-    assert {f.group for f in found.linear} == {32, 64, 128}
+    capabilities = target.capabilities(narrow)
+    assert {f.group for f in capabilities.embedding} == {32}
+    assert {f.group for f in capabilities.expert} == {32}
+    assert {f.group for f in capabilities.linear} == {32, 64, 128}
 
 
 def test_a_size_that_no_format_fits_is_refused(
@@ -35,7 +35,7 @@ def test_a_size_that_no_format_fits_is_refused(
     assert make_plan(odd, capabilities, "none", None).rows
 
 
-def test_other_targets_are_named() -> None:
-    with pytest.raises(InputError, match="no such target") as caught:
+def test_an_unknown_target_error_lists_the_targets() -> None:
+    with pytest.raises(InputError, match="no such target") as error:
         get_target("abacus")
-    assert "onnx" in str(caught.value)
+    assert "onnx" in str(error.value)

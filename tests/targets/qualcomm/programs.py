@@ -1,4 +1,4 @@
-"""Formats that tests choose for QNN."""
+"""Formats of weights that the tests of NPUs choose."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def four_bit_rows(row: PlanRow) -> Format:
     return Format(4, ROW, True, "float32")
 
 
-def both(row: PlanRow) -> Format:
-    """8 bits and 4 in turn, experts' w2 of another width than their w1 and w3."""
+def mixed_bits(row: PlanRow) -> Format:
+    """Mix 4 and 8 bits; w2 of an expert has another width than its w1 and w3."""
     if row.role == "expert":
         narrow = bool((expert_of(row) + row.name.endswith("w2.weight")) % 2)
     else:
@@ -24,5 +24,5 @@ def both(row: PlanRow) -> Format:
     return Format(4 if narrow else 8, ROW, True, "float32")
 
 
-def halves(row: PlanRow) -> Floats:
+def float16(row: PlanRow) -> Floats:
     return Floats("float16")

@@ -1,11 +1,12 @@
-"""A library's OpenCL code on PoCL, an OpenCL driver of the CPU; TVM's wheel has no OpenCL runtime.
+"""Run a library's OpenCL code on PoCL, an OpenCL driver for CPUs; TVM's wheel has no OpenCL
+runtime.
 
-The library runs as it is, by TVM's virtual machine. What the wheel lacks is given to its
-registries: a device whose memory is the CPU's (PoCL takes its pointers as they are), a loader of
-the OpenCL code inside the library, and its kernels, which pyopencl makes of that code and starts.
+TVM's virtual machine runs the unchanged library. This module adds to TVM's registries what the
+wheel lacks: a device whose memory is the CPU's memory (PoCL accepts CPU pointers), a loader of the
+OpenCL code in the library, and the kernels, which pyopencl builds from the code and launches.
 
-`python -m tests.targets.tvm.pocl BUNDLE --serve` answers what the C++ runners answer; a process of
-its own, as registries and devices can't be taken back.
+`python -m tests.targets.tvm.pocl BUNDLE --serve` speaks the protocol of the C++ runners. It runs in
+a process of its own, because registrations and devices can't be removed.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm.runtime  # noqa: F401 (it registers the CPU's device)
+import tvm.runtime  # noqa: F401 (registers the CPU's device)
 import tvm_ffi
 
 from lfmc.targets.tvm.runtime import TvmStepper
 
 AXES = "xyz"
-POINTER = 3  # DLPack's code of a handle
+POINTER = 3  # DLPack's type code of a handle
 NUMBERS = {(0, 32): np.int32, (0, 64): np.int64, (2, 32): np.float32}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A kernel: its arguments' dtypes as (code, bits), and what the numbers behind them say."""
+    """A kernel: the dtypes of its arguments as (code, bits), and the meaning of the launch sizes
+    after the arguments."""
 
     name: str
     types: Sequence[tuple[int, int]]
@@ -39,20 +41,20 @@ class Entry:
 
 
 def parse(blob: bytes) -> tuple[list[Entry], str]:
-    """What TVM writes of an OpenCL module: the kernels and their source."""
-    at = 0
+    """Parse TVM's serialized OpenCL module; return the kernels and their source."""
+    offset = 0
 
-    def number(form: str = "Q") -> int:
-        nonlocal at
-        (value,) = struct.unpack_from(f"<{form}", blob, at)
-        at += struct.calcsize(form)
+    def number(format: str = "Q") -> int:
+        nonlocal offset
+        (value,) = struct.unpack_from(f"<{format}", blob, offset)
+        offset += struct.calcsize(format)
         return int(value)
 
     def text() -> str:
-        nonlocal at
+        nonlocal offset
         size = number()
-        at += size
-        return blob[at - size : at].decode()
+        offset += size
+        return blob[offset - size : offset].decode()
 
     def dtype() -> tuple[int, int]:
         code, bits, lanes = number("B"), number("B"), number("H")
@@ -60,22 +62,22 @@ def parse(blob: bytes) -> tuple[list[Entry], str]:
         return code, bits
 
     def entry() -> Entry:
-        name, again = text(), text()
-        assert name == again
+        name, function_name = text(), text()
+        assert name == function_name
         types = [dtype() for _ in range(number())]
         launch = [text() for _ in range(number())]
-        assert not any(number("i") for _ in range(number()))  # no argument is something special
+        assert not any(number("i") for _ in range(number()))  # no argument has a special type
         return Entry(name, types, launch)
 
     assert text() == "cl"
     entries = [entry() for _ in range(number())]
     source = text()
-    assert at == len(blob)
+    assert offset == len(blob)
     return entries, source
 
 
 class Driver:
-    """Kernels by pyopencl."""
+    """Builds and launches kernels with pyopencl."""
 
     def __init__(self) -> None:
         import pyopencl
@@ -85,48 +87,52 @@ class Driver:
         self._queue = pyopencl.CommandQueue(self._context)
 
     def load(self, blob: bytes) -> Any:
-        """Build a library's code, put its kernels where the library's functions look for them, and
-        give TVM a module without functions instead."""
+        """Build the code of a library, register its kernels where the functions of the library look
+        them up, and return a module without functions for TVM."""
         entries, source = parse(blob)
         program = self._cl.Program(self._context, source).build()
         for entry in entries:
             kernel = getattr(program, entry.name)
-            tvm_ffi.register_global_func(entry.name, self._starter(kernel, entry), override=True)
+            tvm_ffi.register_global_func(
+                entry.name, self._make_launcher(kernel, entry), override=True
+            )
         return tvm_ffi.get_global_func("runtime.CSourceModuleCreate")("", "c", [], [])
 
-    def _starter(self, kernel: Any, entry: Entry) -> Any:
+    def _make_launcher(self, kernel: Any, entry: Entry) -> Any:
         count = len(entry.types)
 
-        def start(*args: Any) -> None:
-            for index, (value, kind) in enumerate(zip(args[:count], entry.types, strict=True)):
-                kernel.set_arg(index, self._argument(value, kind))
-            told = dict(zip(entry.launch, args[count:], strict=True))
-            local = [told.pop(f"threadIdx.{axis}", 1) for axis in AXES]
-            blocks = [told.pop(f"blockIdx.{axis}", 1) for axis in AXES]
-            whole = [each * many for each, many in zip(local, blocks, strict=True)]
-            assert not told
-            self._cl.enqueue_nd_range_kernel(self._queue, kernel, whole, local)
+        def launch(*args: Any) -> None:
+            for index, (value, dtype) in enumerate(zip(args[:count], entry.types, strict=True)):
+                kernel.set_arg(index, self._argument(value, dtype))
+            sizes = dict(zip(entry.launch, args[count:], strict=True))
+            local_size = [sizes.pop(f"threadIdx.{axis}", 1) for axis in AXES]
+            grid = [sizes.pop(f"blockIdx.{axis}", 1) for axis in AXES]
+            global_size = [
+                threads * block_count for threads, block_count in zip(local_size, grid, strict=True)
+            ]
+            assert not sizes
+            self._cl.enqueue_nd_range_kernel(self._queue, kernel, global_size, local_size)
             self._queue.finish()
 
-        return start
+        return launch
 
-    def _argument(self, value: Any, kind: tuple[int, int]) -> Any:
-        if kind[0] != POINTER:
-            return NUMBERS[kind](value)
+    def _argument(self, value: Any, dtype: tuple[int, int]) -> Any:
+        if dtype[0] != POINTER:
+            return NUMBERS[dtype](value)
         memory = (ctypes.c_char * 1).from_address(value.value)
         return self._cl.SVM(np.frombuffer(memory, np.uint8))
 
 
 def pocl_device() -> Any:
-    """The CPU as PoCL's device, or None where PoCL is not on this machine."""
+    """Return the CPU as PoCL's device, or None if PoCL is not installed."""
     import pyopencl
 
     try:
         platforms = pyopencl.get_platforms()
-    except pyopencl.LogicError:  # there is no platform at all
+    except pyopencl.LogicError:  # no OpenCL platform is installed
         return None
-    found = [p for p in platforms if p.name == "Portable Computing Language"]
-    return found[0].get_devices()[0] if found else None
+    matches = [platform for platform in platforms if platform.name == "Portable Computing Language"]
+    return matches[0].get_devices()[0] if matches else None
 
 
 def serve(bundle: Path) -> None:

@@ -1,42 +1,41 @@
-"""A whole export, and the bundle as an app finds it."""
+"""A whole export, and the bundle as an app loads it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import lfmc
 from lfmc.bundle.bundle import Bundle
-from lfmc.checkpoint.checkpoint import open_checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.exporter.export import export
 from lfmc.exporter.reverify import reverify
 from lfmc.lowering.request import Options
 from lfmc.machine.progress import Silent
 from lfmc.targets.base import get_target
-from tests.targets.matrix import export_demo
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Of the bundled checkpoint, at most 6 bits a weight, for 128 tokens."""
-    return export_demo("tvm", tmp_path_factory.mktemp("tvm") / "bundle", 6.0)
+def bundle(tiny_bundle: Callable[..., Bundle]) -> Bundle:
+    return tiny_bundle("tvm", 6.0)
 
 
-def test_the_manifest_says_what_a_host_needs(bundle: Bundle) -> None:
+def test_the_manifest_states_the_requirements_on_a_host(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest["artifact"] == ["model.so", "params.safetensors"]
     assert manifest["not_executed"] is None
     assert manifest["made_for"]["kind"] == "cpu"
     assert manifest["functions"] == ["decode", "prefill", "score", "decode_exact", "score_exact"]
     kinds = [state["name"].split("_")[0] for state in manifest["states"]]
-    assert (kinds.count("conv"), kinds.count("key"), kinds.count("value")) == (4, 2, 2)
+    assert (kinds.count("conv"), kinds.count("key"), kinds.count("value")) == (2, 2, 2)
 
 
-def test_it_is_verified_again_from_its_files(bundle: Bundle) -> None:
-    found = reverify(bundle, open_checkpoint(), Silent(), "fast")
-    assert found["golden"] == 3
-    assert [rung["number"] for rung in found["parity"]] == [1, 2, 3, 3, 3, 3]
+def test_a_bundle_is_verified_again_from_its_files(bundle: Bundle, tiny_moe: Checkpoint) -> None:
+    report = reverify(bundle, tiny_moe, Silent(), "fast")
+    assert report["golden"] == 3
+    assert [rung["number"] for rung in report["parity"]] == [1, 2, 3, 3, 3, 3]
     assert lfmc.load(bundle.path).step([1, 2, 3]).shape == (3, 8192)
 
 
@@ -48,10 +47,10 @@ def test_a_library_for_another_cpu_is_read_back_and_not_run(tmp_path: Path) -> N
     if target.missing_tools().get("device=cpu:neon-dotprod"):
         pytest.skip("nothing links for 64-bit Arm on this machine")
     path = tmp_path / "bundle"
-    made, report = export(checkpoint, target, path, options, force=False, progress=Silent())
-    assert made.manifest["not_executed"].startswith("this machine is no aarch64")
+    exported, report = export(checkpoint, target, path, options, force=False, progress=Silent())
+    assert exported.manifest["not_executed"].startswith("this machine is no aarch64")
     assert report.verification is not None
     assert [bool(rung.skipped) for rung in report.verification.rungs] == [False, False, True, True]
-    found = reverify(made, checkpoint, Silent(), "fast")
-    assert "golden" not in found
-    assert found["not_executed"] == made.manifest["not_executed"]
+    reverified = reverify(exported, checkpoint, Silent(), "fast")
+    assert "golden" not in reverified
+    assert reverified["not_executed"] == exported.manifest["not_executed"]

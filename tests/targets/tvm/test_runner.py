@@ -21,9 +21,9 @@ from tests.targets.lowering import Choose, Lowered, four_bit, lower
 from tests.targets.programs import PROGRAMS, floats, mixed
 from tests.targets.runner import RunnerStepper, arm, as_bundle, native
 
-Make = Callable[..., Lowered]
+Lower = Callable[..., Lowered]
 Start = Callable[[Lowered, Path], RunnerStepper]
-Runner = tuple[list[str], str]  # a command, and the device that its bundles are for
+Runner = tuple[list[str], str]  # a command, and the device of its bundles
 
 
 @pytest.fixture(scope="session", params=["native", pytest.param("arm", marks=pytest.mark.arm)])
@@ -36,32 +36,34 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def start(runner: Runner) -> Iterator[Start]:
-    """`start(made, folder)`: a conversation with the runner, ended with the test."""
-    begun = []
+    """Return `start(build, folder)`, which starts a conversation with the runner; the fixture ends
+    it after the test."""
+    steppers = []
 
-    def begin(made: Lowered, folder: Path) -> RunnerStepper:
-        vocab_size, context = made.checkpoint.config.vocab_size, made.asked.context
-        begun.append(RunnerStepper(runner[0], as_bundle(made, folder), context, vocab_size))
-        return begun[-1]
+    def start_runner(build: Lowered, folder: Path) -> RunnerStepper:
+        vocab_size, context = build.checkpoint.config.vocab_size, build.request.context
+        steppers.append(RunnerStepper(runner[0], as_bundle(build, folder), context, vocab_size))
+        return steppers[-1]
 
-    yield begin
-    for stepper in begun:
+    yield start_runner
+    for stepper in steppers:
         stepper.close()
 
 
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_matrix(
-    lowered: Make, runner: Runner, start: Start, name: str, choose: Choose, tmp_path: Path
+    lowered: Lower, runner: Runner, start: Start, name: str, choose: Choose, tmp_path: Path
 ) -> None:
-    """Floats to float precision; rounded activations to what turned roundings move."""
-    made = lowered(name, choose, "tvm", device=runner[1])
-    config, context = made.checkpoint.config, made.asked.context
+    """Compare float weights to float precision, and rounded activations within the effect of single
+    roundings that differ."""
+    build = lowered(name, choose, "tvm", device=runner[1])
+    config, context = build.checkpoint.config, build.request.context
     rung = compare(
         3,
         "runner",
-        start(made, tmp_path),
+        start(build, tmp_path),
         TorchStepper(
-            made.reference(exact=False),
+            build.reference(exact=False),
             config,
             context,
         ),
@@ -71,19 +73,19 @@ def test_matrix(
     )
     assert rung.passed, rung
     (single,) = (case for case in rung.cases if case.case == "one-token prompt")
-    assert single.difference < 1e-5  # too few roundings for one of them to turn
+    assert single.difference < 1e-5  # too few roundings for one to differ
 
 
-def test_it_says_what_python_says(
-    lowered: Make, runner: Runner, start: Start, tmp_path: Path
+def test_the_runner_equals_python(
+    lowered: Lower, runner: Runner, start: Start, tmp_path: Path
 ) -> None:
-    made = lowered("lfm2_moe", mixed, "tvm", device=runner[1])
+    build = lowered("lfm2_moe", mixed, "tvm", device=runner[1])
     if runner[1] != "cpu":
         pytest.skip("Python runs on another CPU than this runner")
-    tokens = random_tokens(made.checkpoint.config, 1, 40)[0]
-    ours, theirs = start(made, tmp_path), made.target.run(made.folder)
+    tokens = random_tokens(build.checkpoint.config, 1, 40)[0]
+    runner_stepper, python_stepper = start(build, tmp_path), build.target.run(build.folder)
     for piece in tokens.split([30, 1, 9]):
-        assert torch.equal(ours.step(piece), theirs.step(piece))
+        assert torch.equal(runner_stepper.step(piece), python_stepper.step(piece))
 
 
 @pytest.mark.arm
@@ -95,36 +97,38 @@ def test_trained_checkpoints(
     name: str,
     tmp_path: Path,
 ) -> None:
-    """As near to torch that rounds alike as the export's own gate asks for."""
+    """The runner is as close to torch with the same rounding as the gate of an export requires."""
     options = {"device": runner[1]}
-    made = lower(any_checkpoint(name), mixed, tmp_path, name="tvm", options=options)
-    rounding = made.reference(exact=False)
-    rung = noise_rung(made.program, rounding, start(made, tmp_path / "bundle"))
+    build = lower(any_checkpoint(name), mixed, tmp_path, name="tvm", options=options)
+    rounding = build.reference(exact=False)
+    rung = noise_rung(build.program, rounding, start(build, tmp_path / "bundle"))
     assert rung.passed, rung
     assert rung.cases[0].difference < 1e-2
 
 
-def test_what_it_says(lowered: Make, runner: Runner, tmp_path: Path) -> None:
-    made = lowered("lfm2-untied", four_bit, "tvm", device=runner[1])
-    tokenizer, ids = made.checkpoint.tokenizer(), [1, 523, 88]
-    command = [*runner[0], str(as_bundle(made, tmp_path)), "1,523,88", "12"]
+def test_the_runner_prints_the_continuation(lowered: Lower, runner: Runner, tmp_path: Path) -> None:
+    build = lowered("lfm2-untied", four_bit, "tvm", device=runner[1])
+    tokenizer, ids = build.checkpoint.tokenizer(), [1, 523, 88]
+    command = [*runner[0], str(as_bundle(build, tmp_path)), "1,523,88", "12"]
     for name in ("tokenizer.json",):
-        (tmp_path / name).write_bytes((made.checkpoint.path / name).read_bytes())
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr
-    assert "tokens/s" in said.stderr
+        (tmp_path / name).write_bytes((build.checkpoint.path / name).read_bytes())
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "tokens/s" in process.stderr
     if runner[1] == "cpu":
-        stepper = made.target.run(made.folder)
-        own = list(continue_tokens(stepper, ids, 12, made.checkpoint.stop_ids))
-        assert said.stdout == tokenizer.decode(own) + "\n"
+        stepper = build.target.run(build.folder)
+        tokens = list(continue_tokens(stepper, ids, 12, build.checkpoint.stop_ids))
+        assert process.stdout == tokenizer.decode(tokens) + "\n"
 
 
-def test_what_it_refuses(lowered: Make, runner: Runner, start: Start, tmp_path: Path) -> None:
-    made = lowered("lfm2-untied", four_bit, "tvm", device=runner[1])
-    stepper = start(made, tmp_path)
+def test_the_runner_refuses_invalid_requests(
+    lowered: Lower, runner: Runner, start: Start, tmp_path: Path
+) -> None:
+    build = lowered("lfm2-untied", four_bit, "tvm", device=runner[1])
+    stepper = start(build, tmp_path)
     first = stepper.step([1, 2, 3])
     with pytest.raises(InputError, match="outside of the vocabulary"):
-        stepper.step([made.checkpoint.config.vocab_size])
+        stepper.step([build.checkpoint.config.vocab_size])
     with pytest.raises(InputError, match="longer than the exported context of 96 tokens"):
         stepper.step([1] * 94)
     stepper.step([1] * 93)
@@ -144,17 +148,17 @@ def test_what_it_refuses(lowered: Make, runner: Runner, start: Start, tmp_path: 
         (lambda path: (path / "params.safetensors").write_bytes(b"0" * 5000), "is cut"),
     ],
 )
-def test_a_bundle_that_is_none(
+def test_an_invalid_bundle_is_refused(
     runner: Runner,
-    lowered: Make,
+    lowered: Lower,
     tmp_path: Path,
     spoil: Callable[[Path], object],
     message: str,
 ) -> None:
     folder = as_bundle(lowered("lfm2-untied", four_bit, "tvm", device=runner[1]), tmp_path)
     spoil(folder)
-    done = subprocess.run(
+    process = subprocess.run(
         [*runner[0], str(folder), "1"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
-    assert message in done.stderr
+    assert process.returncode == 1
+    assert message in process.stderr

@@ -1,1 +1,1 @@
-"""The kernels for GPUs: the same names and signatures as those for CPUs, activations as floats."""
+"""Kernels for GPUs: the names and signatures of the CPU kernels, with float activations."""

@@ -1,4 +1,4 @@
-"""Grouped-query attention over a cache, laid out as for CPUs."""
+"""Grouped-query attention over a KV cache, with the cache layout of the CPU kernels."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from lfmc.targets.tvm.kernels.attention import (
-    FAR,
+    MASKED,
     SLOTS,
     Heads,
     attend_parameters,
-    heads_parameters,
+    write_heads_parameters,
 )
 from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Columns,
     Expr,
     PrimFunc,
+    alloc_local,
     bind,
     build,
     cast,
     exp,
-    local,
-    put,
-    tokens_of,
+    store,
+    token_count,
 )
 from lfmc.targets.tvm.kernels.gpu.grid import (
     add,
-    blocks,
-    each,
+    alloc_shared,
+    for_each,
     reduce,
-    shared,
-    strided,
+    strided_loop,
     sync,
+    thread_blocks,
 )
 
 
@@ -43,16 +43,16 @@ def write_heads(
     eps: float,
     tokens: int | None,
 ) -> PrimFunc:
-    """A thread a head."""
-    count = tokens_of(tokens)
-    q, k, dim = heads.queries, heads.keys, heads.dim
-    parameters = heads_parameters(heads, parts, dtypes, count)
+    """Normalize and rotate heads, and write the cache: one thread per head."""
+    count = token_count(tokens)
+    query_heads, key_heads, dim = heads.queries, heads.keys, heads.dim
+    parameters = write_heads_parameters(heads, parts, dtypes, count)
     starts = [part.start for part in parts]
 
     def body(
-        given_q: Buffer,
-        given_k: Buffer,
-        given_v: Buffer,
+        q: Buffer,
+        k: Buffer,
+        v: Buffer,
         start: Buffer,
         q_norm: Buffer,
         k_norm: Buffer,
@@ -62,96 +62,104 @@ def write_heads(
         values: Buffer,
         y: Buffer,
     ) -> None:
-        def turned(x: Buffer, token: Expr, first: Expr, norm: Buffer) -> Buffer:
-            squares, found = local(1), local(dim)
-            put(squares, tirx.const(0.0, "float32"), 0)
-            for at in range(dim):
-                value = bind(x[token, first + at])
-                put(squares, squares[0] + value * value, 0)
+        def rotate(x: Buffer, token: Expr, first: Expr, norm: Buffer) -> Buffer:
+            squares, result = alloc_local(1), alloc_local(dim)
+            store(squares, tirx.const(0.0, "float32"), 0)
+            for column in range(dim):
+                value = bind(x[token, first + column])
+                store(squares, squares[0] + value * value, 0)
             mean = squares[0] / tirx.const(float(dim), "float32")
             root = tirx.sqrt(mean + tirx.const(eps, "float32"))
             factor = bind(tirx.const(1.0, "float32") / root)
             half = dim // 2
-            for at in range(half):
-                low = bind(x[token, first + at] * factor * cast(norm[at], "float32"))
-                high = bind(x[token, first + half + at] * factor * cast(norm[half + at], "float32"))
-                put(found, low * cos[token, at] - high * sin[token, at], at)
-                put(found, high * cos[token, at] + low * sin[token, at], half + at)
-            return found
+            for column in range(half):
+                low = bind(x[token, first + column] * factor * cast(norm[column], "float32"))
+                high = bind(
+                    x[token, first + half + column] * factor * cast(norm[half + column], "float32")
+                )
+                store(result, low * cos[token, column] - high * sin[token, column], column)
+                store(result, high * cos[token, column] + low * sin[token, column], half + column)
+            return result
 
-        def one(at: Expr) -> None:
-            token, head = bind(tirx.floordiv(at, q + k)), bind(tirx.floormod(at, q + k))
+        def process_head(index: Expr) -> None:
+            token = bind(tirx.floordiv(index, query_heads + key_heads))
+            head = bind(tirx.floormod(index, query_heads + key_heads))
             position = bind(start[0] + token)
-            with T.If(head < q):
+            with T.If(head < query_heads):
                 with T.Then():
-                    found = turned(given_q, token, starts[0] + head * dim, q_norm)
-                    for index in range(dim):
-                        put(y, found[index], token, head * dim + index)
+                    rotated = rotate(q, token, starts[0] + head * dim, q_norm)
+                    for column in range(dim):
+                        store(y, rotated[column], token, head * dim + column)
                 with T.Else():
-                    own = bind(head - q)
-                    found = turned(given_k, token, starts[1] + own * dim, k_norm)
+                    key_head = bind(head - query_heads)
+                    rotated = rotate(k, token, starts[1] + key_head * dim, k_norm)
                     block, slot = tirx.floordiv(position, SLOTS), tirx.floormod(position, SLOTS)
-                    for index in range(dim):
-                        put(keys, found[index], own, block, index, slot)
-                        value = given_v[token, starts[2] + own * dim + index]
-                        put(values, value, own, position, index)
+                    for column in range(dim):
+                        store(keys, rotated[column], key_head, block, column, slot)
+                        value = v[token, starts[2] + key_head * dim + column]
+                        store(values, value, key_head, position, column)
 
-        each(count * (q + k), one)
+        for_each(count * (query_heads + key_heads), process_head)
 
     return build(parameters, body)
 
 
 def attend(heads: Heads, window: int, tokens: int | None) -> PrimFunc:
-    """A block for each token and query head: a thread takes every so manyth position, and keeps a
-    sum, its weight and the highest score; then they are brought together."""
-    count, dim = tokens_of(tokens), heads.dim
-    threads = 128 if dim <= 64 else 64  # so that sums of all fit the memory that they share
+    """Attend with a block for each pair of token and query head. Each thread takes every n-th
+    position (n: threads of the block) and keeps a weighted sum, the sum of weights, and the highest
+    score; then the block combines the sums of its threads."""
+    count, dim = token_count(tokens), heads.dim
+    threads = 128 if dim <= 64 else 64  # so that the sums of all threads fit in shared memory
     parameters = attend_parameters(heads, count)
 
     def body(q: Buffer, start: Buffer, keys: Buffer, values: Buffer, y: Buffer) -> None:
-        with blocks(count, heads.queries, threads=threads) as (token, head, thread):
-            own, held = bind(tirx.floordiv(head, heads.each)), shared(threads)
-            sums, all_sums = local(dim + 2), shared(threads * (dim + 1))
-            most, weight = dim, dim + 1
+        with thread_blocks(count, heads.queries, threads=threads) as (token, head, thread):
+            key_head = bind(tirx.floordiv(head, heads.queries_per_key))
+            scratch = alloc_shared(threads)
+            sums, all_sums = alloc_local(dim + 2), alloc_shared(threads * (dim + 1))
+            max_index, weight_index = dim, dim + 1
             for index in range(dim):
-                put(sums, tirx.const(0.0, "float32"), index)
-            put(sums, tirx.const(FAR, "float32"), most)
-            put(sums, tirx.const(0.0, "float32"), weight)
+                store(sums, tirx.const(0.0, "float32"), index)
+            store(sums, tirx.const(MASKED, "float32"), max_index)
+            store(sums, tirx.const(0.0, "float32"), weight_index)
             end = bind(start[0] + token + 1)
-            low = bind(tirx.max(end - window, 0) if window else tirx.const(0, "int32"))
+            first = bind(tirx.max(end - window, 0) if window else tirx.const(0, "int32"))
 
-            def see(at: Expr) -> None:
-                position = bind(low + at)
+            def accumulate(index: Expr) -> None:
+                position = bind(first + index)
                 block, slot = tirx.floordiv(position, SLOTS), tirx.floormod(position, SLOTS)
-                score = local(1)
-                put(score, tirx.const(0.0, "float32"), 0)
-                for index in range(dim):
-                    part = q[token, head * dim + index] * keys[own, block, index, slot]
-                    put(score, score[0] + part, 0)
+                score = alloc_local(1)
+                store(score, tirx.const(0.0, "float32"), 0)
+                for column in range(dim):
+                    part = q[token, head * dim + column] * keys[key_head, block, column, slot]
+                    store(score, score[0] + part, 0)
                 scaled = bind(score[0] * tirx.const(dim**-0.5, "float32"))
-                higher = bind(tirx.max(sums[most], scaled))
-                kept, new = bind(exp(sums[most] - higher)), bind(exp(scaled - higher))
-                put(sums, sums[weight] * kept + new, weight)
-                for index in range(dim):
-                    value = sums[index] * kept + new * values[own, position, index]
-                    put(sums, value, index)
-                put(sums, higher, most)
+                new_maximum = bind(tirx.max(sums[max_index], scaled))
+                old_factor = bind(exp(sums[max_index] - new_maximum))
+                new_factor = bind(exp(scaled - new_maximum))
+                store(sums, sums[weight_index] * old_factor + new_factor, weight_index)
+                for column in range(dim):
+                    value = (
+                        sums[column] * old_factor + new_factor * values[key_head, position, column]
+                    )
+                    store(sums, value, column)
+                store(sums, new_maximum, max_index)
 
-            strided(end - low, thread, see, threads)
-            highest = reduce(held, thread, sums[most], tirx.max, threads)
-            factor = bind(exp(sums[most] - highest))
-            whole = reduce(held, thread, sums[weight] * factor, add, threads)
+            strided_loop(end - first, thread, accumulate, threads)
+            maximum = reduce(scratch, thread, sums[max_index], tirx.max, threads)
+            factor = bind(exp(sums[max_index] - maximum))
+            total_weight = reduce(scratch, thread, sums[weight_index] * factor, add, threads)
             for index in range(dim):
-                put(all_sums, sums[index] * factor, thread * (dim + 1) + index)
+                store(all_sums, sums[index] * factor, thread * (dim + 1) + index)
             sync()
 
             def write(column: Expr) -> None:
-                total = local(1)
-                put(total, tirx.const(0.0, "float32"), 0)
-                with T.serial(0, threads) as other:
-                    put(total, total[0] + all_sums[other * (dim + 1) + column], 0)
-                put(y, total[0] / whole, token, head * dim + column)
+                total = alloc_local(1)
+                store(total, tirx.const(0.0, "float32"), 0)
+                with T.serial(0, threads) as source:
+                    store(total, total[0] + all_sums[source * (dim + 1) + column], 0)
+                store(y, total[0] / total_weight, token, head * dim + column)
 
-            strided(dim, thread, write, threads)
+            strided_loop(dim, thread, write, threads)
 
     return build(parameters, body)

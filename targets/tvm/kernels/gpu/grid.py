@@ -1,4 +1,4 @@
-"""Blocks of threads: what kernels for GPUs are made of."""
+"""Blocks of threads, from which GPU kernels are built."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from contextlib import ExitStack, contextmanager
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from lfmc.targets.tvm.kernels.builder import Buffer, Expr, bind, on_a_thread, put
+from lfmc.targets.tvm.kernels.builder import Buffer, Expr, bind, store, thread_local_buffers
 
 THREADS = 256
 
 
 @contextmanager
-def blocks(*counts: Expr, threads: int = THREADS) -> Iterator[list[Expr]]:
-    """A grid of up to two dims; gives a block's place in it, and the thread."""
+def thread_blocks(*counts: Expr, threads: int = THREADS) -> Iterator[list[Expr]]:
+    """Open a grid of up to two dimensions; yield the indices of the block, and the thread."""
     with ExitStack() as stack:
-        places = [
+        indices = [
             stack.enter_context(T.thread_binding(0, count, f"blockIdx.{axis}"))
             for count, axis in zip(counts, "xy", strict=False)
         ]
         thread = stack.enter_context(T.thread_binding(0, threads, "threadIdx.x"))
-        stack.enter_context(on_a_thread())
-        yield [*places, thread]
+        stack.enter_context(thread_local_buffers())
+        yield [*indices, thread]
 
 
-def each(count: Expr, body: Callable[[Expr], None]) -> None:
-    """A thread for everything that there is to do."""
-    with blocks(divided(count, THREADS)) as (block, thread):
-        at = bind(block * THREADS + thread)
-        with T.If(at < count), T.Then():
-            body(at)
+def for_each(count: Expr, body: Callable[[Expr], None]) -> None:
+    """Run `body` for each index below `count`, each on a thread of its own."""
+    with thread_blocks(ceildiv(count, THREADS)) as (block, thread):
+        index = bind(block * THREADS + thread)
+        with T.If(index < count), T.Then():
+            body(index)
 
 
-def strided(
+def strided_loop(
     count: Expr, thread: Expr, body: Callable[[Expr], None], threads: int = THREADS
 ) -> None:
-    """Share out what a block has to do among its threads."""
-    with T.serial(0, divided(count, threads)) as step:
-        at = bind(step * threads + thread)
-        with T.If(at < count), T.Then():
-            body(at)
+    """Distribute `count` iterations among the threads of a block."""
+    with T.serial(0, ceildiv(count, threads)) as step:
+        index = bind(step * threads + thread)
+        with T.If(index < count), T.Then():
+            body(index)
 
 
-def divided(count: Expr, by: int) -> Expr:
-    """Rounded up."""
-    return tirx.floordiv(count + (by - 1), by)
+def ceildiv(count: Expr, divisor: int) -> Expr:
+    """Divide, and round up."""
+    return tirx.floordiv(count + (divisor - 1), divisor)
 
 
-def shared(size: int) -> Buffer:
-    """Float32 that all threads of a block see."""
+def alloc_shared(size: int) -> Buffer:
+    """Allocate float32 memory that all threads of a block share."""
     return T.alloc_buffer((size,), "float32", scope="shared")
 
 
@@ -60,20 +60,20 @@ def sync() -> None:
 
 
 def reduce(
-    held: Buffer, thread: Expr, value: Expr, join: Callable[[Expr, Expr], Expr], threads: int
+    scratch: Buffer, thread: Expr, value: Expr, combine: Callable[[Expr, Expr], Expr], threads: int
 ) -> Expr:
-    """One value of all threads' values, by way of `held`."""
-    put(held, value, thread)
+    """Reduce the values of all threads to one, in shared memory `scratch`."""
+    store(scratch, value, thread)
     sync()
     size = threads // 2
     while size:
         with T.If(thread < size), T.Then():
-            put(held, join(held[thread], held[thread + size]), thread)
+            store(scratch, combine(scratch[thread], scratch[thread + size]), thread)
         sync()
         size //= 2
-    found = bind(held[0])
+    result = bind(scratch[0])
     sync()
-    return found
+    return result
 
 
 def add(a: Expr, b: Expr) -> Expr:

@@ -1,4 +1,4 @@
-"""Products with matrices: a block is 16 rows by 16 threads, each with every 16th group."""
+"""Products with matrices. A block is 16 rows by 16 threads; a thread takes every 16th group."""
 
 from __future__ import annotations
 
@@ -14,63 +14,66 @@ from lfmc.targets.tvm.kernels.builder import (
     Expr,
     Parameter,
     PrimFunc,
+    alloc_local,
     bind,
     build,
     cast,
-    local,
-    put,
-    tokens_of,
+    store,
+    token_count,
 )
 from lfmc.targets.tvm.kernels.gpu.grid import (
     THREADS,
     add,
-    blocks,
-    divided,
+    alloc_shared,
+    ceildiv,
     reduce,
-    shared,
-    strided,
+    strided_loop,
     sync,
+    thread_blocks,
 )
 from lfmc.targets.tvm.kernels.layout import COLUMNS
-from lfmc.targets.tvm.kernels.matrix import Activations, sized
-from lfmc.targets.tvm.kernels.row import Row, code_of, in_block_or_tail
+from lfmc.targets.tvm.kernels.matrix import Activations, dynamic_matrix
+from lfmc.targets.tvm.kernels.row import Row, emit_for_row, extract_code
 
 SPLITS = THREADS // ROWS
-TILE = 4  # tokens that a block takes together
-NARROW = 64  # threads of a product with one row of floats
+TILE = 4  # tokens that a block multiplies together
+NARROW_THREADS = 64  # threads of a block that multiplies one float row
 
 
 def linear(
     format: Format, tail: int, device: object, tokens: int | None, *, bias: str | None, exact: bool
 ) -> PrimFunc:
-    count, matrix = tokens_of(tokens), sized(format, tail, exact=True)
-    held = matrix.parameters("w")
-    parameters = [*Activations.parameters(matrix, count, True), *held]
+    """Compute `y = x W^T + b` with an n-bit matrix, like the CPU kernel, with float activations."""
+    count, matrix = token_count(tokens), dynamic_matrix(format, tail, exact=True)
+    matrix_parameters = matrix.parameters("w")
+    parameters = [*Activations.parameters(matrix, count, True), *matrix_parameters]
     if bias:
         parameters.append(("bias", (matrix.rows,), bias))
     parameters.append(("y", (count, matrix.rows), "float32"))
     tile = 1 if tokens == 1 else TILE
 
     def body(x: Buffer, *rest: Buffer) -> None:
-        constants, y = rest[: len(held)], rest[-1]
-        grid = matrix.blocks + (1 if tail else 0), divided(count, tile)
-        with blocks(*grid) as (block, first, thread):
+        constants, y = rest[: len(matrix_parameters)], rest[-1]
+        grid = matrix.blocks + (1 if tail else 0), ceildiv(count, tile)
+        with thread_blocks(*grid) as (block, first, thread):
             lane, row = _lane_and_row(block, thread)
-            chosen = [bind(tirx.min(first * tile + m, count - 1)) for m in range(tile)]
+            token_tile = [bind(tirx.min(first * tile + index, count - 1)) for index in range(tile)]
 
-            def use(own: Row) -> None:
-                add_products(own, x, chosen, thread, sums)
+            def add_row(matrix_row: Row) -> None:
+                add_products(matrix_row, x, token_tile, thread, sums)
 
-            sums = cleared(tile)
+            sums = alloc_zeros(tile)
             with T.If(row < matrix.rows), T.Then():
-                in_block_or_tail(matrix, constants, row, use)
+                emit_for_row(matrix, constants, row, add_row)
 
-            def write(m: int, value: Expr) -> None:
-                whole = value + cast(rest[len(held)][row], "float32") if bias else value
-                with T.If(first * tile + m < count), T.Then():
-                    put(y, whole, chosen[m], row)
+            def write(index: int, value: Expr) -> None:
+                result = (
+                    value + cast(rest[len(matrix_parameters)][row], "float32") if bias else value
+                )
+                with T.If(first * tile + index < count), T.Then():
+                    store(y, result, token_tile[index], row)
 
-            finish(sums, tile, lane, thread, row < matrix.rows, write)
+            reduce_and_write(sums, tile, lane, thread, row < matrix.rows, write)
 
     return build(parameters, body)
 
@@ -80,35 +83,36 @@ def _lane_and_row(block: Expr, thread: Expr) -> tuple[Expr, Expr]:
     return lane, bind(block * ROWS + lane)
 
 
-def cleared(size: int) -> Buffer:
-    found = local(size)
+def alloc_zeros(size: int) -> Buffer:
+    """Allocate a local array of zeros, float32."""
+    buffer = alloc_local(size)
     for index in range(size):
-        put(found, tirx.const(0.0, "float32"), index)
-    return found
+        store(buffer, tirx.const(0.0, "float32"), index)
+    return buffer
 
 
 def add_products(row: Row, x: Buffer, tokens: list[Expr], thread: Expr, sums: Buffer) -> None:
-    """Add a thread's share of the products of a row with some tokens."""
-    m, split = row.matrix, bind(tirx.floordiv(thread, ROWS))
-    with T.serial(0, divided(m.groups, SPLITS)) as step:
+    """Add a thread's part of the products of a row with some tokens to `sums`."""
+    matrix, split = row.matrix, bind(tirx.floordiv(thread, ROWS))
+    with T.serial(0, ceildiv(matrix.groups, SPLITS)) as step:
         group = bind(step * SPLITS + split)
-        with T.If(group < m.groups), T.Then():
-            own = cleared(len(tokens))
+        with T.If(group < matrix.groups), T.Then():
+            group_sums = alloc_zeros(len(tokens))
             zero = bind(row.zero(group))
-            with T.serial(0, m.chunks) as chunk:
+            with T.serial(0, matrix.chunks) as chunk:
                 for quad in range(8):
                     word = bind(row.quad(group, chunk, quad))
                     for byte in range(4):
-                        weight = bind(cast(code_of(word, byte) - zero, "float32"))
-                        column = (group * m.chunks + chunk) * COLUMNS + 4 * quad + byte
+                        weight = bind(cast(extract_code(word, byte) - zero, "float32"))
+                        column = (group * matrix.chunks + chunk) * COLUMNS + 4 * quad + byte
                         for index, token in enumerate(tokens):
-                            put(own, own[index] + weight * x[token, column], index)
+                            store(group_sums, group_sums[index] + weight * x[token, column], index)
             scale = bind(row.scale(group))
             for index in range(len(tokens)):
-                put(sums, sums[index] + own[index] * scale, index)
+                store(sums, sums[index] + group_sums[index] * scale, index)
 
 
-def finish(
+def reduce_and_write(
     sums: Buffer,
     tile: int,
     lane: Expr,
@@ -116,16 +120,16 @@ def finish(
     valid: Expr,
     write: Callable[[int, Expr], None],
 ) -> None:
-    """Add up what the threads of a row have, and let one of them write it."""
-    held = shared(tile * THREADS)
+    """Add the sums of the threads of a row, and have one thread write the result."""
+    scratch = alloc_shared(tile * THREADS)
     for index in range(tile):
-        put(held, sums[index], index * THREADS + thread)
+        store(scratch, sums[index], index * THREADS + thread)
     sync()
     with T.If(tirx.And(thread < ROWS, valid)), T.Then():
         for index in range(tile):
-            total = held[index * THREADS + lane]
+            total = scratch[index * THREADS + lane]
             for split in range(1, SPLITS):
-                total = total + held[index * THREADS + split * ROWS + lane]
+                total = total + scratch[index * THREADS + split * ROWS + lane]
             write(index, bind(total))
     sync()
 
@@ -133,7 +137,8 @@ def finish(
 def float_linear(
     rows: int, columns: int, dtype: str, tokens: int | None, *, bias: str | None
 ) -> PrimFunc:
-    count = tokens_of(tokens)
+    """Compute `y = x W^T + b` with a float matrix."""
+    count = token_count(tokens)
     parameters: list[Parameter] = [
         ("x", (count, columns), "float32"),
         ("w", (rows, columns), dtype),
@@ -143,19 +148,21 @@ def float_linear(
     parameters.append(("y", (count, rows), "float32"))
 
     def body(x: Buffer, w: Buffer, *rest: Buffer) -> None:
-        with blocks(rows, count, threads=NARROW) as (row, token, thread):
+        with thread_blocks(rows, count, threads=NARROW_THREADS) as (row, token, thread):
             total = float_product(
-                lambda at: x[token, at] * cast(w[row, at], "float32"), columns, thread
+                lambda column: x[token, column] * cast(w[row, column], "float32"), columns, thread
             )
             with T.If(thread < 1), T.Then():
                 value = total + cast(rest[0][row], "float32") if bias else total
-                put(rest[-1], value, token, row)
+                store(rest[-1], value, token, row)
 
     return build(parameters, body)
 
 
 def float_product(term: Callable[[Expr], Expr], columns: int, thread: Expr) -> Expr:
-    """The sum of terms, by all threads of a narrow block."""
-    sums, held = cleared(1), shared(NARROW)
-    strided(columns, thread, lambda at: put(sums, sums[0] + term(at), 0), NARROW)
-    return reduce(held, thread, sums[0], add, NARROW)
+    """Return the sum of `term` over columns, computed by all threads of a narrow block."""
+    sums, scratch = alloc_zeros(1), alloc_shared(NARROW_THREADS)
+    strided_loop(
+        columns, thread, lambda column: store(sums, sums[0] + term(column), 0), NARROW_THREADS
+    )
+    return reduce(scratch, thread, sums[0], add, NARROW_THREADS)

@@ -1,4 +1,4 @@
-"""RMSNorm: a block of threads a token."""
+"""RMSNorm on GPUs: a block of threads for each token."""
 
 from __future__ import annotations
 
@@ -8,46 +8,50 @@ from lfmc.targets.tvm.kernels.builder import (
     Buffer,
     Expr,
     PrimFunc,
+    alloc_local,
     bind,
     build,
     cast,
-    local,
-    put,
-    tokens_of,
+    store,
+    token_count,
 )
 from lfmc.targets.tvm.kernels.gpu.grid import (
     THREADS,
     add,
-    blocks,
+    alloc_shared,
     reduce,
-    shared,
-    strided,
+    strided_loop,
+    thread_blocks,
 )
 from lfmc.targets.tvm.kernels.rms_norm import add_norm_parameters, norm_parameters
 
 
 def rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFunc:
-    count = tokens_of(tokens)
+    """Normalize every token."""
+    count = token_count(tokens)
     parameters = norm_parameters(columns, dtype, count)
 
     def body(x: Buffer, weight: Buffer, y: Buffer) -> None:
-        with blocks(count) as (token, thread):
+        with thread_blocks(count) as (token, thread):
             _normalize(x, token, thread, weight, columns, eps, y)
 
     return build(parameters, body)
 
 
 def add_rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFunc:
-    count = tokens_of(tokens)
+    """Add the residual, then normalize every token."""
+    count = token_count(tokens)
     parameters = add_norm_parameters(columns, dtype, count)
 
     def body(x: Buffer, residual: Buffer, weight: Buffer, y: Buffer, added: Buffer) -> None:
-        with blocks(count) as (token, thread):
-            # Each thread reads below what it wrote here itself.
-            strided(
+        with thread_blocks(count) as (token, thread):
+            # `_normalize` has each thread read only the elements that the same thread wrote here.
+            strided_loop(
                 columns,
                 thread,
-                lambda at: put(added, residual[token, at] + x[token, at], token, at),
+                lambda column: store(
+                    added, residual[token, column] + x[token, column], token, column
+                ),
             )
             _normalize(added, token, thread, weight, columns, eps, y)
 
@@ -57,19 +61,20 @@ def add_rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> Pr
 def _normalize(
     x: Buffer, token: Expr, thread: Expr, weight: Buffer, columns: int, eps: float, y: Buffer
 ) -> None:
-    squares, held = local(1), shared(THREADS)
-    put(squares, tirx.const(0.0, "float32"), 0)
+    """Normalize one token of `x` into `y`."""
+    squares, scratch = alloc_local(1), alloc_shared(THREADS)
+    store(squares, tirx.const(0.0, "float32"), 0)
 
-    def square(at: Expr) -> None:
-        value = bind(x[token, at])
-        put(squares, squares[0] + value * value, 0)
+    def square(column: Expr) -> None:
+        value = bind(x[token, column])
+        store(squares, squares[0] + value * value, 0)
 
-    strided(columns, thread, square)
-    total = reduce(held, thread, squares[0], add, THREADS)
+    strided_loop(columns, thread, square)
+    total = reduce(scratch, thread, squares[0], add, THREADS)
     mean = total / tirx.const(float(columns), "float32")
     factor = bind(tirx.const(1.0, "float32") / tirx.sqrt(mean + tirx.const(eps, "float32")))
 
-    def write(at: Expr) -> None:
-        put(y, x[token, at] * factor * cast(weight[at], "float32"), token, at)
+    def write(column: Expr) -> None:
+        store(y, x[token, column] * factor * cast(weight[column], "float32"), token, column)
 
-    strided(columns, thread, write)
+    strided_loop(columns, thread, write)

@@ -1,7 +1,7 @@
 import Foundation
 import Tokenizers
 
-/// A piece of generated text, and how fast tokens come.
+/// A piece of generated text, and the generation speed.
 public struct Piece: Sendable {
     public let text: String
     public let tokensPerSecond: Double
@@ -17,9 +17,9 @@ public final class Generator {
         tokenizer = try await AutoTokenizer.from(modelFolder: bundle)
     }
 
-    /// The answer to a message, piece by piece, in a new conversation.
+    /// Streams the answer to a message, in a new conversation.
     ///
-    /// `temperature` 0 takes the likeliest token each time.
+    /// With `temperature` 0, each token is the most likely one.
     public func answer(
         to message: String, temperature: Float = 0.3, limit: Int = 512
     ) throws -> AsyncThrowingStream<Piece, Error> {
@@ -36,21 +36,21 @@ public final class Generator {
                 do {
                     model.reset()
                     var scores = try await model.step(prompt)
-                    var made: [Int] = []
-                    var told = ""
+                    var generated: [Int] = []
+                    var yieldedText = ""
                     let start = Date()
-                    while made.count < limit, model.length < model.manifest.context {
+                    while generated.count < limit, model.length < model.manifest.context {
                         try Task.checkCancellation()
-                        let token = choose(scores, temperature: temperature)
+                        let token = sample(scores, temperature: temperature)
                         if model.manifest.tokens.stop.contains(token) { break }
-                        made.append(token)
-                        // Only whole characters: a token may be a part of one.
-                        let text = tokenizer.decode(tokens: made)
-                        if !text.hasSuffix("\u{FFFD}"), text.hasPrefix(told) {
-                            let speed = Double(made.count) / -start.timeIntervalSinceNow
-                            let piece = String(text.dropFirst(told.count))
+                        generated.append(token)
+                        // Yield whole characters only: a token may be a part of a character.
+                        let text = tokenizer.decode(tokens: generated)
+                        if !text.hasSuffix("\u{FFFD}"), text.hasPrefix(yieldedText) {
+                            let speed = Double(generated.count) / -start.timeIntervalSinceNow
+                            let piece = String(text.dropFirst(yieldedText.count))
                             continuation.yield(Piece(text: piece, tokensPerSecond: speed))
-                            told = text
+                            yieldedText = text
                         }
                         scores = try await model.step([token])
                     }
@@ -63,19 +63,19 @@ public final class Generator {
         }
     }
 
-    private func choose(_ scores: [Float], temperature: Float) -> Int {
-        guard let best = scores.max(), temperature > 0 else { return likeliest(scores) }
+    private func sample(_ scores: [Float], temperature: Float) -> Int {
+        guard let best = scores.max(), temperature > 0 else { return argmax(scores) }
         let shares = scores.map { exp(($0 - best) / temperature) }
         var point = Float.random(in: 0..<1) * shares.reduce(0, +)
         for (token, share) in shares.enumerated() {
             point -= share
             if point <= 0 { return token }
         }
-        return likeliest(scores)
+        return argmax(scores)
     }
 }
 
-/// The first of the largest.
-func likeliest(_ scores: [Float]) -> Int {
+/// Returns the index of the largest score.
+func argmax(_ scores: [Float]) -> Int {
     scores.indices.max { scores[$0] < scores[$1] } ?? 0
 }

@@ -1,7 +1,7 @@
 import CoreML
 import Foundation
 
-/// One conversation with the package of a bundle. Not for two tasks at a time.
+/// One conversation with the package of a bundle. Do not use it from two tasks at the same time.
 public final class LanguageModel {
     public let manifest: Manifest
     public private(set) var length = 0
@@ -9,9 +9,9 @@ public final class LanguageModel {
     private let prefill: MLModel
     private let decode: MLModel
     private var state: MLState
-    private var passed: [String: MLFeatureValue] = [:]
+    private var ioStates: [String: MLFeatureValue] = [:]
 
-    /// Compiles the package, which takes a while for a large model, and loads both functions.
+    /// Compiles the package and loads both functions. Compiling a large model takes a while.
     public init(bundle: URL) async throws {
         manifest = try Manifest(bundle: bundle)
         let package = bundle.appending(path: manifest.package)
@@ -31,17 +31,17 @@ public final class LanguageModel {
         return try await MLModel.load(contentsOf: compiled, configuration: configuration)
     }
 
-    /// Forgets the conversation: states are zeros again.
+    /// Starts a new conversation: sets all states to zeros.
     public func reset() {
         length = 0
         state = decode.makeState()
-        for item in manifest.passedStates {
+        for item in manifest.ioStates {
             let zeros = MLShapedArray<Float16>(repeating: 0, shape: item.shape)
-            passed[item.name] = MLFeatureValue(shapedArray: zeros)
+            ioStates[item.name] = MLFeatureValue(shapedArray: zeros)
         }
     }
 
-    /// Scores of what follows the last of `tokens`, which continue the conversation.
+    /// Appends tokens to the conversation, and returns the logits of the last one.
     public func step(_ tokens: [Int]) async throws -> [Float] {
         guard length + tokens.count <= manifest.context else {
             throw LfmError.contextIsFull(manifest.context)
@@ -49,7 +49,7 @@ public final class LanguageModel {
         var rest = tokens[...]
         var scores: [Float] = []
         while !rest.isEmpty {
-            // A chunk is written as a whole, so it has to fit; the last tokens go one by one.
+            // A whole chunk must fit into the context. Otherwise, tokens are decoded one by one.
             let fits = length + manifest.chunk <= manifest.context
             let count = fits && rest.count > 1 ? min(rest.count, manifest.chunk) : 1
             scores = try await call(Array(rest.prefix(count)))
@@ -63,7 +63,7 @@ public final class LanguageModel {
         let chunked = tokens.count > 1
         let size = chunked ? manifest.chunk : 1
         let padding = [Int32](repeating: 0, count: size - tokens.count)
-        var inputs = passed
+        var inputs = ioStates
         inputs["input_ids"] = feature(tokens.map(Int32.init) + padding, shape: [1, size])
         inputs["position"] = feature([Int32(length)], shape: [1])
         if chunked {
@@ -72,12 +72,12 @@ public final class LanguageModel {
         let provider = try MLDictionaryFeatureProvider(dictionary: inputs)
         let model = chunked ? prefill : decode
         let outputs = try await model.prediction(from: provider, using: state)
-        for item in manifest.passedStates {
+        for item in manifest.ioStates {
             let name = item.name + "_out"
             guard let value = outputs.featureValue(for: name) else {
                 throw LfmError.missingOutput(name)
             }
-            passed[item.name] = value
+            ioStates[item.name] = value
         }
         let logits = outputs.featureValue(for: "logits")?.shapedArrayValue(of: Float16.self)
         guard let logits else { throw LfmError.missingOutput("logits") }

@@ -1,7 +1,7 @@
 import CoreML
 import Foundation
 
-/// What `manifest.json` of a bundle says, as far as an app needs it.
+/// The fields of a bundle's `manifest.json` that an app needs.
 public struct Manifest: Decodable {
     public struct Tokens: Decodable {
         public let bos: Int?
@@ -22,11 +22,11 @@ public struct Manifest: Decodable {
     public let tokens: Tokens
     public let states: [State]
 
-    /// Tokens that `prefill` takes at a time.
+    /// The number of tokens per call of `prefill`.
     public var chunk: Int { functions["prefill"] ?? 1 }
 
-    /// States that are inputs and outputs, because the system does not keep them.
-    public var passedStates: [State] { states.filter { $0.keptBy != "MLState" } }
+    /// The states that are passed as inputs and outputs, because they are not in MLState.
+    public var ioStates: [State] { states.filter { $0.keptBy != "MLState" } }
 
     public var units: MLComputeUnits {
         switch computeUnits {

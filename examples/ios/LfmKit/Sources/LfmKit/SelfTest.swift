@@ -1,6 +1,6 @@
 import Foundation
 
-/// The golden prompts of a bundle, on this device.
+/// Runs the golden prompts of a bundle on this device.
 public struct SelfTest {
     struct Golden: Decodable {
         let text: String
@@ -15,27 +15,28 @@ public struct SelfTest {
         public let detail: String
     }
 
-    /// Continues every prompt greedily and compares tokens: all have to be equal.
+    /// Continues every prompt greedily and compares the tokens, which must be equal.
     ///
-    /// The margin is how far apart the two best scores were where they were closest. Other tokens
-    /// behind a large one mean a fault; behind a tiny one, arithmetic in another order.
+    /// The margin is the smallest difference between the two best scores at any token. Different
+    /// tokens despite a large margin indicate a fault. With a tiny margin, a different order of
+    /// arithmetic can cause them.
     public static func run(_ model: LanguageModel, bundle: URL) async throws -> [Result] {
         let data = try Data(contentsOf: bundle.appending(path: "golden.json"))
         var results: [Result] = []
         for golden in try JSONDecoder().decode([Golden].self, from: data) {
             model.reset()
             var scores = try await model.step(golden.prompt)
-            var made: [Int] = []
-            while made.count < golden.tokens.count {
-                let token = likeliest(scores)
-                made.append(token)
-                if made.count < golden.tokens.count {
+            var generated: [Int] = []
+            while generated.count < golden.tokens.count {
+                let token = argmax(scores)
+                generated.append(token)
+                if generated.count < golden.tokens.count {
                     scores = try await model.step([token])
                 }
             }
-            let same = zip(made, golden.tokens).prefix { $0 == $1 }.count
-            let equal = made == golden.tokens
-            let detail = equal ? "equal" : "equal up to token \(same), margin \(golden.margin)"
+            let prefix = zip(generated, golden.tokens).prefix { $0 == $1 }.count
+            let equal = generated == golden.tokens
+            let detail = equal ? "equal" : "equal up to token \(prefix), margin \(golden.margin)"
             results.append(Result(text: golden.text, passed: equal, detail: detail))
         }
         return results

@@ -9,8 +9,8 @@ import java.io.InputStream
 private const val ASSETS = "bundle"
 
 /**
- * Copies the bundle out of the app's assets, where that has not been done yet. Takes a while at the
- * first start: call it on a background thread.
+ * Copies the bundle out of the app's assets, unless an earlier start copied it. The copy takes a
+ * while: call this on a background thread.
  */
 fun unpack(context: Context): Bundle {
     val assets = context.assets

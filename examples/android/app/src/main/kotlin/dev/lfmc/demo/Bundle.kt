@@ -2,7 +2,7 @@ package dev.lfmc.demo
 
 import java.io.File
 
-/** The folder that `lfmc export` wrote, as files that a runtime can map. */
+/** The folder that `lfmc export` wrote; its files can be mapped by a runtime. */
 class Bundle(private val folder: File) {
     val json: String = file("manifest.json").readText()
     val manifest: Manifest = JSON.decodeFromString(json)

@@ -10,7 +10,7 @@ import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 
-/** What the screen shows, and what its buttons do. */
+/** The state of the screen and the actions of its buttons. */
 class Chat(application: Application) : AndroidViewModel(application) {
     var status by mutableStateOf("Unpacking the model ...")
         private set
@@ -37,7 +37,7 @@ class Chat(application: Application) : AndroidViewModel(application) {
         }
     }
 
-    /** Asks in a new conversation; the answer comes piece by piece. */
+    /** Asks in a new conversation and updates the answer with every token. */
     fun ask(message: String) {
         val manifest = bundle?.manifest ?: return
         val writer = writer ?: return

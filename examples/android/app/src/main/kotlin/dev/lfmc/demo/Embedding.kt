@@ -3,8 +3,8 @@ package dev.lfmc.demo
 import java.nio.FloatBuffer
 
 /**
- * The table that tokens are looked up in: codes of some bits, or floats where there are 0. It has a
- * row a token where a host has it by itself, and a column where it is the head's, too.
+ * The embedding table, as n-bit codes, or as floats if the number of bits is 0. A table of the host
+ * has one row per token; a table that the head shares has one column per token.
  */
 class Embedding(table: Safetensors, facts: QualcommFacts) {
     private fun interface Values {
@@ -28,7 +28,7 @@ class Embedding(table: Safetensors, facts: QualcommFacts) {
             }
         }
 
-    /** Float32 `[H]` of a token, into a row of `[T, H]`. */
+    /** Writes the embedding of a token, float32 `[H]`, into a row of `[T, H]`. */
     fun read(token: Int, into: FloatBuffer, row: Int) {
         for (dim in 0 until size) into.put(row * size + dim, values.at(token, dim))
     }
@@ -40,7 +40,7 @@ class Embedding(table: Safetensors, facts: QualcommFacts) {
         return Values { token, dim -> table.float(dim * words + token) }
     }
 
-    /** Codes from 0 on, of which the middle stands for 0. */
+    /** Unsigned codes; the middle code represents 0. */
     private fun rows(codes: Mapped, scales: Mapped, bits: Int): Values {
         val width = codes.shape[1]
         return Values { token, dim ->
@@ -59,14 +59,14 @@ class Embedding(table: Safetensors, facts: QualcommFacts) {
         }
     }
 
-    /** A number of some bits in a line that begins at a byte; the lowest bits are the first. */
+    /** Returns the n-bit number at an index of a line that starts at a byte, lowest bits first. */
     private fun lane(codes: Mapped, line: Int, at: Int, bits: Int): Int {
         val each = 8 / bits
         return codes.byte(line + at / each) shr (bits * (at % each)) and ((1 shl bits) - 1)
     }
 }
 
-/** The table of a bundle: the host's, else beside compiled graphs, else the head's. */
+/** Opens the table of a bundle: the host's, else the file for compiled graphs, else the head's. */
 fun embedding(bundle: Bundle, facts: QualcommFacts): Embedding {
     val own = Safetensors(bundle.file("host.safetensors"))
     val other = if (facts.isCompiled) "embedding.safetensors" else "params.safetensors"

@@ -4,7 +4,7 @@ import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
 
-/** A program that keeps the conversation itself, and forgets it when a call begins at position 0. */
+/** A program that stores the conversation itself, and resets it in a call at position 0. */
 class ExecuTorchModel(bundle: Bundle) : LanguageModel {
     private val manifest = bundle.manifest
     private val chunk = JSON.decodeFromString<ExecuTorchFacts>(bundle.json).chunk

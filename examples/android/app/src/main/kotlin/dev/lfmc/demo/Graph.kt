@@ -11,8 +11,8 @@ import java.nio.ByteOrder
 import java.nio.FloatBuffer
 
 /**
- * A graph for calls of one length, and the memory that it reads and writes. It may take the inputs
- * `told`, and the states, which are the model's: all of its graphs read the same.
+ * A graph for calls of one length, and the memory that it reads and writes. Its inputs are among
+ * `told` and the states. All graphs of a model share the states.
  */
 class Graph(private val session: OrtSession, told: List<String>, states: List<KeptState>) : Closeable {
     private val environment = OrtEnvironment.getEnvironment()
@@ -28,7 +28,7 @@ class Graph(private val session: OrtSession, told: List<String>, states: List<Ke
         }
     }
 
-    /** An input's or an output's values; null where the graph has none of that name. */
+    /** Returns the values of an input or output, or null if the graph has none of that name. */
     fun find(name: String): FloatBuffer? = buffers[name]
 
     fun values(name: String): FloatBuffer =
@@ -54,7 +54,7 @@ class Graph(private val session: OrtSession, told: List<String>, states: List<Ke
     }
 }
 
-/** Memory that a runtime reads and writes in place. */
+/** Allocates memory that a runtime reads and writes in place. */
 fun floats(shape: LongArray): FloatBuffer {
     val count = shape.fold(1L, Long::times).toInt()
     return ByteBuffer.allocateDirect(4 * count).order(ByteOrder.nativeOrder()).asFloatBuffer()

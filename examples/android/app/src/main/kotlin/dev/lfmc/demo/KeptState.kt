@@ -3,8 +3,8 @@ package dev.lfmc.demo
 import java.nio.FloatBuffer
 
 /**
- * What a layer remembers, and its graph reads as it was before a call: a filter's last inputs
- * `[1, H, taps - 1]`, keys `[K, D, C]`, values `[K, C, D]`.
+ * The state of a layer, which graphs read as it was before the call: a filter's last inputs
+ * `[1, H, taps - 1]`, keys `[K, D, C]`, or values `[K, C, D]`.
  */
 class KeptState(told: QualcommFacts.State) {
     val name = "${told.kind}_${told.layer}"
@@ -16,8 +16,8 @@ class KeptState(told: QualcommFacts.State) {
     val shape = LongArray(sizes.size) { sizes[it].toLong() }
     val values = floats(shape)
 
-    private val slots = sizes[if (isValue) 1 else 2] // of a row
-    private val width = if (isValue) sizes[2] else 1 // of a slot
+    private val slots = sizes[if (isValue) 1 else 2] // per row
+    private val width = if (isValue) sizes[2] else 1 // per slot
     private val rows = values.capacity() / (slots * width)
 
     init {
@@ -30,7 +30,7 @@ class KeptState(told: QualcommFacts.State) {
         for (at in 0 until values.capacity()) values.put(at, 0f)
     }
 
-    /** Takes the first `count` of the `tokens` tokens that a call from position `start` on made. */
+    /** Appends the first `count` of the `tokens` tokens of a call that starts at position `start`. */
     fun add(made: FloatBuffer, tokens: Int, start: Int, count: Int) {
         for (row in 0 until rows) {
             val from = row * tokens * width
@@ -42,7 +42,7 @@ class KeptState(told: QualcommFacts.State) {
         }
     }
 
-    /** Keeps the last of what a row held and of `count` that it is given. */
+    /** Shifts a row by `count` new values, so that it contains the last inputs. */
     private fun shift(made: FloatBuffer, from: Int, to: Int, count: Int) {
         for (slot in 0 until slots) {
             val next = slot + count
@@ -51,7 +51,7 @@ class KeptState(told: QualcommFacts.State) {
         }
     }
 
-    /** Of `[1, K, C, D]`, in the order that graphs read. */
+    /** Reorders a cache's shape `[1, K, C, D]` to that of the graphs. */
     private fun cache(shape: List<Int>): List<Int> {
         val (_, heads, context, dim) = shape
         return if (isValue) listOf(heads, context, dim) else listOf(heads, dim, context)

@@ -2,16 +2,16 @@ package dev.lfmc.demo
 
 import java.io.Closeable
 
-/** Tokens in, scores out: one conversation. For one thread at a time. */
+/** One conversation: tokens in, scores out. Not thread-safe. */
 interface LanguageModel : Closeable {
-    /** The next token begins a conversation. */
+    /** Starts a new conversation with the next token. */
     fun reset()
 
-    /** Scores of every word of the vocabulary to follow these tokens. */
+    /** Appends tokens; returns the scores of all tokens of the vocabulary to come next. */
     fun step(tokens: List<Int>): FloatArray
 }
 
-/** Throws where a conversation of `length` tokens can't go on with these. */
+/** Throws if these tokens can't continue a conversation of `length` tokens. */
 fun Manifest.requireTokens(tokens: List<Int>, length: Int) {
     if (tokens.isEmpty()) throw BundleException("A step needs at least one token.")
     if (tokens.any { it !in 0 until model.vocabSize }) {
@@ -22,7 +22,7 @@ fun Manifest.requireTokens(tokens: List<Int>, length: Int) {
     }
 }
 
-/** The first of the largest. */
+/** Returns the token with the largest score; the first, if several are equal. */
 fun likeliest(scores: FloatArray): Int {
     var best = 0
     for (token in scores.indices) {

@@ -4,7 +4,7 @@ import kotlinx.serialization.SerialName
 import kotlinx.serialization.Serializable
 import kotlinx.serialization.json.Json
 
-/** What `manifest.json` of every bundle says, as far as an app needs it. */
+/** The part of `manifest.json` that an app needs, for bundles of all targets. */
 @Serializable
 data class Manifest(
     val target: String,
@@ -28,11 +28,11 @@ data class Manifest(
     data class Stored(val nbytes: Long)
 }
 
-/** What the manifest of an ExecuTorch bundle says besides. */
+/** The additional part for an ExecuTorch bundle. */
 @Serializable
 data class ExecuTorchFacts(val chunk: Int)
 
-/** A prompt and how lfmc continued it, token by token, on the machine that exported the bundle. */
+/** A prompt, and the tokens that lfmc generated on the machine that exported the bundle. */
 @Serializable
 data class Golden(
     val text: String,
@@ -41,8 +41,8 @@ data class Golden(
     val margin: Float,
 )
 
-/** What is wrong, in words for the screen. */
+/** An error with a message for the screen. */
 class BundleException(message: String) : Exception(message)
 
-/** Files have more than an app needs. */
+/** Ignores the keys that the app does not need. */
 val JSON = Json { ignoreUnknownKeys = true }

@@ -10,7 +10,7 @@ import android.os.Build
 import android.system.Os
 import java.io.File
 
-/** Sessions on the phone's Hexagon NPU, by QNN's execution provider and nothing else. */
+/** Sessions on the phone's Hexagon NPU, by QNN's execution provider only. */
 class Npu(context: Context, facts: QualcommFacts) {
     private val environment = OrtEnvironment.getEnvironment()
     private val asked =
@@ -20,11 +20,11 @@ class Npu(context: Context, facts: QualcommFacts) {
         )
 
     init {
-        // Where the DSP looks for its half of QNN.
+        // The folder in which the DSP looks for its part of QNN.
         Os.setenv("ADSP_LIBRARY_PATH", context.applicationInfo.nativeLibraryDir, true)
     }
 
-    /** A session of a graph; where the device compiles, this takes a while. */
+    /** Opens a session of a graph. This takes a while if the device compiles the graph. */
     fun open(graph: File): OrtSession =
         try {
             SessionOptions().use { options ->
@@ -36,7 +36,7 @@ class Npu(context: Context, facts: QualcommFacts) {
             throw BundleException("QNN can't run ${graph.name} on ${chip()}: ${error.message}")
         }
 
-    /** QNN's devices, once its library is registered. */
+    /** Returns QNN's devices; registers its library first. */
     private fun devices(): List<OrtEpDevice> {
         val found = { environment.epDevices.filter { it.epName == PROVIDER } }
         if (found().isEmpty()) {
@@ -55,6 +55,6 @@ class Npu(context: Context, facts: QualcommFacts) {
     }
 }
 
-/** What the phone says of its chip, as `SM8750`. */
+/** Returns the name of the phone's chip, such as `SM8750`. */
 fun chip(): String =
     if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.S) Build.SOC_MODEL else "an unknown chip"

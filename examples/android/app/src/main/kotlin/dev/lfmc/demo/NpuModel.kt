@@ -4,8 +4,8 @@ import ai.onnxruntime.OrtSession
 import java.io.File
 
 /**
- * The host of a Qualcomm bundle: graphs of fixed lengths compute, and all else is done here.
- * Embeddings are looked up, angles and masks made, states kept. `session` opens what runs a graph.
+ * The host of a Qualcomm bundle. Graphs of fixed lengths compute the model. The host looks up
+ * embeddings, computes rotary tables and masks, and stores the states. `session` opens a graph.
  */
 class NpuModel(bundle: Bundle, session: (File) -> OrtSession) : LanguageModel {
     private val manifest = bundle.manifest
@@ -31,7 +31,7 @@ class NpuModel(bundle: Bundle, session: (File) -> OrtSession) : LanguageModel {
 
     override fun close() = graphs.values.forEach(Graph::close)
 
-    /** One call of the shortest graph that takes these tokens, filled up with others. */
+    /** Calls the shortest graph that takes these tokens, with padding. */
     private fun call(tokens: List<Int>): FloatArray {
         val (size, graph) = graphs.entries.first { it.key >= tokens.size }
         val hidden = graph.values("hidden")

@@ -2,7 +2,7 @@ package dev.lfmc.demo
 
 import android.content.Context
 
-/** What runs a bundle, by what its manifest says. */
+/** Opens a bundle with the runtime that its manifest requires. */
 fun openModel(context: Context, bundle: Bundle): LanguageModel =
     when (val target = bundle.manifest.target) {
         "executorch" -> ExecuTorchModel(bundle)

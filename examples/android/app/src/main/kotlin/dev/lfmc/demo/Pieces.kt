@@ -7,7 +7,7 @@ import kotlinx.serialization.json.jsonArray
 import kotlinx.serialization.json.jsonObject
 import kotlinx.serialization.json.jsonPrimitive
 
-/** Cuts a text where a `tokenizer.json` does, and writes its bytes as one printable character each. */
+/** Splits text like a `tokenizer.json`, and encodes each byte as one printable character. */
 class Pieces(told: JsonObject) {
     private val cuts = mutableListOf<Regex>()
 
@@ -33,7 +33,7 @@ class Pieces(told: JsonObject) {
             .fold(listOf(text)) { pieces, cut -> pieces.flatMap { isolated(it, cut) } }
             .map { piece -> piece.encodeToByteArray().map { LETTERS[it.toInt() and 0xff] }.joinToString("") }
 
-    /** What a word of the vocabulary stands for. */
+    /** Returns the bytes of a word of the vocabulary. */
     fun bytes(word: String): ByteArray =
         ByteArray(word.length) { at ->
             val byte = BYTES[word[at]] ?: refuse("has the word $word")
@@ -48,7 +48,7 @@ class Pieces(told: JsonObject) {
         return spelledOut(pattern).toRegex()
     }
 
-    /** Matches, and what is between them. */
+    /** Splits a text into the matches and the text between them. */
     private fun isolated(text: String, cut: Regex): List<String> {
         val found = cut.findAll(text).flatMap { listOf(it.range.first, it.range.last + 1) }
         val bounds = (sequenceOf(0) + found + text.length).distinct()
@@ -63,14 +63,14 @@ class Pieces(told: JsonObject) {
     }
 }
 
-/** Each byte's printable character: its own, or one from 256 on. */
+/** Returns the printable character of each byte: the byte itself, or a character from 256 on. */
 private fun letters(): List<Char> {
     val own = (33..126) + (161..172) + (174..255)
     var next = 256
     return (0..255).map { if (it in own) it.toChar() else (next++).toChar() }
 }
 
-/** A pattern with Unicode's white space in place of `\s`, which Java and Android know in parts. */
+/** Replaces `\s` by Unicode's white space, of which Java and Android only match a part. */
 private fun spelledOut(pattern: String): String {
     val spaces = """\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"""
     var isInside = false

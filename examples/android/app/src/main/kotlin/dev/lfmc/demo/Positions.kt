@@ -4,7 +4,7 @@ import java.nio.FloatBuffer
 import kotlin.math.cos
 import kotlin.math.sin
 
-/** Angles and masks of positions: what a graph is told of where its tokens are. */
+/** The rotary tables and the attention masks, which depend on the positions of tokens. */
 class Positions(private val shape: QualcommFacts.Interface) {
     private val steps = shape.rotary.mapValues { it.value.toFloatArray() }
     private val masks =
@@ -14,7 +14,7 @@ class Positions(private val shape: QualcommFacts.Interface) {
 
     val names = steps.keys.flatMap { listOf("cos_$it", "sin_$it") } + masks.keys
 
-    /** Writes the tables of a call of `tokens` tokens from position `start` on, where there is one. */
+    /** Writes the tables that the graph has, for `tokens` tokens from position `start` on. */
     fun write(start: Int, tokens: Int, find: (String) -> FloatBuffer?) {
         for ((kind, own) in steps) {
             find("cos_$kind")?.let { writeAngles(start, tokens, own, it, ::cos) }
@@ -23,7 +23,7 @@ class Positions(private val shape: QualcommFacts.Interface) {
         for ((name, window) in masks) find(name)?.let { writeMask(start, tokens, window, it) }
     }
 
-    /** `[T, D / 2]`. */
+    /** Writes cosines or sines `[T, D / 2]`. */
     private fun writeAngles(
         start: Int,
         tokens: Int,
@@ -37,7 +37,7 @@ class Positions(private val shape: QualcommFacts.Interface) {
         }
     }
 
-    /** `[T, C + T]`: which slots that were written, and tokens of this call, each token sees. */
+    /** Writes a mask `[T, C + T]` of the written slots and the call's tokens that each token sees. */
     private fun writeMask(start: Int, tokens: Int, window: Int, mask: FloatBuffer) {
         val width = shape.context + tokens
         for (token in 0 until tokens) {

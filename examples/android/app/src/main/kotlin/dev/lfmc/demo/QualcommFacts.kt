@@ -5,7 +5,7 @@ import kotlinx.serialization.Serializable
 
 private val STAGES = listOf("context", "edge")
 
-/** What the manifest of a Qualcomm bundle says besides: its graphs, and what a host does. */
+/** The additional part of the manifest for a Qualcomm bundle: its graphs and its host. */
 @Serializable
 data class QualcommFacts(
     val runtime: String,
@@ -17,7 +17,7 @@ data class QualcommFacts(
     val embedding: String,
     @SerialName("embedding_bits") val embeddingBits: Int,
 ) {
-    /** Shapes, and the steps of each kind of attention layer's angles. */
+    /** Shapes, and the rotary frequencies of each kind of attention layer. */
     @Serializable
     data class Interface(
         @SerialName("hidden_size") val hiddenSize: Int,
@@ -26,7 +26,7 @@ data class QualcommFacts(
         val states: List<State>,
     )
 
-    /** A cache's `shape` is `[1, K, C, D]`, a filter's inputs are `[1, H, taps - 1]`. */
+    /** A state: the shape of a cache is `[1, K, C, D]`, that of a filter `[1, H, taps - 1]`. */
     @Serializable
     data class State(
         val kind: String,
@@ -35,14 +35,14 @@ data class QualcommFacts(
         val window: Int?,
     )
 
-    /** Compiled for a chip; else the device's ONNX Runtime compiles. */
+    /** Whether the graphs are compiled for a chip; else ONNX Runtime compiles them on the device. */
     val isCompiled: Boolean get() = stage == "context"
 
-    /** The file of the graph for calls of so many tokens. */
+    /** Returns the file name of the graph for calls of this many tokens. */
     fun graph(tokens: Int): String =
         (if (tokens == 1) "decode" else "prefill") + if (isCompiled) ".onnx" else ".qdq.onnx"
 
-    /** Throws where the app, or this `chip`, can't run the bundle. */
+    /** Throws if the app or this `chip` can't run the bundle. */
     fun requireRunnable(chip: String) {
         if (runtime != "onnxruntime") {
             val todo = "export with -O runtime=onnxruntime"
@@ -56,7 +56,7 @@ data class QualcommFacts(
     }
 }
 
-/** Files of a bundle that nothing on a phone opens: what compiled graphs were compiled from. */
+/** Returns the files that the phone never opens: the sources of compiled graphs. */
 fun needless(manifest: String): Set<String> {
     val told = JSON.decodeFromString<Manifest>(manifest)
     if (told.target != "qualcomm") return emptySet()

@@ -10,7 +10,7 @@ import kotlinx.serialization.Serializable
 import kotlinx.serialization.json.decodeFromJsonElement
 import kotlinx.serialization.json.jsonObject
 
-/** Tensors of a safetensors file, mapped: what is not read takes no memory. */
+/** The tensors of a mapped safetensors file; only tensors that are read take memory. */
 class Safetensors(private val file: File) {
     @Serializable
     private data class Entry(
@@ -50,7 +50,7 @@ class Safetensors(private val file: File) {
     }
 }
 
-/** A tensor in a mapped file, row by row. */
+/** A tensor in a mapped file, in row-major order. */
 class Mapped(private val dtype: String, val shape: List<Int>, private val bytes: ByteBuffer) {
     fun byte(index: Int): Int = bytes.get(index).toInt() and 0xff
 
@@ -63,7 +63,7 @@ class Mapped(private val dtype: String, val shape: List<Int>, private val bytes:
         }
 }
 
-/** A float16's value. */
+/** Converts a float16. */
 private fun half(bits: Int): Float {
     val sign = if (bits and 0x8000 != 0) -1f else 1f
     val exponent = bits shr 10 and 0x1f

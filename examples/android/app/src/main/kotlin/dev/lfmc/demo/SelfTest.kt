@@ -1,13 +1,14 @@
 package dev.lfmc.demo
 
-/** A golden prompt on this device. */
+/** The result of a golden prompt on this device. */
 data class Check(val text: String, val passed: Boolean, val detail: String)
 
 /**
- * Continues every golden prompt greedily and compares tokens: all have to be equal.
+ * Continues every golden prompt greedily and compares the tokens, which must all be equal.
  *
- * The margin is how far apart the two best scores were where they were closest. Other tokens behind a
- * large one mean a fault of the runtime on this device; behind a tiny one, arithmetic in another order.
+ * The margin is the smallest difference of the two best scores over the golden tokens. Different
+ * tokens with a large margin mean a fault of the runtime on this device; with a tiny margin they mean
+ * another order of arithmetic.
  */
 fun selfTest(model: LanguageModel, prompts: List<Golden>): List<Check> =
     prompts.map { golden ->

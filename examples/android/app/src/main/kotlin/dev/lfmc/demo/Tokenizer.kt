@@ -9,7 +9,7 @@ import kotlinx.serialization.json.jsonArray
 import kotlinx.serialization.json.jsonObject
 import kotlinx.serialization.json.jsonPrimitive
 
-/** Text to tokens and back, by the byte pairs of a `tokenizer.json`. */
+/** Converts text to tokens and back, by the byte pairs of a `tokenizer.json`. */
 class Tokenizer(file: File) {
     private val told = JSON.parseToJsonElement(file.readText()).jsonObject
     private val model = told.getValue("model").jsonObject
@@ -39,7 +39,7 @@ class Tokenizer(file: File) {
         if (model.text("type") != "BPE" || !isPlain) refuse("has no plain byte pairs")
     }
 
-    /** Tokens of a text; added ones may be in it by their names. */
+    /** Returns the tokens of a text, which may contain added tokens by name. */
     fun encode(text: String): List<Int> {
         val made = mutableListOf<Int>()
         var at = 0
@@ -50,7 +50,7 @@ class Tokenizer(file: File) {
         return made + plain(text.substring(at))
     }
 
-    /** The text of tokens without special ones, and without a last character that is not whole. */
+    /** Returns the text of tokens, without special tokens and without an incomplete last character. */
     fun decode(tokens: List<Int>): String {
         val hidden = added.filter { it.isSpecial }.map { it.id }.toSet()
         val bytes = ByteArrayOutputStream()
@@ -63,7 +63,7 @@ class Tokenizer(file: File) {
 
     private fun plain(text: String): List<Int> = pieces.of(text).flatMap(::merge)
 
-    /** Merges the pair that was learned first, until no pair was learned. */
+    /** Merges the pair of the lowest rank until no pair has a rank. */
     private fun merge(piece: String): List<Int> {
         if (model.flag("ignore_merges")) vocabulary[piece]?.let { return listOf(it) }
         val parts = piece.map(Char::toString).toMutableList()
@@ -77,7 +77,7 @@ class Tokenizer(file: File) {
     }
 }
 
-/** The place of each pair, which older files write as `left right`. */
+/** Returns the rank of each pair; older files write a pair as `left right`. */
 private fun merges(model: JsonObject): Map<Pair<String, String>, Int> =
     model.getValue("merges").jsonArray.withIndex().associate { (rank, merge) ->
         val pair = (merge as? JsonArray)?.map { it.jsonPrimitive.content }

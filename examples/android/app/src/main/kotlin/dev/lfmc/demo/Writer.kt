@@ -3,14 +3,14 @@ package dev.lfmc.demo
 import kotlin.math.exp
 import kotlin.random.Random
 
-/** Text in, text out, on any model: one answer in a new conversation. */
+/** Generates text with any model: one answer in a new conversation. */
 class Writer(private val model: LanguageModel, bundle: Bundle) {
     private val manifest = bundle.manifest
     private val tokenizer = Tokenizer(bundle.file("tokenizer.json"))
 
     @Volatile private var isStopped = false
 
-    /** Tells the answer so far, and of how many tokens it is, behind every token. */
+    /** Calls `tell` after every token with the answer so far and its number of tokens. */
     fun write(prompt: String, temperature: Float, tell: (String, Int) -> Unit) {
         isStopped = false
         model.reset()
@@ -31,7 +31,7 @@ class Writer(private val model: LanguageModel, bundle: Bundle) {
     }
 }
 
-/** A token at random, by scores over the temperature; the likeliest at 0. */
+/** Samples a token by its score over the temperature; at 0, the most likely token. */
 fun drawn(scores: FloatArray, temperature: Float): Int {
     val best = likeliest(scores)
     if (temperature == 0f) return best
