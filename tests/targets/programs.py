@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import pytest
@@ -35,6 +35,13 @@ PROGRAMS: list[tuple[str, Choose]] = [
     ("lfm2_moe", mixed),
     ("lfm2_moe-scaled", floats),
 ]
+
+
+def some_slow(values: Sequence[Any], quick: Container[Any]) -> list[Any]:
+    """Return values as test parameters; those that are not in `quick` run with --slow only."""
+    return [
+        value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values
+    ]
 
 
 def mostly_slow(programs: Sequence[tuple[str, Choose]], quick: str) -> list[Any]:

@@ -18,7 +18,7 @@ from lfmc.targets.base import get_target
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Callable[..., Bundle]) -> Bundle:
-    return tiny_bundle("coreml", 6.0)
+    return tiny_bundle("coreml", 8.5)
 
 
 def test_the_manifest_has_what_an_app_needs(bundle: Bundle, tiny_moe: Checkpoint) -> None:

@@ -11,5 +11,5 @@ from lfmc.bundle.bundle import Bundle
 
 @pytest.fixture(scope="session")
 def bundle(tiny_bundle: Callable[..., Bundle]) -> Bundle:
-    """A bundle of at most 7 bits per weight, for 128 tokens in calls of at most 32."""
-    return tiny_bundle("executorch", 7.0, chunk="32")
+    """A bundle of at most 11 bits per weight, for 128 tokens in calls of at most 32."""
+    return tiny_bundle("executorch", 11.0, chunk="32")

@@ -21,7 +21,7 @@ from tests.targets.matrix import assert_example_agrees
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Callable[..., Bundle]) -> Bundle:
-    return tiny_bundle("mlir", 6.0)
+    return tiny_bundle("mlir", 12.0)
 
 
 def test_the_manifest_contains_what_a_host_needs(bundle: Bundle) -> None:

@@ -24,7 +24,7 @@ from tests.conftest import TRAINED
 from tests.factories import random_tokens
 from tests.targets.lowering import Choose, Lowered, four_bit, lower
 from tests.targets.matrix import assert_context_ends, assert_matrix
-from tests.targets.programs import PROGRAMS, floats, mixed
+from tests.targets.programs import PROGRAMS, floats, mixed, some_slow
 
 Make = Callable[..., Lowered]
 
@@ -38,7 +38,8 @@ def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
     assert_parity(lowered(name, choose, "mlir"))
 
 
-@pytest.mark.parametrize("dialect", DIALECTS[1:])
+# The dialect torch runs in every suite, in `test_named_operators`.
+@pytest.mark.parametrize("dialect", some_slow(DIALECTS[1:], ["tosa"]))
 def test_matrix_of_other_dialects(lowered: Make, dialect: str) -> None:
     """The compiled module is lowered from the module that the bundle contains."""
     build = lowered("lfm3-attention-bias", mixed, "mlir", dialect=dialect)
@@ -190,9 +191,10 @@ def test_sizes_that_the_layout_does_not_support_are_refused(
 
 
 GPUS = [name for name, device in DEVICES.items() if not device.is_cpu and name != "vulkan"]
+QUICK_GPUS = ("cuda", "hip:gfx1100", "vulkan:adreno")  # one of each compiler back end
 
 
-@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("device", some_slow(GPUS, QUICK_GPUS))
 def test_modules_for_gpus_are_compiled_and_marked_as_not_executed(
     lowered: Make, device: str
 ) -> None:

@@ -23,6 +23,7 @@ from lfmc.targets.npu.reference import RoundedReference
 from lfmc.targets.npu.run_program import run_program
 from tests.factories import KINDS
 from tests.targets.lowering import choose_formats
+from tests.targets.programs import some_slow
 from tests.targets.qualcomm.programs import eight_bit
 
 CONTEXT = 96
@@ -33,7 +34,7 @@ def leave_unrounded(value: Tensor, name: str) -> Tensor:
     return value
 
 
-@pytest.mark.parametrize("kind", TEXT_KINDS)
+@pytest.mark.parametrize("kind", some_slow(TEXT_KINDS, ["lfm2_moe", "lfm3-attention-bias"]))
 @pytest.mark.parametrize("style", [DEFAULT_STYLE, BY_TAPS, Style(by_parts=True)])
 def test_the_host_agrees_with_the_program(
     any_checkpoint: Callable[[str], Checkpoint], kind: str, style: Style

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -50,8 +51,23 @@ def lowered_graph(build: Lowered, coding: Coding) -> tuple[QdqGraph, Interface, 
     return graph, interface, steps
 
 
-@pytest.mark.parametrize("coding", CODINGS.values(), ids=CODINGS)
-@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+def _cases() -> list[Any]:
+    """Every program with every coding; one program for each coding runs without --slow."""
+    quick = {("lfm2_moe-scaled", "unsigned"), ("lfm3-attention-bias", "signed")}
+    return [
+        pytest.param(
+            name,
+            choose,
+            CODINGS[coding],
+            id=f"{name}-{coding}",
+            marks=() if (name, coding) in quick else pytest.mark.slow,
+        )
+        for name, choose in PROGRAMS
+        for coding in CODINGS
+    ]
+
+
+@pytest.mark.parametrize(("name", "choose", "coding"), _cases())
 def test_every_value_agrees_with_torch_to_one_step(
     lowered: Make, name: str, choose: Choose, coding: Coding
 ) -> None:

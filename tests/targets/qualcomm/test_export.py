@@ -16,7 +16,7 @@ from tests.targets.matrix import assert_example_agrees
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Callable[..., Bundle]) -> Bundle:
-    return tiny_bundle("qualcomm", 7.0, stage="edge", chunk="32")
+    return tiny_bundle("qualcomm", 11.0, stage="edge", chunk="32")
 
 
 def test_the_manifest_has_the_facts_for_a_host(bundle: Bundle) -> None:

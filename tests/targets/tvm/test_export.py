@@ -19,7 +19,7 @@ from lfmc.targets.base import get_target
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Callable[..., Bundle]) -> Bundle:
-    return tiny_bundle("tvm", 6.0)
+    return tiny_bundle("tvm", 10.0)
 
 
 def test_the_manifest_states_the_requirements_on_a_host(bundle: Bundle) -> None:
