@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         for item in items:
             if item.get_closest_marker(name):
-                item.add_marker(pytest.mark.skip(reason=f"needs --{name}"))
+                reason = f"needs --{name}: make test-{name} runs it"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count skipped tests by reason."""
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", ())
+        if isinstance(report.longrepr, tuple)
+    )
+    if reasons:
+        terminalreporter.section("skipped, by reason")
+        for reason, count in reasons.most_common():
+            terminalreporter.write_line(f"{count:5} {reason}")
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +99,7 @@ def any_checkpoint(tiny_checkpoint: Callable[..., Path]) -> Callable[[str], Chec
             return open_checkpoint(tiny_checkpoint(name))
         path = demo_path() if name == demo_path().name else _SHARED / name
         if not path.is_dir():
-            pytest.skip(f"the trained checkpoint {path} is not on this machine")
+            pytest.skip(f"no trained checkpoint {path.name}: users do not have it")
         return open_checkpoint(path)
 
     return find

@@ -1,7 +1,8 @@
 """Draws docs/plots/rivals.svg, the picture of the README: KL against size, lfmc and others.
 
-The numbers come from docs/plots/rivals.json, which this command measures on the checkpoint that
-ships with lfmc (half an hour on two cores, most of it `auto:best`):
+The numbers come from docs/plots/rivals.json, which the first command measures on the checkpoint
+that ships with lfmc: an hour on two cores, most of it `auto:best`; five minutes with `--cache
+--device cuda` on a machine with a GPU.
 
     python tests/benchmarks/quality.py --rivals q4_0,hqq4,hqq3,hqq2 --methods auto,auto:best \\
         --bits 2.5,3,3.5,4,4.5 --json docs/plots/rivals.json
@@ -25,6 +26,14 @@ RIVALS = {
     "hqq4": "HQQ 4 bit",
     "hqq3": "HQQ 3 bit",
     "hqq2": "HQQ 2 bit",
+}
+# Method, index of a point: the label beside it. Q4_0 and HQQ with 4 bits are next to each other.
+LABELS = {
+    ("auto", 0): "lfmc",
+    ("auto:best", 1): "lfmc --effort best",
+    ("q4_0", 0): "Q4_0 (llama.cpp), HQQ 4 bit",
+    ("hqq3", 0): "HQQ 3 bit",
+    ("hqq2", 0): "HQQ 2 bit",
 }
 Point = tuple[float, float]
 
@@ -54,7 +63,8 @@ def rivals_plot(rows: Sequence[Mapping[str, Any]]) -> Plot:
         label, look = METHODS.get(method) or (RIVALS[method], "three")
         for index, point in enumerate(method_points):
             title = f"{label}: {point[0]:.3f} bits per weight, KL {point[1]:.4f}"
-            marks.append(Mark(point, 4, look, title, label if index == 0 else ""))
+            text = LABELS.get((method, index), "")
+            marks.append(Mark(point, 4, look, title, text, above=method in RIVALS))
     title = "KL divergence against bits per weight, for lfmc and other quantizers"
     return Plot(title, *SIZE, x, y, tuple(lines), tuple(marks))
 

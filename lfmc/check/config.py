@@ -7,7 +7,7 @@ command, which the caller passes in.
 from __future__ import annotations
 
 import difflib
-import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from lfmc.check.toml_lines import KeyLines, find_key_lines, line_of
 from lfmc.errors import InputError, LfmcError
 from lfmc.targets.base import target_names
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FILE, BASELINE, DEMO = ".lfmc.toml", "lfmc-baseline.json", "demo"
 # Flags that `lfmc check` sets itself (failures are always traced).

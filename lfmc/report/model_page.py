@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lfmc.report.model_facts import ModelFacts
 from lfmc.report.page import render
-from lfmc.report.plot import Line, Mark, Plot, axes, format_tick
+from lfmc.report.plot import FULL_WIDTH, Line, Mark, Plot, axes, format_tick
 from lfmc.report.units import MIB, percent, short_length, size
 
 FRAME = (460, 300)
@@ -20,7 +20,8 @@ def model_page(facts: ModelFacts) -> str:
         facts=facts,
         config=facts.config,
         head=_head(facts),
-        plot_of_memory=memory_plot(facts),
+        memory=memory_plot(facts, FRAME),
+        memory_wide=memory_plot(facts, FULL_WIDTH),
         roles=[(name, f"{n:,}", percent(n / facts.parameters)) for name, n in roles],
         last=last,
         states=states,
@@ -28,7 +29,7 @@ def model_page(facts: ModelFacts) -> str:
     )
 
 
-def memory_plot(facts: ModelFacts) -> Plot:
+def memory_plot(facts: ModelFacts, frame: tuple[int, int]) -> Plot:
     """Plot MiB by context: weights, weights and states, and the all-attention estimate."""
     lines = (
         Line(
@@ -43,7 +44,7 @@ def memory_plot(facts: ModelFacts) -> Plot:
     x, y = axes(
         ([0.0, float(facts.curve[-1].context)], [0.0, *values]),
         ("context, tokens", "memory, MiB"),
-        size=FRAME,
+        size=frame,
         log=(False, False),
         pad=(0.0, 0.0),
         formats=(short_length, format_tick),
@@ -59,7 +60,7 @@ def memory_plot(facts: ModelFacts) -> Plot:
         )
         for f in facts.memory
     )
-    return Plot("Memory against context length", *FRAME, x, y, lines, marks, "memory")
+    return Plot("Memory against context length", *frame, x, y, lines, marks)
 
 
 def _head(facts: ModelFacts) -> list[tuple[str, str]]:

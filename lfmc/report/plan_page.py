@@ -11,7 +11,7 @@ from lfmc.report import heat_map as heat
 from lfmc.report.page import render
 from lfmc.report.plan_facts import PlanFacts, TensorFacts
 from lfmc.report.plan_plots import curve_plot, kind_plots, ladder_plot, spectrum_plot
-from lfmc.report.plot import Axis
+from lfmc.report.plot import FULL_WIDTH, Axis
 from lfmc.report.tensor_labels import GROUPS
 from lfmc.report.units import describe_format, percent, size
 
@@ -33,6 +33,7 @@ def plan_page(facts: PlanFacts) -> str:
         curve=curve,
         kinds=kind_plots(facts.kinds),
         ladder=ladder_plot(facts),
+        ladder_wide=ladder_plot(facts, FULL_WIDTH),
         why=why_unmeasured(facts.plan),
         data=_data(facts, {"spectrum": spectrum, "curve": curve}),
     )

@@ -17,7 +17,7 @@ MIN_ERROR = 1e-7
 BITS_LABEL = "bits per weight, scales included"
 
 
-def ladder_plot(facts: PlanFacts) -> Plot | None:
+def ladder_plot(facts: PlanFacts, frame: tuple[int, int] = WIDE) -> Plot | None:
     """Plot predicted KL by size for `auto` and `uniform`, and mark this plan.
 
     Returns None if no costs were measured, or if all costs are zero (a model of zeros).
@@ -38,7 +38,7 @@ def ladder_plot(facts: PlanFacts) -> Plot | None:
     x, y = axes(
         ([p[0] for p in all_points], [p[1] for p in all_points]),
         (BITS_LABEL, "predicted KL, nats per token"),
-        size=WIDE,
+        size=frame,
         log=(False, True),
     )
     marks = [
@@ -55,7 +55,7 @@ def ladder_plot(facts: PlanFacts) -> Plot | None:
     candidates = (Line(stairs(uniform), "two", "uniform"), Line(auto, "one", "auto"))
     lines = tuple(line for line in candidates if len(line.points) > 1)
     title = "Predicted KL against bits per weight"
-    return Plot(title, *WIDE, x, y, lines, tuple(marks), "ladder")
+    return Plot(title, *frame, x, y, lines, tuple(marks))
 
 
 def kind_plots(kinds: Sequence[KindCurve] | None) -> list[Plot]:

@@ -12,6 +12,8 @@ from itertools import pairwise
 
 Point = tuple[float, float]
 
+FULL_WIDTH = (1040, 400)  # of a page on a desktop, in pixels
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -50,6 +52,7 @@ class Mark:
     style: str
     title: str
     label: str = ""
+    above: bool = False  # where the label stands
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def test_spectra_are_cached_by_their_matrix(
     assert plans[1] == make_plan(checkpoint, PHONE, "alphaq", Budget(13.0), resources=resources)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="run it on a machine with a CUDA device")
 def test_a_gpu_chooses_the_same_widths(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint("lfm2_moe")
     by_cpu, by_gpu = (

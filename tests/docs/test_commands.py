@@ -119,7 +119,7 @@ def run(block: Block, folder: Path) -> None:
     """Run a block with bash in `folder`, with the lfmc of this environment; check the exit code."""
     for tool in block.needs:
         if shutil.which(tool) is None and find_spec(tool) is None:
-            pytest.skip(f"'{tool}' is not on this machine")
+            pytest.skip(f"'{tool}' is not installed")
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import lfmc
 from tests.docs.blocks import PAGES, REPO, name_of
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
@@ -53,16 +54,24 @@ def test_reference_has_flags_and_signatures(site: Path) -> None:
     assert "--bits-per-weight" in commands
     assert "--accelerator" in commands
     assert "Sentinel" not in commands
+    assert '<div class="language-sh highlight">' in commands  # examples are code
+    assert "\b" not in commands
     python = (site / "reference" / "api.html").read_text(encoding="utf-8")
-    for name in (
-        "lfmc.api.export",
-        "lfmc.api.load",
-        "lfmc.passes.base.Pass",
-        "lfmc.targets.base.Target",
-        "lfmc.targets.base.Target.lower",
-        "lfmc.targets.base.Artifact.tensors",
-    ):
-        assert f'id="{name}"' in python
+    for name in set(lfmc.__all__) - {"__version__"}:
+        assert f'id="lfmc.{name}"' in python
+    assert "__init__" not in python
+    extending = (site / "reference" / "extending.html").read_text(encoding="utf-8")
+    for name in ("passes.base.Pass", "targets.base.Target.lower", "targets.base.Artifact.tensors"):
+        assert f'id="lfmc.{name}"' in extending
+
+
+def test_search_needs_no_server(site: Path) -> None:
+    """A page that is opened from disk takes the index from a script, and starts no worker."""
+    index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
+    assert index.startswith("var __index = {")
+    assert "perplexity" in index
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert 'src="javascripts/iframe-worker.js"' in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

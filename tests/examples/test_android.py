@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
+import tomllib
 import xml.etree.ElementTree as ElementTree
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from lfmc.checkpoint.chat_template import render
 from tests.examples.bundles import app_bundle
 from tests.examples.kotlin import ANDROID, KOTLIN, SOURCES, assert_bundle_is_read, fields
 from tests.examples.parsing import broken_lines
-
-tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 GRADLE = sorted(ANDROID.rglob("*.kts"))
 

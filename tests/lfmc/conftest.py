@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lfmc.bundle.bundle import Bundle
+from lfmc.bundle.bundle import Bundle, open_bundle
 from lfmc.calib_free.auto.method import Allocation
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.exporter.export import Report, export, plan_for
@@ -16,15 +16,21 @@ from lfmc.lowering.request import Options
 from lfmc.machine.progress import Silent
 from lfmc.report.plan_facts import PlanFacts, gather_plan
 from lfmc.targets.base import get_target
+from tests.run_cache import RunCache
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Report]:
-    """Export with `--bits uniform` and the full check; tests must not change the folder."""
-    output = tmp_path_factory.mktemp("export") / "bundle"
+def exported(run_cache: RunCache) -> tuple[Bundle, Report]:
+    """`--bits uniform` of the bundled checkpoint with the full check; do not change its folder."""
     options = Options(bits="uniform", context=200)
     checkpoint, target = open_checkpoint(), get_target("onnx")
-    return export(checkpoint, target, output, options, force=False, progress=Silent())
+
+    def write(folder: Path) -> Report:
+        output = folder / "bundle"
+        return export(checkpoint, target, output, options, force=False, progress=Silent())[1]
+
+    folder, report = run_cache.make_once(("export", checkpoint.fingerprint, options), write)
+    return open_bundle(folder / "bundle"), report
 
 
 @pytest.fixture

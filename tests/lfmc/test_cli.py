@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -214,14 +215,16 @@ def test_workers_without_dask_name_the_extra(tmp_path: Path) -> None:
 
 
 def test_measurements_are_cached_unless_no_cache_is_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LFMC_CACHE", str(tmp_path / "cache"))
-    first = lfmc("plan", "--no-cache", "--json")
+    model = tiny_checkpoint("lfm2_moe")
+    first = lfmc("plan", model, "--no-cache", "--json")
+    assert first.returncode == 0, first.stderr
     assert not (tmp_path / "cache").exists()
-    assert lfmc("plan", "--json").stdout == first.stdout
+    assert lfmc("plan", model, "--json").stdout == first.stdout
     assert (tmp_path / "cache").is_dir()
-    assert lfmc("plan", "--json").stdout == first.stdout
+    assert lfmc("plan", model, "--json").stdout == first.stdout
 
 
 def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def under_qemu() -> list[str]:
     """Return the command that runs a program for 64-bit Arm, or skip if its tools are missing."""
     for tool in (f"{ARM}-g++", "qemu-aarch64"):
         if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not on this machine")
+            pytest.skip(f"{tool} is not installed: make test-arm names its packages")
     # SME is off: with it, 8-bit products of several tokens are wrong, even from ExecuTorch's own
     # exporter (qemu 7.2). Only a device could show whether the emulator or XNNPACK is at fault.
     return ["qemu-aarch64", "-cpu", "max,sme=off", "-L", f"/usr/{ARM}"]
@@ -134,9 +134,9 @@ def unpack_for_arm(package: str, site: Path) -> None:
 def _build(folder: Path, target: str, site: Path, *options: str) -> Path:
     cmake = Path(sys.executable).with_name("cmake")
     if not cmake.is_file() or shutil.which("g++") is None:
-        pytest.skip("a C++ compiler or CMake is not on this machine")
+        pytest.skip("no C++ compiler or CMake: apt-get install g++ cmake")
     if not Path("/usr/include/nlohmann/json.hpp").is_file():
-        pytest.skip("nlohmann-json is not on this machine")
+        pytest.skip("nlohmann-json is not installed: apt-get install nlohmann-json3-dev")
     build_folder, source = folder / "build", SOURCES / f"{target}_runner"
     settings = [f"-DCMAKE_PREFIX_PATH={site / 'executorch'};/usr", f"-DSITE={site}"]
     for command in (

@@ -127,7 +127,7 @@ def test_another_device_is_refused() -> None:
         pl_alpha_hill(torch.ones(8, 8), device="abacus")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="run it on a machine with a CUDA device")
 def test_a_gpu_agrees_with_the_cpu() -> None:
     weight = torch.randn(1792, 2048, generator=torch.Generator().manual_seed(0))
     assert pl_alpha_hill(weight, device="cuda") == pytest.approx(pl_alpha_hill(weight), abs=1e-3)

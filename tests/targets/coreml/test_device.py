@@ -23,7 +23,7 @@ def test_other_systems_are_refused(tmp_path: Path) -> None:
         Device(tmp_path)
 
 
-@pytest.mark.skipif(sys.platform != "darwin", reason="needs macOS 15")
+@pytest.mark.skipif(sys.platform != "darwin", reason="run it on a Mac with macOS 15")
 @pytest.mark.parametrize(("name", "choose", "options"), PACKAGES)
 def test_matrix_on_the_device(
     lowered: Make, name: str, choose: Choose, options: dict[str, str]

@@ -14,7 +14,10 @@ from tests.targets.programs import PROGRAMS, mostly_slow
 LAVAPIPE = Path("/usr/share/vulkan/icd.d/lvp_icd.x86_64.json")
 
 
-@pytest.mark.skipif(not LAVAPIPE.is_file(), reason="Mesa's lavapipe is not on this machine")
+@pytest.mark.skipif(
+    not LAVAPIPE.is_file(),
+    reason="Mesa's lavapipe is not installed: apt-get install mesa-vulkan-drivers",
+)
 @pytest.mark.parametrize(("kind", "choose"), mostly_slow(PROGRAMS[:4], "lfm2_moe"))
 def test_matrix(
     kind: str, choose: Choose, lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch

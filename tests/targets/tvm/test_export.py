@@ -45,7 +45,7 @@ def test_a_library_for_another_cpu_is_read_back_and_not_run(tmp_path: Path) -> N
     )
     target, checkpoint = get_target("tvm"), open_checkpoint()
     if target.missing_tools().get("device=cpu:neon-dotprod"):
-        pytest.skip("nothing links for 64-bit Arm on this machine")
+        pytest.skip("no linker for 64-bit Arm: apt-get install g++-aarch64-linux-gnu")
     path = tmp_path / "bundle"
     exported, report = export(checkpoint, target, path, options, force=False, progress=Silent())
     assert exported.manifest["not_executed"].startswith("this machine is no aarch64")

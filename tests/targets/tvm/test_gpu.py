@@ -30,7 +30,7 @@ Lower = Callable[..., Lowered]
 
 def _requires_tools(name: str) -> object:
     missing = missing_gpu_tools(GPUS[name])
-    reason = f"not on this machine: {', '.join(missing)}"
+    reason = f"install {' and '.join(missing)}"
     return pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=reason))
 
 
@@ -96,13 +96,15 @@ def test_missing_tools_are_named(
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_matrix(lowered: Lower, kind: str, name: str, choose: Choose) -> None:
     if not tvm.device(kind).exist:
-        pytest.skip(f"TVM finds no {kind} device on this machine")
+        pytest.skip(f"run it where TVM finds a {kind} device (docs/tvm.md)")
     device = next(gpu.name for gpu in GPUS.values() if gpu.kind == kind)
     build = lowered(name, choose, "tvm", device=device)
     assert_matrix(build, build.target.run(build.folder))
 
 
-@pytest.mark.skipif(pocl_device() is None, reason="PoCL is not on this machine")
+@pytest.mark.skipif(
+    pocl_device() is None, reason="PoCL is not installed: apt-get install pocl-opencl-icd"
+)
 @pytest.mark.parametrize(("name", "choose"), mostly_slow(PROGRAMS, "lfm2_moe"))
 def test_matrix_with_opencl(lowered: Lower, name: str, choose: Choose, tmp_path: Path) -> None:
     build = lowered(name, choose, "tvm", device="opencl")

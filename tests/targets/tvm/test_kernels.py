@@ -31,7 +31,7 @@ FAMILIES = [
     pytest.param(
         cpu,
         marks=pytest.mark.skipif(
-            not machine_flags().issuperset(cpu.flags), reason=f"this CPU has no {cpu.name}"
+            not machine_flags().issuperset(cpu.flags), reason=f"run it on a CPU with {cpu.name}"
         ),
         id=cpu.name,
     )

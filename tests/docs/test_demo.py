@@ -1,0 +1,98 @@
+"""README.md and docs/demo.md show what `make demo` prints today."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import REPO
+from tests.run_cache import RunCache
+
+sys.path.insert(0, str(REPO / "docs" / "site"))
+from demo import PAGE, README, read_block
+
+# Name: the number, and how far it may be from the page's on another CPU, relative to it.
+NUMBERS = {
+    "tokens": (r"parity 4, on (\d+) tokens", 0.0),
+    "KL": (r"KL (\d+\.\d+) nats per token", 0.25),
+    "top-1": (r"top-1 (\d+\.\d+) %", 0.05),
+    "perplexity": (r"perplexity (\d+\.\d+)", 0.05),
+    "float32 perplexity": (r"float32: (\d+\.\d+)", 0.01),
+    "bytes": (r"size on disk: ([\d,]+) bytes", 0.01),
+    "planned bytes": (r"\(plan ([\d,]+),", 0.01),
+    "budget": (r"budget ([\d,]+)\)", 0.0),
+}
+
+
+@pytest.fixture(scope="module")
+def printed(run_cache: RunCache) -> list[str]:
+    """The lines that the export of `make demo` prints."""
+    recipe = (REPO / "Makefile").read_text(encoding="utf-8").partition("\ndemo:")[2]
+    command = re.search(r"\$\(BIN\)/lfmc (export [^\n]*) --output out/demo --force", recipe)
+    assert command is not None
+
+    def export(folder: Path) -> str:
+        arguments = [sys.executable, "-m", "lfmc", *command[1].split(), "--output", "out/demo"]
+        process = subprocess.run(
+            arguments,
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return process.stdout
+
+    _, output = run_cache.make_once("make demo", export)
+    return [line.rstrip() for line in output.splitlines()]
+
+
+def wording(lines: list[str]) -> list[str]:
+    """Return the lines without numbers, and of tables the words that do not depend on the CPU."""
+    words = []
+    for line in lines:
+        if line[:1] in "┏┡└":
+            continue
+        if line[:1] in "┃│":
+            cells = line.strip("┃│").split("┃" if line[0] == "┃" else "│")
+            is_parity = len(cells) == 6 and not cells[1].strip().isdigit()
+            line = cells[1] if is_parity else cells[0]
+        words.append(re.sub(r"[\d.,]+", "#", line).strip())
+    return words
+
+
+def numbers(lines: list[str]) -> dict[str, float]:
+    text = " ".join(lines)
+    values = {}
+    for name, (pattern, _) in NUMBERS.items():
+        match = re.search(pattern, text)
+        assert match is not None, name
+        values[name] = float(match[1].replace(",", ""))
+    return values
+
+
+def test_the_page_has_the_words_of_a_run(printed: list[str]) -> None:
+    shown = read_block(PAGE)
+    end = next(index for index, line in enumerate(shown) if line.startswith("bundle:"))
+    assert wording(shown[: end + 1]) == wording(printed)
+    prompts = re.findall(r'"([^"]+)"', (REPO / "Makefile").read_text().partition("\ndemo:")[2])[:3]
+    for line, prompt in zip(shown[end + 1 :], prompts, strict=True):
+        assert line.startswith(prompt)
+
+
+@pytest.mark.parametrize("page", [PAGE, README], ids=["demo.md", "README.md"])
+def test_the_numbers_are_those_of_a_run(page: Path, printed: list[str]) -> None:
+    shown, measured = numbers(read_block(page)), numbers(printed)
+    for name, (_, tolerance) in NUMBERS.items():
+        assert measured[name] == pytest.approx(shown[name], rel=tolerance), name
+
+
+def test_the_readme_shows_lines_of_the_page() -> None:
+    lines = read_block(README)
+    assert lines
+    assert set(lines) <= set(read_block(PAGE))
