@@ -142,7 +142,7 @@ def _require_budget(
 ) -> None:
     """Raise `InputError`, which states the smallest possible size, if no plan fits the limit.
 
-    Of `limit` bytes, `units_limit` are for the units.
+    `units_limit` is the part of `limit` that is available to the units, in bytes.
     """
     smallest = min_nbytes([unit_choice(checkpoint, capabilities, unit) for unit in units])
     if smallest > units_limit:

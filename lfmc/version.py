@@ -1,3 +1,3 @@
-"""The version of lfmc. A module of its own, so that reading it imports nothing else."""
+"""The version of lfmc, in a separate module that imports nothing else."""
 
 __version__ = "0.1.0"

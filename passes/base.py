@@ -38,7 +38,7 @@ class Applied:
 
 
 class PassError(LfmcError):
-    """A pass failed or left an invalid graph, which is a bug; names the passes before it."""
+    """A pass failed or left an invalid graph, which is a bug; `where` lists the earlier passes."""
 
 
 def apply(passes: Sequence[Pass], program: Program) -> list[Applied]:

@@ -71,7 +71,7 @@ def _fuse_residual(program: Program, norm: fx.Node) -> None:
     if residual.meta["val"].shape != x.meta["val"].shape:
         return
     if sum(user.target is norm.target for user in total.users) > 1:
-        return  # two norms read this sum, so it belongs to neither
+        return  # two norms read this sum, so it is fused into neither
     with program.graph.inserting_before(total):
         result = program.call(torch.ops.lfm.add_rms_norm.default, x, residual, weight, eps)
         new_norm = program.call(operator.getitem, result, 0)

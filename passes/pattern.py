@@ -1,4 +1,4 @@
-"""A small pattern matcher for `fx` graphs. Patterns are data and read like a program's text.
+"""A small pattern matcher for `fx` graphs. Patterns are data that look like printed graphs.
 
 `Op("aten.mul", X, Op("aten.sigmoid", X))` matches a node and its inputs. `Var("x")` binds any
 value; each occurrence of the name must bind the same value. Default arguments are filled in before

@@ -41,5 +41,5 @@ def pipeline(formats: Formats, *, merge: bool = True) -> list[Pass]:
         *fusion(merge=merge),
         QuantizeEmbedding(formats),  # before linears, as in the graph; the order is free
         QuantizeLinears(formats),  # after merging: a merged weight is one tensor
-        RemoveDeadCode(),  # last: removes what no node reads any more
+        RemoveDeadCode(),  # last: removes nodes and constants that are no longer read
     ]

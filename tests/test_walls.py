@@ -1,4 +1,4 @@
-"""Who may import whom: the table in docs/architecture.md, held against the imports of the code."""
+"""Imports of the code must agree with the table of docs/architecture.md: who may import whom."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def room_arrows() -> dict[str, set[str]]:
 
 @cache
 def table() -> dict[str, frozenset[str]]:
-    """What each room may import, as docs/architecture.md says; `a.*` covers the rooms in `a`."""
+    """Return what each room may import, by the table; `a.*` covers the rooms in `a`."""
     lines = iter((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines())
     assert TABLE_HEAD in lines
     next(lines)

@@ -13,14 +13,14 @@ from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.weight_files import TensorInfo
 from lfmc.errors import UnsupportedError
 
-LONG_GROUP = 1 << 20  # the group size that a palette or a whole row counts as
+LONG_GROUP = 1 << 20  # palettes and whole rows are compared as groups of this size
 
 
 @dataclass(frozen=True)
 class Decision:
     """The format of one tensor and the reason for it; the fields are those of `PlanRow`.
 
-    If `error` is None, it is measured later from the tensor.
+    If `error` is None, the error is measured later from the tensor.
     """
 
     format: Format | Floats
@@ -61,7 +61,7 @@ def _group_length(number_format: Format) -> int:
 
 
 def float_decision(info: TensorInfo, role: str, capabilities: Capabilities) -> Decision:
-    """Return the decision to store a tensor as floats: in its dtype if supported, or float32."""
+    """Return the decision to store floats: in the tensor's dtype if supported, or in float32."""
     dtype = str(info.dtype).removeprefix("torch.")
     reason = FLOAT_ROLES.get(role, "kept: as stored")
     if dtype in capabilities.floats:

@@ -82,8 +82,9 @@ def solve_milp(problem: Problem, start: Solution, limit: int) -> Solution:
 def silence_solver() -> Iterator[None]:
     """Discard everything that is written to file descriptor 1 within the context.
 
-    HiGHS 1.12 in scipy 1.17 writes a debugging line to stdout ("HighsMipSolverData::..."), past
-    Python's stdout and whatever `disp` is. stdout is for results, and stderr for user messages.
+    HiGHS 1.12 in scipy 1.17 writes a debugging line ("HighsMipSolverData::...") directly to this
+    descriptor, not through Python's stdout, for any value of `disp`. lfmc writes only results to
+    stdout, and messages for the user to stderr.
     """
     sys.stdout.flush()
     saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)

@@ -28,7 +28,7 @@ def min_nbytes(choices: Sequence[Choice]) -> int:
 
 
 def solve(choices: Sequence[Choice], limit: int) -> Solution:
-    """Pick one option per choice, of least total cost within `limit` bytes.
+    """Pick one option per choice, with the least total cost within `limit` bytes.
 
     Raises `InputError` if even the smallest options exceed the limit.
     """
@@ -69,7 +69,7 @@ def _solve_lagrangian(problem: Problem, smallest: Picks, limit: int) -> Solution
 
 
 def _high_price(problem: Problem) -> float:
-    """Return a price at which one byte costs more than all options, so the smallest always win."""
+    """Return a price so high that one byte costs more than any options: the smallest ones win."""
     largest = problem.cost[np.isfinite(problem.cost)].max()
     return float(largest * len(problem.choices)) + 1.0
 
@@ -94,10 +94,10 @@ def _spend_rest(problem: Problem, picks: Picks, limit: int) -> Picks:
 def _upgrade_steps(
     problem: Problem, units: Picks, picks: Picks
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return extra bytes and saved cost per byte of a change to each option of `units`.
+    """Return the extra bytes of a change to each option of `units`, and the saved cost per byte.
 
-    Both are `[units, O]`. The rate is 0 for an option of another layout or without a saving, and
-    infinity if the option needs no extra bytes.
+    Both are `[units, O]`. The saved cost per byte is 0 for an option of another layout or without a
+    saving, and infinity if the option needs no extra bytes.
     """
     current = picks[units]
     extra_bytes = problem.bytes[units] - problem.bytes[units, current][:, None]

@@ -98,7 +98,7 @@ class Problem:
         layouts = np.diff([*self._bundle_start, len(totals)])
         winners = np.flatnonzero(totals == np.repeat(bundle_minima, layouts))
         bundles = np.repeat(np.arange(len(layouts)), layouts)[winners]
-        # One layout per bundle, also in a tie.
+        # Keep one layout per bundle, even in a tie.
         winning_layouts = winners[np.unique(bundles, return_index=True)[1]]
         selected = np.isin(self._layout_of_cell, winning_layouts)
         picks[self._unit[selected]] = self._option[selected, best_option[selected]]

@@ -10,7 +10,7 @@ from lfmc.machine.workers import LOCAL_WORKERS, Workers
 
 @dataclass(frozen=True)
 class Resources:
-    """Workers for work that can be split by tensor, and a cache."""
+    """Workers for measurements that are independent for each tensor, and a cache."""
 
     workers: Workers = LOCAL_WORKERS
     cache: Cache = NO_CACHE

@@ -20,7 +20,7 @@ from lfmc.errors import InputError
 
 MIN_VARIANCE = 1e-12
 BITS = (2, 3, 4, 8)  # the paper's widths
-MAX_GAMMA = 100.0  # far above the paper's 10; powers of ratios of exponents stay finite
+MAX_GAMMA = 100.0  # far above the paper's 10; sensitivities up to this power stay finite
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def allocate(
     Widths come from `candidate_bits`. `alphas` are tail exponents, `variances` population variances
     of the weights, and `gamma` is the power of the sensitivity. Raises `InputError` for lists of
     different lengths, no candidates, or a mean below the narrowest candidate. Raises `GateError` if
-    the solver proves no optimum: there is no silent fallback.
+    the solver can't prove an optimum: there is no silent fallback.
     """
     widths = sorted(set(candidate_bits))
     if len(alphas) != len(variances) or not widths or widths[0] < 1:

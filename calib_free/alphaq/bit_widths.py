@@ -34,7 +34,7 @@ def choose_widths(
 
     Unit u has `counts[u]` matrices. `widths` ascend, and `total` is enough for the narrowest width
     everywhere. Minimises `sum(weights * 4^-bits)` exactly. Raises `GateError` if HiGHS is needed
-    and proves no optimum.
+    and can't prove an optimum.
     """
     if _spare(counts, widths, total) * len(weights) <= TABLE_CELLS:
         return widths_by_table(weights, counts, widths, total)
@@ -74,7 +74,7 @@ def widths_by_milp(
 ) -> list[int]:
     """Compute `choose_widths` with HiGHS, within 1e-13 of the largest cost.
 
-    Raises `GateError` if HiGHS proves no optimum.
+    Raises `GateError` if HiGHS can't prove an optimum.
     """
     cost = SCALE * _costs(weights, widths)
     bits = np.outer(counts, widths).ravel()

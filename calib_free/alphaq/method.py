@@ -1,8 +1,9 @@
 """Method `alphaq`: AlphaQ as in its paper, within a byte budget.
 
 Bit widths of expert matrices come from the sensitivities of `allocation.py`; every other matrix has
-4 bits. Weights are rounded to the nearest point of a min/max grid with asymmetric groups of 64, or
-of the nearest format that the target supports: the paper's GPTQ needs calibration data.
+4 bits. Weights are rounded to the nearest point of a min/max grid. The format has asymmetric groups
+of 64, or is the nearest one that the target supports. The paper rounds with GPTQ instead, which
+needs calibration data.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.machine.cache import cache_key, tensor_digest
 
-RULE = "alphaq-1"  # raise the number when anything changes that a signal depends on
+RULE = "alphaq-1"  # increase the number after any change that affects a signal
 NON_EXPERT_FORMAT = Format(4, 64, False, "float16")
 
 
@@ -180,7 +181,7 @@ def _fit_widths(
     weights: Sequence[float],
     limit: int,
 ) -> list[int]:
-    """Return the bit widths under the largest total of bits that fits in `limit` bytes."""
+    """Return the bit widths for the largest total number of bits that fits in `limit` bytes."""
     counts = [len(unit.names) for unit in experts]
     narrow, wide = min(formats), max(formats)
     min_size = sum(unit_nbytes(checkpoint, unit, formats[narrow]) for unit in experts)

@@ -1,7 +1,7 @@
 """The largest eigenvalues of many small Gram matrices, without the other eigenvalues.
 
 The tail of a spectrum is the top tenth of 128 eigenvalues per block, and a full eigendecomposition
-spends nearly all of its time on the rest. This module does the following with the Gram matrix G of
+spends nearly all its time on the others. This module does the following with the Gram matrix G of
 each block:
 
 1. It applies a Chebyshev polynomial p(G), at most 1 on [0, a] and growing fast above, to a random
@@ -64,7 +64,7 @@ class Leading:
 
 
 def subspace_size(n: int, tail: float) -> int:
-    """Return the subspace dimension for a tail share of n eigenvalues: three quarters above it."""
+    """Return the subspace dimension, 1.75 * tail * n rounded up to a multiple of 8."""
     return 8 * math.ceil(1.75 * tail * n / 8)
 
 
@@ -106,7 +106,7 @@ def leading(grid: Tensor, chebyshev: Filter) -> Leading:
 
     The blocks have any float dtype, and may be a view of the whole matrix. P = R C, row by row. The
     magnitude of the entries should be near 1: their powers must fit float32. The result is on the
-    CPU, on whatever device the blocks are.
+    CPU, even if the blocks are on a GPU.
     """
     rows, columns, n, _ = grid.shape
     device, dtype = grid.device, fast_dtype(grid.device.type)
@@ -190,9 +190,10 @@ def _filter_operator(
 ) -> tuple[Tensor, Sequence[int]]:
     """Return the operator to filter with and the degrees to apply.
 
-    Writes the Gram matrices into `gram`, scaled so that [0, a] becomes [-1, 1]. They are the
-    operator, unless all degrees are even and the dtype is not float32: then the operator is T_2 of
-    them, written over `fast_blocks`. As T_2k(x) = T_k(T_2(x)), half as many products follow.
+    Writes the Gram matrices into `gram`, scaled so that [0, a] becomes [-1, 1], and returns them as
+    the operator. If all degrees are even and the dtype is not float32, the operator is T_2 of the
+    Gram matrices instead, written over `fast_blocks`. T_2k(x) = T_k(T_2(x)), so this halves the
+    number of products that follow.
     """
     torch.baddbmm(gram, fast_blocks, fast_blocks.mT, beta=0, alpha=2 / chebyshev.cut, out=gram)
     gram.diagonal(dim1=1, dim2=2).sub_(1)
@@ -223,7 +224,7 @@ def _apply_filter(operator: Tensor, stages: Sequence[int], size: int) -> tuple[T
 
 
 def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return orthonormal rows `[P, m, n]` of the same span, by Cholesky, and the info `[P]`."""
+    """Return orthonormal rows `[P, m, n]` with the span of `rows`, by Cholesky, and info `[P]`."""
     gram = rows @ rows.mT
     factor, info = torch.linalg.cholesky_ex(gram)
     eye = torch.eye(gram.shape[1], device=gram.device).expand_as(gram)
@@ -236,12 +237,13 @@ def _relative_errors(
     """Return relative errors `[C, R]` of Ritz values `[C, R]` from the residuals of their vectors.
 
     `vectors` `[C, m, R]` are coordinates in the basis. `gram` is 2 G / a - 1 in the filter's dtype;
-    bfloat16 adds 3e-6 to 6e-6. With r = G v - h v, the eigenvalue is h + r' (h - C)^-1 r to second
-    order. C is G on the complement of the subspace, and is approximated by its mean.
+    bfloat16 adds an error of 3e-6 to 6e-6. With r = G v - h v, the eigenvalue is
+    h + r' (h - C)^-1 r to second order. C is G on the complement of the subspace, and is
+    approximated by its mean.
     """
-    scale, rest = 2 / chebyshev.cut, REST * chebyshev.cut
+    scale, complement_mean = 2 / chebyshev.cut, REST * chebyshev.cut
     ritz_vectors = (vectors.mT @ basis).to(gram.dtype)  # (C, R, n)
     residual = torch.bmm(ritz_vectors, gram).float()
     residual.addcmul_(ritz_vectors.float(), (scale * values - 1)[:, :, None], value=-1)
     squares = residual.square_().sum(dim=2) / scale**2
-    return squares / ((values - rest).clamp(min=0.1 * rest) * values)
+    return squares / ((values - complement_mean).clamp(min=0.1 * complement_mean) * values)

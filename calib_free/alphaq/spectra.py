@@ -36,7 +36,7 @@ FLOOR = 1e-12  # eigenvalues below this share of the largest are rounding noise 
 SAFE_EXPONENT = 16  # weights are not scaled if their largest is within 2^-16 to 2^16
 
 FEW_BLOCKS = 24  # matrices of fewer blocks are solved in full: there is little to gain
-SMALL_BLOCK = 64  # and so are matrices whose blocks have fewer columns
+SMALL_BLOCK = 64  # matrices whose blocks have fewer columns are solved in full, too
 PILOTS = 2  # blocks that are solved in full to design the filter for the others
 ALPHA_ERROR = 1e-3  # bound on the error of alpha from the tail's mean error, before its correction
 OUTLIER = 10.0  # a block whose error exceeds this times the allowed mean is solved in full

@@ -31,7 +31,7 @@ class Step:
 class Ladder:
     """Steps of methods `auto` and `uniform`, smallest size first.
 
-    The cost of every step of `auto` is at most the share `gap` above the least possible cost.
+    The cost of a step of `auto` exceeds the least possible cost by at most the fraction `gap`.
     """
 
     auto: tuple[Step, ...]
@@ -50,7 +50,7 @@ def compute_ladder(
 
     This function measures nothing. `matrix_costs` contains every matrix that the target quantizes.
     `fixed_nbytes` is the size of everything that has no choice: float tensors and the graph. Steps
-    of `uniform` use the formats of method `uniform` with the grids, and so the costs, of `auto`.
+    of `uniform` use the formats of method `uniform`, but the grids and costs of `auto`.
     """
     units = quantization_units(checkpoint, capabilities)
     choices = [

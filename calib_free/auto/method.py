@@ -5,7 +5,7 @@
    token, and the importance of each column in the clip search (`lfmc.calib_free.auto.sensitivity`).
 3. Measure rate-distortion curves: the error of each format in each matrix
    (`lfmc.calib_free.grid.measure_distortion`).
-4. Solve a knapsack for one format a unit (`lfmc.calib_free.allocate.knapsack`).
+4. Solve a knapsack for one format per unit (`lfmc.calib_free.allocate.knapsack`).
 
 Steps 1 and 2 run layer by layer, with one matrix in memory at a time. Step 3 reads some rows of
 each matrix and can run on remote workers. A cache stores the results for the next budget.
@@ -36,7 +36,7 @@ from lfmc.machine.cache import cache_key, numeric_environment
 from lfmc.machine.memory import return_freed_memory
 
 TEXTS, LENGTH = 128, 96  # sampled texts, and tokens of each
-LARGE = 5 * 10**8  # models of at least so many parameters use fewer and shorter texts:
+LARGE = 5 * 10**8  # models of at least this many parameters use fewer and shorter texts:
 LARGE_TEXTS, LARGE_LENGTH = 96, 32
 REFERENCE_BITS = 3  # the cost of a matrix is measured at the width nearest to this one
 EXCESS = 3.0  # KL exceeds the quadratic form by this times the relative error
@@ -96,7 +96,7 @@ def allocate_auto(
     progress: Callable[[str], None],
     resources: Resources,
 ) -> Allocation:
-    """Choose formats for `units`, whose stored tensors take at most `limit` bytes.
+    """Choose formats for `units` so that their stored tensors take at most `limit` bytes.
 
     Raises `UnsupportedError` if the model has no start token.
     """
@@ -231,7 +231,7 @@ def _role_costs(
 
 
 def _cost_ratio(errors: Mapping[Format, float], f: Format, reference: Format) -> float:
-    """Return the cost of a format over that of the reference.
+    """Return the cost of a format divided by the cost of the reference.
 
     Large errors (about a tenth) cost more than the quadratic form predicts.
     """
@@ -244,7 +244,7 @@ def _cost_ratio(errors: Mapping[Format, float], f: Format, reference: Format) ->
 def _shrink_to_kind_mean(units: Sequence[Unit], cost: Mapping[str, float]) -> dict[str, float]:
     """Shrink each cost a little towards the mean of its kind in its layer.
 
-    Few of the sampled tokens may choose an expert; its measured cost is then too low.
+    If few of the sampled tokens choose an expert, its measured cost is too low.
     """
     kinds: dict[object, list[str]] = {}
     for unit in units:

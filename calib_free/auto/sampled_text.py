@@ -14,7 +14,7 @@ from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
 from lfmc.errors import UnsupportedError
 from lfmc.model import initial_state
 
-# Texts sampled in parallel: bounds the memory of their states. A GPU needs many to be busy.
+# Number of texts sampled in parallel: bounds the memory of states. A GPU needs many to be busy.
 BATCH = {"cpu": 256, "cuda": 2048}
 
 
@@ -68,7 +68,7 @@ def sample_texts(
 def sample_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Sample one token for each row of logits `[n, V]` at temperature 1; returns int64 `[n]`.
 
-    Inverse transform sampling: one random number a token, from a generator on the CPU.
+    Inverse transform sampling: one random number per token, from a generator on the CPU.
     """
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     points = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64)

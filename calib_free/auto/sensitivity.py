@@ -6,7 +6,7 @@ to independent with mean zero, so only the diagonal of F contributes in expectat
 
 F is the mean squared gradient of the log-likelihood of labels drawn *from the model*: the true
 Fisher, not the "empirical" one of given labels (Kunstner et al. 2019, section 3). Gradients of
-different labels are uncorrelated (each has mean zero given what came before), so the square of one
+different labels are uncorrelated (each has mean zero given earlier tokens), so the square of one
 text's whole gradient is an unbiased sample of the sum over its tokens.
 
 One text's gradient of a matrix `[N, K]` is `G' X`, with the matrix's inputs `X [T, K]` and the
@@ -15,7 +15,8 @@ gradients `G [T, N]` of its outputs. The square is never computed in full, only
     sum_i (G'X)_ij^2 = sum_t X_tj ((G G') X)_tj            (the cost of an error in column j)
     (G'X)_ij^2 for some rows i                             (the weight of each error in these rows)
 
-so memory holds one layer's weights, its inputs and gradients, and the hidden states between layers.
+so memory contains the weights, inputs and gradients of one layer, and the hidden states between
+layers.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ ROWS = 128  # sampled from every matrix in proportion to their information
 class Sensitivity:
     """The Fisher information of a matrix `[N, K]`, in nats per token and squared weight.
 
-    `columns` float32 `[K]` are the sums over all rows. `information` float32 `[R, K]` is that of
-    `rows` (int64 `[R]`, rising), times the number of rows that each row represents.
+    `columns` float32 `[K]` are the sums over all rows. `information` float32 `[R, K]` is the
+    information of `rows` (int64 `[R]`, ascending), times the number of rows that each row
+    represents.
     """
 
     name: str
@@ -49,8 +51,11 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class _Text:
-    """The inputs `[n, K]` of a matrix on one text, and of its output gradients `G [n, N]` the
-    Gram matrix `G G' [n, n]` and the columns of the sampled rows `[n, R]`."""
+    """The inputs and output gradients of a matrix on one text.
+
+    `inputs` are `[n, K]`. With the output gradients `G` `[n, N]`, `gram` is `G G'` `[n, n]`, and
+    `row_gradients` `[n, R]` are the columns of `G` that belong to the sampled rows.
+    """
 
     inputs: Tensor
     gram: Tensor
@@ -112,7 +117,7 @@ def compute_sensitivities(
 def channel_information(
     decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: Callable[[str], None]
 ) -> list[Tensor]:
-    """Return the cost of a squared error in each channel of each layer's output: float32 `[H]`s.
+    """Return, for each layer, the cost of a squared error in each output channel: float32 `[H]`.
 
     This is the diagonal of the Fisher information of the hidden state: its squared gradient,
     averaged over `tokens` `[B, T]`, in nats per token.
@@ -170,7 +175,7 @@ def sample_rows(total: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _matrix_sensitivity(name: str, x: Tensor, g: Tensor, texts: Tensor, count: int) -> Sensitivity:
     """Return the sensitivity of a matrix with inputs `x [n, K]` and output gradients `g [n, N]`.
 
-    `texts` int64 `[n]` is the text of each position, rising; `count` the number of all tokens.
+    `texts` int64 `[n]` is the text of each position, ascending. `count` is the number of tokens.
     """
     x = x.float()
     rows, weights = sample_rows(x.square().sum(1) @ g.square(), ROWS)

@@ -22,7 +22,8 @@ from lfmc.model.decoder import attention_inputs
 from lfmc.model.experts import SparseMoe
 
 # Called in the backward pass with the name of a matrix `[N, K]`, its inputs `[n, K]`, the gradients
-# `[n, N]` of its outputs, and the positions of these among the `B T` tokens, int64 `[n]`, rising.
+# `[n, N]` of its outputs, and the positions of the inputs among the `B T` tokens, int64 `[n]`,
+# ascending.
 # `n` is 0 for an expert that no token chose.
 Observe = Callable[[str, Tensor, Tensor, Tensor], None]
 
@@ -115,7 +116,7 @@ class StreamedDecoder:
     def layer_backward(
         self, index: int, x: Tensor, gradient: Tensor, observe: Observe | None = None
     ) -> Tensor:
-        """Return the gradient of a layer's input `x` for that of its output; both `[B, T, H]`."""
+        """Return the gradient of a layer's input `x` from that of its output; both `[B, T, H]`."""
         x = x.detach().requires_grad_(True)
         self.observe = observe
         try:
@@ -179,7 +180,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         matrix: _Matrix = ctx.matrix
-        # Flatten before the product: with three dims, torch may copy the matrix once a text.
+        # Flatten before the product: with three dims, torch may copy the matrix once per text.
         flat, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
         rows = torch.arange(len(flat), device=flat.device) if ctx.rows is None else ctx.rows
         if matrix.decoder.observe is not None:

@@ -46,7 +46,7 @@ class Block(nn.Module):
         return {name.removeprefix(self.prefix): value for name, value in weights.items()}
 
     def forward(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return the layer's output `[B, T, H]`; `weights`, by name, replace its own weights."""
+        """Return the layer's output `[B, T, H]`; `weights`, by name, replace its weights."""
         batch, length, _ = hidden.shape
         device = hidden.device
         attention = attention_inputs(

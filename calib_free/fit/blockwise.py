@@ -29,7 +29,7 @@ from lfmc.checkpoint.checkpoint import Checkpoint
 
 FLOAT32 = 4  # bytes
 FISHER_TEXTS = 32  # texts that the Fisher information of channels is computed on
-HIDDEN_COPIES = 3  # hidden states of all texts: of teacher and student, and the next ones
+HIDDEN_COPIES = 3  # of all texts: the teacher's, the student's, and those that a block computes
 
 
 def fit_blocks(
@@ -73,7 +73,7 @@ def fit_blocks(
 
 
 def block_nbytes(checkpoint: Checkpoint, tokens: int) -> int:
-    """Return the peak memory of `fit_blocks` in bytes, for texts of `tokens` tokens in all."""
+    """Return the peak memory of `fit_blocks` in bytes, for texts of `tokens` tokens in total."""
     sizes: dict[str, int] = {}
     for name, info in checkpoint.tensors.items():
         layer = name.removeprefix("model.layers.").split(".")[0] if ".layers." in name else "none"

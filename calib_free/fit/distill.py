@@ -1,9 +1,9 @@
 """End-to-end self-distillation: train the quantized model to match the float model's logits.
 
 Teacher: the float32 checkpoint. Text: sampled from the teacher. Loss: KL(teacher || student) at
-every token (Hinton et al. 2015), which is also the quality measure of a plan. Trained are the
-positions of weights on their grids, scales, zero points, norm gains and filters. Widths, groups
-and bytes stay as planned.
+every token (Hinton et al. 2015), which is also the quality measure of a plan. Training changes the
+positions of weights on their grids, scales, zero points, norm gains and filters. Bit widths, group
+sizes and bytes stay as planned.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lfmc.calib_free.grid.grid_search import round_scale
 from lfmc.calib_free.grid.packed_tensor import PackedTensor
 
-MARGIN = 0.45  # steps from its code at which a weight starts if its code is not the nearest
+MARGIN = 0.45  # a weight starts this many steps from its code if the code is not the nearest
 
 
 class FakeQuant(nn.Module):
@@ -157,7 +157,7 @@ class _Round(torch.autograd.Function):
         # Minus the gradient of the clamped codes.
         clamped_grad = unclamped_grad.sum(-1, keepdim=True) - grad.sum(-1, keepdim=True)
         # d/d scale of (code - zero) * scale, where an unclamped code changes with 1 / scale:
-        # grad (code - zero) - unclamped_grad (step - zero). Sum first: broadcasting one number a
+        # grad (code - zero) - unclamped_grad (step - zero). Sum first: broadcasting one number per
         # group over its weights is slow.
         products = codes.mul_(grad).addcmul_(unclamped_grad, steps, value=-1)
         by_scale = products.sum(-1, keepdim=True).addcmul_(clamped_grad, zero)

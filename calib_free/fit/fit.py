@@ -139,10 +139,10 @@ def fit_plan(
     """Return the plan with codes, scales, zero points, norms and filters fitted to the checkpoint.
 
     "best" trains block by block, and then end to end if the whole model fits in memory; "max"
-    trains only end to end, for longer. Formats and bytes stay. Returns the plan with the least KL
-    on validation text: the original plan or that of a stage. `progress` receives the KL of each.
-    The state of a "max" training is saved in the cache, and the next call resumes from it. Call
-    `require_effort` first: it raises the errors.
+    trains only end to end, for longer. Formats and bytes do not change. Returns the plan with the
+    least KL on validation text: the original plan or the plan after a stage. `progress` receives
+    the KL of each of these plans. The state of a "max" training is saved in the cache, and the next
+    call resumes from it. Call `require_effort` first: this function does not check the effort.
     """
     start, recipe = time.monotonic(), RECIPES[effort.level]
     stream = StreamedDecoder(checkpoint, effort.device)

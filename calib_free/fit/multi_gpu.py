@@ -25,7 +25,7 @@ POLL_SECONDS = 0.2
 
 
 class MultiProcess(SingleProcess):
-    """One of several training processes; accelerate reads the others from the environment."""
+    """One of several training processes; accelerate reads the rank from the environment."""
 
     def __init__(self, device: str) -> None:
         from accelerate import Accelerator  # type: ignore[import-untyped]

@@ -23,13 +23,13 @@ TRAINED_ROLES = ("norm", "conv")
 # and of floats. In these units the best rates were the same at 2.5, 3.5 and 4.5 bits a weight.
 RATE_LATENT, RATE_SCALE, RATE_FLOAT = 4e-3, 5e-4, 3e-4
 
-# float32: the teacher's weight; the latent weight, its gradient and Adam's two moments; the weight
-# that is stored, and its gradient.
+# Seven float32 numbers: the teacher's weight; the latent weight, its gradient and Adam's two
+# moments; the stored weight and its gradient.
 BYTES_PER_PARAM = 28
 
 
 class StoredFloats(nn.Module):
-    """A float tensor that is trained in float32 and stored in its own dtype."""
+    """A float tensor that is trained in float32 and stored in its original dtype."""
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Student(nn.Module):
 
     Tensors that are not trained are constants. Latent weights start from the checkpoint's weights,
     so that training can undo a rounding. Matrices of the same format and column count are stacked
-    by rows and trained as one, because a sparse model has hundreds.
+    by rows and trained as one, because a sparse model has hundreds of them.
     """
 
     def __init__(

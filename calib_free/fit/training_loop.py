@@ -16,7 +16,7 @@ from torch import Tensor
 from lfmc.calib_free.fit.student import Student
 
 WARM_UP = 0.05  # of all steps
-PACE_STEPS = 3  # the number of steps that fit into the time is estimated after so many
+PACE_STEPS = 3  # after this many steps, the loop estimates how many fit before the deadline
 SAVE_SECONDS = 120.0
 
 
@@ -146,7 +146,7 @@ def fast_matmuls(device: torch.device) -> Iterator[None]:
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """Return the learning rate at a step over the highest: warm-up, then half a cosine to zero."""
+    """Return a step's learning rate as a share of the highest: warm-up, then half a cosine to 0."""
     warm = (step + 1) / max(1.0, WARM_UP * steps)
     return min(1.0, warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
 

@@ -33,7 +33,7 @@ def measure_curves(
     formats: Sequence[Format],
     grids: Mapping[Format, str],
 ) -> dict[str, dict[Format, float]]:
-    """Return the weighted squared error of each matrix in each format, over its weighted energy.
+    """Return the weighted squared error of each matrix in each format, divided by weighted energy.
 
     `weights` are rows `[R, K]` that represent the matrix (see `spaced_rows`). `importance` `[K]`
     are the column weights (None: equal weights). Matrices of the same width are measured together.

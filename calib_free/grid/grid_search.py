@@ -35,7 +35,7 @@ class _Fit:
     error: Tensor
 
     def better_of(self, other: _Fit) -> _Fit:
-        """Return the fit of smaller error for each group; this fit where errors are equal."""
+        """Return the fit with the smaller error for each group; `self` if the errors are equal."""
         wins = other.error < self.error
         return _Fit(
             torch.where(wins, other.scale, self.scale),

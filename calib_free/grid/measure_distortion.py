@@ -12,7 +12,7 @@ from lfmc.calib_free.grid.formats import Format
 from lfmc.calib_free.grid.grid_search import quantize
 from lfmc.calib_free.grid.importance import decode_importance
 
-RULE = "auto-1"  # raise the number when anything changes that a measurement depends on
+RULE = "auto-1"  # increase the number after any change that affects a measurement
 
 
 @dataclass(frozen=True)

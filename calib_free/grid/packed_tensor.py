@@ -72,7 +72,7 @@ def stack_rows(pieces: Sequence[PackedTensor]) -> PackedTensor:
 
 
 def split_rows(stacked: PackedTensor, rows: Sequence[int]) -> list[PackedTensor]:
-    """Invert `stack_rows`: return pieces with the numbers of rows `rows`, in order."""
+    """Invert `stack_rows`: return one piece for each number of rows in `rows`, in order."""
     zeros = [None] * len(rows) if stacked.zeros is None else stacked.zeros.split(list(rows))
     parts = zip(
         rows, stacked.codes.split(list(rows)), stacked.scales.split(list(rows)), zeros, strict=True

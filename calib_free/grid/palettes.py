@@ -51,7 +51,7 @@ def _fit_chunk(x: Tensor, cost: Tensor, number_format: Format) -> tuple[Tensor, 
 def _lloyd(x: Tensor, cost: Tensor, table: Tensor, number_format: Format) -> tuple[Tensor, Tensor]:
     """Return codes int64 and tables, refined from the starting `table`.
 
-    In each round and row, one table entry without codes moves to the value of the largest error.
+    In each round and row, one table entry without codes moves to the value with the largest error.
     """
     weighted = x * cost
     for _ in range(ROUNDS):

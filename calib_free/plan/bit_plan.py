@@ -49,8 +49,8 @@ class BitPlan:
     `limit_nbytes` is the budget of the plan. `graph_nbytes` is the reserve for the graph, or, in a
     bundle, the size of the graph. `predicted_kl` is the KL(fp32 || quantized) that the method
     predicts, in nats per token, or None if it makes no prediction. `fitted` maps the names of rows
-    with a digest to their parts; it is not part of the JSON but of the folder that `save` writes
-    next to it.
+    with a digest to their parts. The JSON does not contain these parts: `save` writes them into a
+    folder next to it.
     """
 
     version: int

@@ -52,8 +52,8 @@ class Unit:
             return "experts." + "+".join(leaves)
         if self.layer is None:
             return self.role
-        inner = [name.split(".", 3)[3].removesuffix(".weight") for name in self.names]
-        return "+".join([inner[0], *(path.rsplit(".", 1)[-1] for path in inner[1:])])
+        paths = [name.split(".", 3)[3].removesuffix(".weight") for name in self.names]
+        return "+".join([paths[0], *(path.rsplit(".", 1)[-1] for path in paths[1:])])
 
 
 def tensor_role(name: str, shape: tuple[int, ...]) -> str:

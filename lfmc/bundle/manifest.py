@@ -50,7 +50,7 @@ def build_manifest(
         },
         "tokens": special_tokens(checkpoint),
         "chat_prompt": chat_prompt(checkpoint, folder),
-        # States can't be rewound: drop the last tokens by a reset and a new prefill.
+        # States can't be rewound: to drop the last tokens, an app resets and prefills again.
         "can_rewind": False,
         "artifact": list(artifact.files),
         "files": {name: describe_file(folder / name) for name in (*artifact.files, *other_files)},

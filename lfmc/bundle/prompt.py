@@ -54,6 +54,6 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
         if piece:
             nchars += len(piece)
             yield piece
-    rest = tokenizer.decode(ids)[nchars:]  # bytes that are no character
-    if rest:
-        yield rest
+    remainder = tokenizer.decode(ids)[nchars:]  # bytes that do not form a character
+    if remainder:
+        yield remainder

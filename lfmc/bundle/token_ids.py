@@ -27,7 +27,7 @@ class StoresTokens(Protocol):
     """A target whose artifacts store the begin and stop tokens for a runtime."""
 
     def stored_tokens(self, folder: Path) -> Mapping[str, Mapping[str, Any]]:
-        """Return `bos`, `pad` and `stop` by file name, as far as the file stores them."""
+        """Return, by file name, those of `bos`, `pad` and `stop` that the file stores."""
 
 
 def check_tokens(bundle: Bundle, checkpoint: Checkpoint | None = None) -> None:

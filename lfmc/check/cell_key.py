@@ -21,7 +21,7 @@ from lfmc.targets.base import get_target
 
 RULE = "cell 1"
 LFMC_PACKAGES = ("lfmc", "lfmc.passes", "lfmc.targets", "lfmc.calib_free")
-FILE_FLAGS = ("--text", "--plan")  # the key has the contents of these files, not their names
+FILE_FLAGS = ("--text", "--plan")  # the key contains hashes of these files, not their names
 
 
 def cell_key(cell: Cell, checkpoint: Checkpoint, folder: Path, packages: Sequence[str]) -> str:
@@ -69,7 +69,7 @@ def package_versions(extra: str) -> list[str]:
 
 @lru_cache
 def code_digest(package: str) -> str:
-    """Return the SHA-256 of the modules and data of lfmc and of `package`, which has the target."""
+    """Return the SHA-256 of the modules and data of lfmc and of the target's `package`."""
     digest = hashlib.sha256()
     for name in dict.fromkeys((*LFMC_PACKAGES, package)):
         module = import_module(name)

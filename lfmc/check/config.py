@@ -75,7 +75,7 @@ class Matrix:
 
 
 def load_matrix(path: Path, export_command: click.Command) -> Matrix:
-    """Read and validate a file. An `InputError` names the file, the line and the key at fault."""
+    """Read and validate a file; raise `InputError` with the file, the line and the wrong key."""
     try:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text)
@@ -235,7 +235,7 @@ def _message(error: Any, lines: KeyLines, export_command: click.Command) -> str:
 
 
 def _valid_keys(path: Sequence[object], export_command: click.Command) -> list[str]:
-    """Return the keys that are valid in the table that `path` is in."""
+    """Return the keys that are valid in the table that contains `path`."""
     if len(path) <= 1:
         return ["baseline", "drift", "defaults", "export"]
     return list(Drift.model_fields) if path[0] == "drift" else list(export_keys(export_command))

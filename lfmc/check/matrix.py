@@ -14,7 +14,7 @@ from lfmc.check.config import Cell, Drift, Matrix
 from lfmc.errors import GateError, InputError, UnsupportedError
 from lfmc.machine.cache import cache_folder
 
-CACHE_DAYS = 30  # bundles that no run used for so long are removed
+CACHE_DAYS = 30  # bundles that no run used for this many days are removed
 
 
 def bundles_folder() -> Path:

@@ -80,7 +80,7 @@ def junit(outcomes: Sequence[Outcome]) -> str:
 def table_rows(
     outcomes: Sequence[Outcome], baseline: Mapping[str, BaselineCell]
 ) -> list[tuple[str, ...]]:
-    """Return a row of `COLUMNS` per cell; a changed number is followed by the baseline's."""
+    """Return a row of `COLUMNS` per cell; the baseline's number follows a changed number."""
     return [_row(outcome, baseline.get(outcome.cell.name)) for outcome in outcomes]
 
 

@@ -12,7 +12,7 @@ from lfmc.errors import LfmcError
 from lfmc.lowering.request import DEFAULT_CONTEXT, Options, make_request
 from lfmc.targets.base import get_target, install_advice, target_names
 
-BITS_PER_WEIGHT = 4.5  # all targets can meet this budget, except those with wide weights only
+BITS_PER_WEIGHT = 4.5  # targets can meet this budget, unless they support only wide weights
 
 
 def find_models(folder: Path) -> list[str]:

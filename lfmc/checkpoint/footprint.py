@@ -77,7 +77,7 @@ def footprint(checkpoint: Checkpoint, context: int) -> Footprint:
 
 
 def footprints(checkpoint: Checkpoint) -> list[Footprint]:
-    """Return the memory at each of `CONTEXTS` that the model supports, or at its longest."""
+    """Return the memory at each supported length of `CONTEXTS`, or at the maximum if none is."""
     longest = checkpoint.config.max_context
     lengths = [n for n in CONTEXTS if n <= longest] or [longest]
     return [footprint(checkpoint, n) for n in lengths]

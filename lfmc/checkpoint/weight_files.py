@@ -152,7 +152,7 @@ def read_tensor(info: TensorInfo) -> Tensor:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a checkpoint; raise `InputError` if it is no object."""
+    """Return the object in a JSON file of a checkpoint; raise `InputError` if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, 5000 digits

@@ -42,36 +42,22 @@ def command(
 
     opened = open_bundle(bundle)
 
-    from tokenizers import Tokenizer
-
     from lfmc.api import load
-    from lfmc.checkpoint.chat_template import render
+    from lfmc.bundle.prompt import encode_prompt, open_tokenizer
     from lfmc.machine.progress import terminal_progress
     from lfmc.run.generate import continue_tokens
 
-    tokens = opened.manifest["tokens"]
-    text = prompt
-    bos = [] if tokens["bos"] is None else [tokens["bos"]]
-    if chat:
-        rendered = render(opened.path, [{"role": "user", "content": prompt}])
-        if rendered is None:
-            raise InputError("the bundle has no chat template", where=bundle)
-        text, bos = rendered, []
+    ids = encode_prompt(opened, prompt, chat=chat)
     if max_tokens < 1 or temperature < 0:
         raise InputError("--max-tokens must be at least 1, and --temperature at least 0")
-    tokenizer = Tokenizer.from_file(str(opened.path / "tokenizer.json"))
-    ids = bos + tokenizer.encode(text, add_special_tokens=False).ids
-    if not ids:
-        raise InputError("the prompt is empty, and the model has no start token")
     with terminal_progress().stage("load"):
         stepper = load(bundle)
-    new = list(
-        continue_tokens(
-            stepper, ids, max_tokens, tokens["stop"], temperature=temperature, seed=seed
-        )
+    stop_ids = opened.manifest["tokens"]["stop"]
+    tokens = list(
+        continue_tokens(stepper, ids, max_tokens, stop_ids, temperature=temperature, seed=seed)
     )
-    continuation = tokenizer.decode(new)
+    continuation = open_tokenizer(opened).decode(tokens)
     if as_json:
-        click.echo(json.dumps({"prompt": ids, "tokens": new, "text": continuation}))
+        click.echo(json.dumps({"prompt": ids, "tokens": tokens, "text": continuation}))
     else:
         click.echo(prompt + continuation if not chat else continuation)

@@ -23,21 +23,21 @@ from lfmc.report.tensor_labels import group
 from lfmc.run.stepper import decoder_stepper
 from lfmc.verification.rungs import WINDOW, WINDOWS, read_passages
 
-STREAM_TOLERANCE = 0.05  # relative to the float stream: beyond it two plans diverge
+STREAM_TOLERANCE = 0.05  # relative to the float stream: above this distance two plans diverge
 PLAN_FACTS = ("target", "method", "effort", "seed", "limit_nbytes", "fingerprint")
 MANIFEST_FACTS = ("lfmc", "context", "check", "judged_on", "not_executed")
 
 
 @dataclass(frozen=True)
 class DiffInput:
-    """One of the two inputs: a plan, and its bundle if it is in one."""
+    """One of the two inputs: a plan, and the bundle that contains it (None for a plan file)."""
 
     path: Path
     plan: BitPlan
     bundle: Bundle | None
 
     def facts(self) -> dict[str, Any]:
-        """Return the settings and versions it was made with; a bundle has more than a plan."""
+        """Return the settings and versions of the input; a bundle has more than a plan."""
         facts: dict[str, Any] = {name: getattr(self.plan, name) for name in PLAN_FACTS}
         if self.bundle is not None:
             manifest = self.bundle.manifest

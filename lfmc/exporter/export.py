@@ -77,7 +77,7 @@ def plan_for(
 ) -> BitPlan:
     """Load and check the plan of `options.plan`, or make a plan for the target's capabilities.
 
-    `observe` is called with the measurements of a new plan by "auto".
+    `observe` is called with the measurements if method "auto" makes a new plan.
     """
     capabilities = target.capabilities(checkpoint.config)
     if options.plan is None:
@@ -190,7 +190,7 @@ def _check_size(plan: BitPlan, artifact: Artifact, nbytes: int) -> None:
     """Raise `GateError` unless the files contain the planned bytes, and fit the budget.
 
     A plan pads rows of codes and zero points to whole bytes. A target either pads them too, or pads
-    none of its tensors; in that case a stack of several tensors may save a part of a byte of each.
+    none of its tensors. Without padding, a stack of tensors may save part of a byte per tensor.
     """
     stored = sum(tensor.nbytes for tensor in artifact.tensors)
     planned = sum(row.nbytes for row in plan.rows)

@@ -22,7 +22,7 @@ class PlannedWeights:
     """Tensors of a checkpoint, quantized or kept float as the plan specifies.
 
     Codes are cached, up to `cache_nbytes`, because lowering, reading back and parity use the same
-    ones, and searching for them is slow.
+    codes, and the search for codes is slow.
     """
 
     checkpoint: Checkpoint

@@ -57,7 +57,7 @@ class Program:
         return [node for node in self.graph.nodes if node.op == "placeholder"]
 
     def tensor_behind(self, weight: fx.Node) -> str:
-        """Return the name of the checkpoint's tensor of a constant or of a dequantize call."""
+        """Return the name of the checkpoint tensor of a constant or a dequantize call."""
         constant: Any = weight.args[0] if weight.op == "call_function" else weight
         return self.weights[str(constant.target)].sources[0]
 

@@ -27,8 +27,8 @@ class Options:
     `text` is a file for rung 4, instead of the passages that ship with lfmc. `min_speed` is in
     decoded tokens a second on this machine. With `trace`, a failed rung is traced to the first
     place that differs. `workers` (`dask://HOST:PORT`) run the measurements for a new plan; None
-    means this machine. With `cache`, measurements are read from and written to a cache. Neither
-    changes a plan.
+    means this machine. With `cache`, measurements are read from and written to a cache. The
+    workers and the cache do not change a plan.
     """
 
     bits: str | None = None

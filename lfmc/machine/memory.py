@@ -26,7 +26,7 @@ def require_memory(
     """Raise `UnsupportedError` if a task requires more bytes than the machine has.
 
     `model` is the folder of the checkpoint and `num_params` its number of parameters; the message
-    contains these and the required and installed bytes.
+    contains both, with the required and installed bytes.
     """
     installed = installed_nbytes(device)
     if required_nbytes > installed:

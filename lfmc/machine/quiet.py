@@ -11,13 +11,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-# torch warns about how torchao registers its enums, at each import of torchao.
+# Each import of torchao makes torch warn about how torchao registers its enums.
 LOGGERS = ("root", "torch.utils._pytree")
 
 
 @contextlib.contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Hide warnings and Python's stderr (progress bars, too); these loggers log errors only."""
+    """Hide warnings and Python's stderr (progress bars, too); `loggers` log errors only."""
     all_loggers = [logging.getLogger(name) for name in (*LOGGERS, *loggers)]
     levels = [logger.level for logger in all_loggers]
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():

@@ -40,7 +40,7 @@ class Workers(Protocol):
 class LocalWorkers:
     """This machine: runs as many items at a time as torch has threads.
 
-    Creating items and computing them alternate, because creating items may use all threads.
+    The creation and the computation of items alternate, because creation may use all threads.
     """
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -142,7 +142,7 @@ def _require_workers(client: Any, address: str) -> None:
     """Raise `InputError` if there are no workers, or if a worker has different versions."""
     try:
         worker_versions = client.run(_versions)
-    except Exception as error:  # importing lfmc there may raise anything
+    except Exception as error:  # an import of lfmc on the worker may raise anything
         raise InputError("a worker can't run lfmc", where=address, got=first_line(error)) from error
     if not worker_versions:
         raise InputError(

@@ -35,7 +35,7 @@ def write_cache(cache: Tensor, new: Tensor, positions: Tensor, method: str) -> T
 def attention_mask(positions: Tensor, context: int, window: int | None) -> Tensor:
     """Return the causal mask, bool `[T, C]`: True where a position `[T]` attends to a cache slot.
 
-    With a `window`, a position attends to the last `window` slots only, its own slot included.
+    With a `window`, a position attends only to the last `window` slots, including its slot.
     """
     slots = torch.arange(context, device=positions.device).unsqueeze(0)
     queries = positions.unsqueeze(1)

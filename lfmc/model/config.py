@@ -88,5 +88,5 @@ class DecoderConfig:
         return self.moe.num_experts * (self.num_layers - self.moe.num_dense_layers)
 
     def window(self, layer: int) -> int | None:
-        """Return how many positions a layer attends to, the current one included; None for all."""
+        """Return how many positions a layer attends to, including the current one; None for all."""
         return self.sliding_window if self.layer_types[layer] == SLIDING else None

@@ -12,7 +12,7 @@ def inverse_frequencies(config: DecoderConfig, layer_type: str) -> Tensor:
     """Return the angle per position of each rotated dim, float32 `[head_dim / 2]`.
 
     Dims beyond the rotated fraction have frequency 0 and so stay unchanged. This is the
-    "proportional" rope of transformers' `modeling_rope_utils`; the rest is Su et al. 2021.
+    "proportional" rope of transformers' `modeling_rope_utils`; all else follows Su et al. 2021.
     """
     rope = config.rope[layer_type]
     half = config.head_dim // 2

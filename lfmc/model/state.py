@@ -1,4 +1,4 @@
-"""The list of states, which the decoder, every target and the manifest read from here."""
+"""The list of states, which the decoder, every target and the manifest share."""
 
 from __future__ import annotations
 

@@ -55,9 +55,9 @@ class Case:
 class CaseResult:
     """The largest logit difference, divided by the largest logit of the reference.
 
-    If a near tie between experts went the other way, the tokens from there on are compared
-    separately: the last `apart` tokens are not part of `difference`. Their own largest difference
-    is `difference_apart`.
+    If the two models decide a near tie between experts differently, the tokens from there on are
+    compared separately: the last `apart` tokens are not part of `difference`. The largest
+    difference of these tokens is `difference_apart`.
     """
 
     case: str
@@ -120,7 +120,7 @@ def cases(config: DecoderConfig, context: int, *, full: bool) -> tuple[Case, ...
 
 
 def _truncate_calls(calls: tuple[int, ...], context: int) -> tuple[int, ...]:
-    """Return as many calls as fit the context; shorten the first one if it does not fit alone."""
+    """Return as many calls as fit the context; shorten the first if it alone does not fit."""
     sizes = [min(calls[0], context)]
     for size in calls[1:]:
         if sum(sizes) + size <= context:
@@ -153,8 +153,8 @@ def run_case(
 class LogitsPair:
     """Logits `[T, V]` of a model and of its reference for one case.
 
-    `clear` is the number of tokens before the first near tie of experts that went the other way;
-    None if there is no such tie.
+    `clear` is the number of tokens before the first near tie of experts that the two models decide
+    differently; None if there is no such tie.
     """
 
     actual: Tensor
@@ -228,7 +228,7 @@ def compare_logits(
 ) -> CaseResult:
     """Compare logits `[..., V]`; a value that is not finite is an infinite difference.
 
-    With `clear`, logits are `[T, V]`, and the tokens behind the first `clear` are compared
+    With `clear`, logits are `[T, V]`, and the tokens after the first `clear` are compared
     separately.
     """
     if actual.shape != expected.shape or not bool(torch.isfinite(actual).all()):

@@ -53,9 +53,10 @@ def concat_choices(choices: Sequence[ExpertChoice]) -> ExpertChoice:
 
 
 def find_changed_choice(actual: ExpertChoice, reference: ExpertChoice) -> tuple[int, float] | None:
-    """Return the first token with other experts than in `reference`, and the margin of that choice.
+    """Return the first token whose experts differ from `reference`, and the margin of that choice.
 
-    The margin is the reference's, in the first layer that differs. None if no choice differs.
+    The margin is that of `reference` in the first layer that differs. Returns None if no choice
+    differs.
     """
     differs = (actual.experts != reference.experts).any(-1)  # (L, T)
     changed_tokens = differs.any(0).nonzero()

@@ -15,8 +15,9 @@ def record_module_outputs(
 ) -> Iterator[dict[str, list[Tensor]]]:
     """Record the outputs of all modules, or of those in `names`, while the context is open.
 
-    Yields a dict that fills up while the model runs: module name -> the float outputs of its calls,
-    in the order of first outputs. If a module returns a tuple, its first item is recorded.
+    Yields a dict that fills up while the model runs. It maps module names, in the order of their
+    first outputs, to the float outputs of all calls. If a module returns a tuple, its first item is
+    recorded.
     """
     outputs: dict[str, list[Tensor]] = {}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-ROWS, COLUMNS = 4, 6  # size of the shown part of both tensors
+ROWS, COLUMNS = 4, 6  # size of the printed part of both tensors
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def stored_tensor_place(name: str, part: str, stored: Tensor, planned: Tensor) -
     mismatch = find_mismatch(actual, reference, 0.0)
     num_wrong = int((actual != reference).sum())
     note = f"{num_wrong:,} of {actual.numel():,} values differ"
-    if mismatch is None:  # equal but for NaN, which is not equal to itself
+    if mismatch is None:  # equal except for NaN, which is not equal to itself
         return Place(3, "stored tensor", part, name, math.nan, 0.0, weights=(name,), note=note)
     return Place(
         3,

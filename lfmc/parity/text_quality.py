@@ -60,7 +60,7 @@ class QualityMeter:
             self._targets += next_ids.numel()
 
     def result(self) -> Quality:
-        """Return the quality over all added tokens; `ValueError` if there are none."""
+        """Return the quality over all added tokens; raise `ValueError` if there are none."""
         if not self._tokens:
             raise ValueError("no tokens were compared")
         targets = max(self._targets, 1)

@@ -52,7 +52,7 @@ class Mark:
     style: str
     title: str
     label: str = ""
-    above: bool = False  # where the label stands
+    above: bool = False  # whether the label is above the mark
 
 
 @dataclass(frozen=True)

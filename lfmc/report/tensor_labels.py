@@ -27,10 +27,10 @@ def place(name: str) -> Place:
     parts = name.removesuffix(".weight").split(".")
     if parts[:2] != ["model", "layers"]:
         return Place(parts[-1])
-    layer, inner = int(parts[2]), parts[3:]
-    if inner[:2] == ["feed_forward", "experts"]:
-        return Place("experts." + ".".join(inner[3:]), layer, int(inner[2]))
-    return Place(".".join(inner), layer)
+    layer, path = int(parts[2]), parts[3:]
+    if path[:2] == ["feed_forward", "experts"]:
+        return Place("experts." + ".".join(path[3:]), layer, int(path[2]))
+    return Place(".".join(path), layer)
 
 
 def group(name: str, role: str) -> str:

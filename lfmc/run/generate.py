@@ -51,8 +51,8 @@ def continue_tokens(
 def golden_prompts(stepper: Stepper, tokenizer: Any, bos_id: int | None) -> list[dict[str, Any]]:
     """Return prompts and their greedy continuations by this artifact.
 
-    An app can run these prompts on a device; other tokens show an error. `margin` is the smallest
-    logit difference between a chosen token and the next best. If it is tiny, a device with
+    An app can run these prompts on a device; different tokens indicate an error. `margin` is the
+    smallest logit difference between a chosen token and the next best. If it is tiny, a device with
     different rounding may return another token without an error.
     """
     golden = []

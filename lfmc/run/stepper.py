@@ -13,7 +13,7 @@ from lfmc.model import Decoder, DecoderConfig, initial_state
 
 
 class Stepper(Protocol):
-    """A model with a state that is carried from call to call, as an app runs it."""
+    """A model that carries its state from call to call, as in an app."""
 
     context: int
 
@@ -23,7 +23,7 @@ class Stepper(Protocol):
     def step(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Return float32 logits `[T, V]` for the next `T` tokens, from 1 up to the free context.
 
-        An artifact exported with logits of the last token only returns `[1, V]`.
+        Returns `[1, V]` if the artifact was exported to return only the logits of the last token.
         """
 
 
@@ -41,7 +41,7 @@ def returns_last_only(stepper: Stepper) -> bool:
 def step_all_logits(stepper: Stepper, tokens: Tensor) -> Tensor:
     """Return logits `[T, V]` of all `tokens` `[T]`.
 
-    If the stepper returns logits of a call's last token only, each token is a call of its own.
+    If the stepper returns logits of a call's last token only, each token is a separate call.
     """
     pieces = tokens.split(1 if returns_last_only(stepper) else max(1, len(tokens)))
     return torch.cat([stepper.step(piece) for piece in pieces])

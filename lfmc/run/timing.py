@@ -29,7 +29,7 @@ def default_lengths(context: int) -> tuple[int, int]:
 
 
 def require_speed(stepper: Stepper, min_speed: float) -> Rate:
-    """Return the decode rate; `GateError` if it is below `min_speed` tokens a second."""
+    """Return the decode rate; raise `GateError` if it is below `min_speed` tokens per second."""
     rate = time_stepper(stepper, *default_lengths(stepper.context), ROUNDS)["decode"]
     if rate.best < min_speed:
         raise GateError(

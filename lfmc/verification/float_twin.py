@@ -59,7 +59,7 @@ def dequantized_build(export_build: Build) -> Build | None:
 
 
 def run_float_rungs(export_build: Build, matrix: Sequence[Case], progress: Progress) -> list[Rung]:
-    """Run rung 3 with float32 matrices; an empty list if the target does not require it."""
+    """Run rung 3 with float32 matrices; return [] if the target does not require it."""
     float_build = dequantized_build(export_build)
     if float_build is None:
         return []

@@ -40,7 +40,7 @@ TITLES = {
     3: "exported artifact vs. torch, same quantized weights",
     4: "artifact vs. float32 model, on text",
 }
-INFORMATIONAL_TITLES = {  # without a tolerance; True: with float activations requested
+INFORMATIONAL_TITLES = {  # of rungs without a tolerance; True: float activations were requested
     True: "artifact vs. torch, float where possible (informational: int8 rounding may differ)",
     False: "artifact as shipped vs. torch (informational: int8 rounding may differ)",
 }

@@ -49,7 +49,7 @@ def _linear_nbits(lowering: Lowering, node: fx.Node) -> Var:
 
 
 def _norm(lowering: Lowering, x: Var, weight: fx.Node, eps: Any) -> Var:
-    """Return `weight * x / sqrt(mean(x^2) + eps)`, in float32: float16 ends at 65,504."""
+    """Return `weight * x / sqrt(mean(x^2) + eps)`, in float32: float16 overflows at 65,504."""
     wide = cast(x, WIDE)
     mean = mb.reduce_mean(x=mb.mul(x=wide, y=wide), axes=[-1], keep_dims=True)
     normed = mb.mul(x=wide, y=mb.rsqrt(x=mean, epsilon=np.float32(eps)))

@@ -35,7 +35,7 @@ from lfmc.targets.coreml.states import PackageState
 Result = Any  # a variable, a sequence of variables, or None: coremltools has no type hints
 Handler = Callable[["Lowering", fx.Node], Result]
 
-MASKED = -1e4  # what the mask adds to a score; its exponential is 0 in float16
+MASKED = -1e4  # added to masked scores; its exponential is 0 in float16
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def load_program(folder: Path) -> Any:
 
 @lru_cache(maxsize=1)
 def _load(path: Path, stamp: int) -> Any:
-    """Load a package; `stamp` is the mtime of its program, because reading weights touches them."""
+    """Load a package; `stamp` is the mtime of its program; reading weights changes theirs."""
     ct = coremltools()
     from coremltools.converters.mil.frontend.milproto.load import load
 

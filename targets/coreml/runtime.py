@@ -41,7 +41,7 @@ class CoremlStepper:
 
     `prefill` takes a chunk of tokens, of which the first `valid` are not padding. `decode` takes
     one token. If a whole chunk no longer fits the context, tokens are decoded one by one. `choice`
-    has the experts chosen for the last step's tokens, if the engine can read inner variables.
+    lists the experts chosen for the last step's tokens, if the engine can read inner variables.
     """
 
     choice: ExpertChoice | None = None

@@ -104,7 +104,7 @@ def _numbers(name: str, args: Sequence[Any]) -> dict[str, Any]:
 
 @cache
 def _operator(name: str, inputs: int, results: int) -> Callable[..., Any]:
-    """Define an operator with so many tensors and a form, which tracing keeps as one node."""
+    """Define an operator of `inputs` tensors and a form, which tracing keeps as one node."""
     operator = f"{name}.in{inputs}_out{results}"
     parameters = ", ".join(f"Tensor t{index}" for index in range(inputs))
     types = ", ".join(["Tensor"] * results)

@@ -10,7 +10,7 @@ from lfmc.targets.npu.host import Embed
 from lfmc.targets.npu.static_ranges import Step
 from lfmc.targets.shared.parameters_file import PARAMETERS, Parameters, open_parameters
 
-HOST_FILE = "host.safetensors"  # what the host needs besides the graphs
+HOST_FILE = "host.safetensors"  # facts and constants for the host
 TABLE_FILE = "embedding.safetensors"  # the embedding table, for a host with compiled graphs
 DECODE, PREFILL = "decode", "prefill"
 

@@ -24,7 +24,7 @@ RoundValue = Callable[[Tensor, str], Tensor]
 
 @dataclass(frozen=True)
 class Style:
-    """How operators are written that a target does not support as a whole.
+    """The form of operators that a target does not support as a whole.
 
     `by_taps` writes filters as products and sums, for targets without 16-bit convolutions.
     `by_parts` writes norms, softmax and top-k in elementary operators.

@@ -32,7 +32,7 @@ MASKED = -64.0  # added to scores: a factor of e^-64 in the softmax
 class Interface:
     """Inputs and outputs of the graph for calls of `tokens`, with caches of `context` slots.
 
-    `rotary` holds the rotary frequencies of each kind of attention layer.
+    `rotary` contains the rotary frequencies of each kind of attention layer.
     """
 
     hidden_size: int

@@ -45,7 +45,7 @@ class LoweredFiles:
 class NpuLowering:
     """Lowering of a bound program, for values of `bits` bits (0 for float values).
 
-    `steps` holds the quantization step of each value, by name. `is_symmetric` selects the values
+    `steps` maps value names to quantization steps. `is_symmetric` selects the values
     with signed codes.
     """
 

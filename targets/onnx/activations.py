@@ -1,6 +1,6 @@
 """The rounding of activations in ONNX Runtime's n-bit kernels, reproduced in torch.
 
-Determined by reproducing the kernels' results to 5e-7 (ONNX Runtime 1.31, x86-64):
+The rules were found by reproducing the kernels' results to 5e-7 (ONNX Runtime 1.31, x86-64):
 
 | operator | accuracy level 0 | accuracy level 4 |
 |---|---|---|
@@ -31,7 +31,7 @@ from lfmc.targets.shared.rounded_program import group_codes, round_groups
 # A value this close to the middle of two codes, in codes, may round to either code. One float32
 # operation in another order moves a value of up to 127 codes by about 1e-5, and a preceding matmul
 # moves it by 4e-5. If the terms of its sums cancel, it moves by the rounding error of these terms
-# (`_slack`): 1.4e-4 was seen.
+# (`_slack`): 1.4e-4 was measured.
 TIE = 2e-5
 TIE_BEHIND_MATMUL = 1e-4
 ROUNDING = 2.0**-24  # relative rounding error of float32

@@ -35,7 +35,7 @@ class OnnxStepper:
             options.add_session_config_entry(key, str(folder))
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library raises a dozen unrelated classes
+        except Exception as error:  # the library's errors have no base class
             raise InputError(
                 "ONNX Runtime can't load the model",
                 where=folder / MODEL_FILE,

@@ -34,7 +34,7 @@ def _devices() -> list[Any]:
 def open_session(
     path: Path, soc: Soc | None, *, float16: bool = False, context: Path | None = None
 ) -> Any:
-    """Open a model for a chip, entirely in QNN, or without a chip on the CPU, without fusion.
+    """Open a model: for a chip entirely in QNN, else on the CPU without fusion.
 
     `float16` computes in float16. The compiled model is written to `context`.
     """

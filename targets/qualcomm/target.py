@@ -132,7 +132,7 @@ class QualcommTarget(NpuTarget):
 
 
 def _missing_tool(options: Mapping[str, str]) -> str | None:
-    """Return what compilation and emulation lack on this machine, or None."""
+    """Return the software that compilation or emulation lacks on this machine, or None."""
     from lfmc.targets.qualcomm.delegate import LIBRARY_FOLDER, SDK_ROOT, sdk_root
     from lfmc.targets.qualcomm.session import has_qnn
 

@@ -2,8 +2,8 @@
 
 The header describes the inputs of an artifact's functions, so that a host needs no other file:
 `__metadata__` has the key `lfmc`, whose value is JSON. Tensors begin at multiples of 64 bytes.
-Tensors whose size is no multiple of 64 bytes come last, and only the first of these is sure to be
-aligned.
+Tensors whose size is not a multiple of 64 bytes come last, and only the first of these is aligned
+for certain.
 """
 
 from __future__ import annotations

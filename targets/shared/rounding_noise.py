@@ -3,7 +3,7 @@
 The reference is torch with the same rounding of activations. Two correct implementations of the
 same rounding drift apart: a float difference of 1e-7 moves about one value in ten thousand to the
 next rounding step, and later values then differ as well. The difference between the two logits
-ends at about the difference between rounded and float activations, which is the rounding noise.
+grows to about the difference between rounded and float activations, which is the rounding noise.
 A wrong scale or weight causes a larger difference.
 """
 

@@ -21,7 +21,7 @@ FORMATS = tuple(
 
 
 def require_whole_blocks(sizes: Mapping[str, int], rows: int = ROWS) -> None:
-    """Raise `UnsupportedError` for the first size of a model that is no multiple of `rows`."""
+    """Raise `UnsupportedError` for the first size of a model that is not a multiple of `rows`."""
     for name, size in sizes.items():
         if size % rows:
             raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""The TVM target: capabilities and verbs."""
+"""The TVM target: its capabilities and methods."""
 
 from __future__ import annotations
 

@@ -22,7 +22,10 @@ LP, BETA, KAPPA, ROUNDS = 0.7, 10.0, 1.01, 20  # HQQ's own defaults
 
 
 def ggml(weight: Tensor, bits: int) -> Tensor:
-    """Dequantized Q4_0 (extreme at code 0) or Q8_0: symmetric groups of 32, float16 scales."""
+    """Return dequantized Q4_0 (extreme at code 0) or Q8_0.
+
+    The groups are symmetric and have 32 columns and float16 scales.
+    """
     groups = weight.view(len(weight), -1, 32)
     index = groups.abs().argmax(-1, keepdim=True)
     extreme = groups.gather(-1, index)
@@ -37,7 +40,7 @@ def ggml(weight: Tensor, bits: int) -> Tensor:
 
 
 def hqq(weight: Tensor, bits: int, group: int = 64) -> Tensor:
-    """Dequantized HQQ: float16 scales and float16 zero points."""
+    """Return dequantized HQQ, with float16 scales and float16 zero points."""
     groups = weight.reshape(-1, group)
     low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
     max_code = 2**bits - 1
@@ -61,7 +64,7 @@ def hqq(weight: Tensor, bits: int, group: int = 64) -> Tensor:
 
 
 def clip(weight: Tensor, bits: int) -> Tensor:
-    """Dequantized clip search of `calib_free.grid`: groups of 64, equal column weights."""
+    """Return dequantized `clip` of `calib_free.grid`: groups of 64, equal column weights."""
     return quantize(weight, Format(bits, 64, False, "float16"), None, "clip").dequantize()
 
 

@@ -71,8 +71,8 @@ def find_in_artifact(
 ) -> Place | None:
     """Return the first operator whose result differs from torch's; None if all operators agree.
 
-    `exact` runs the artifact with float activations. An error of the target for the whole program
-    is raised unchanged.
+    `exact` runs the artifact with float activations. If the whole program can't be lowered or
+    run, the target's error is raised unchanged.
     """
     program, nodes = suspect.program, observable_nodes(suspect.program)
     last = nodes[-1]
@@ -86,7 +86,7 @@ def find_in_artifact(
         progress.step(f"{operator_name(producing_node(node))} ({node.name})")
         try:
             comparisons[node] = _compare_cut(suspect, node, case, near_tie, exact)
-        except Exception as error:  # targets' libraries raise whatever they like
+        except Exception as error:  # the libraries of targets may raise anything
             raise CannotLowerCut(first_line(error)) from error
         return comparisons[node].mismatch
 
@@ -157,7 +157,7 @@ def find_first_mismatch(
 
 
 def _split_size(candidates: set[fx.Node], before: set[fx.Node]) -> int:
-    """Return the number of candidates that a comparison excludes in the worse of its outcomes."""
+    """Return the number of candidates that a comparison excludes in its worse outcome."""
     return min(len(before & candidates), len(candidates - before))
 
 
@@ -168,7 +168,7 @@ def _compare_cut(
     vocab_size = suspect.program.config.vocab_size
     cut_build = replace(suspect, program=cut(suspect.program, node.name))
     config = cut_build.program.config
-    # The target takes the width of the cut value for the vocabulary size: keep token ids below it.
+    # The target uses the width of the cut value as the vocabulary size: keep token ids below it.
     prompt, earlier = (ids % config.vocab_size for ids in draw_tokens(case.length, vocab_size))
     with tempfile.TemporaryDirectory(prefix="lfmc-") as path:
         cut_build.lower(Path(path))

@@ -91,7 +91,7 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def producing_node(node: fx.Node) -> fx.Node:
-    """Return the operator that computes a node, which may be one of its several results."""
+    """Return the operator that computes a node; a node may be one of an operator's results."""
     while getattr(node.target, "__name__", "") == "getitem":
         node = node.all_input_nodes[0]
     return node

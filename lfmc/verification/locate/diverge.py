@@ -1,4 +1,4 @@
-"""Finds where two torch models diverge: decoder and transformers, or a graph and its passes."""
+"""Finds where two torch models diverge: decoder and transformers, or two states of a graph."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def _worst_case(failed: Rung, matrix: tuple[Case, ...]) -> Case:
 
 
 def _place_of_operator(program: Program, first: CaseResult) -> Place:
-    """Return the place of an operator that the target compared alone.
+    """Return the place of an operator that the target compared separately.
 
     `first.case` starts with the name of the operator's node, or of a state that it writes. If no
     operator matches, the place is the value itself.

@@ -4,8 +4,9 @@ A vector register takes one 32-bit word of each of 16 rows. A word takes four co
 int8 dot products require. So the codes of 32 columns fill as many vectors as a code has bits.
 Widths that do not divide 8 are cut into planes: 3 bits into 2 and 1, 6 bits into 4 and 2.
 
-    codes   uint8 [N / 16, K / 32, bits, 16, 4]   of columns 4 j + i, plane p of byte i of the lane:
-                                                  word 8 j' p / 8 ... (see `PLANES`)
+    codes   uint8 [N / 16, K / 32, bits, 16, 4]   a plane of p bits (see `PLANES`) has p words per
+                                                  lane. Byte i of word j // n has the bits of
+                                                  column 4 j + i, from bit p (j % n) on; n = 8 / p
     scales  float16 [N / 16, G, 16]
     zeros   uint8 [N / 16, G, 2 bits]             16 lanes as bit streams, in planes, too
 
@@ -63,7 +64,7 @@ def unpack_codes(packed: Tensor, bits: int, rows: int, columns: int) -> Tensor:
 
 
 def pack_groups(values: Tensor) -> Tensor:
-    """Pack one value of each row and group `[N, G]`, the lanes of a block in a row: `[N * G]`."""
+    """Pack one value of each row and group `[N, G]`, with the lanes of a block adjacent."""
     groups = values.shape[1]
     return torch.cat(
         [

@@ -59,7 +59,7 @@ def rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFu
 
 
 def add_rms_norm(columns: int, dtype: str, eps: float, tokens: int | None) -> PrimFunc:
-    """The norm of `residual + x`, and the sum itself: `[T, H]` each."""
+    """Compute the norm of `residual + x`, and the sum itself: `[T, H]` each."""
     count = token_count(tokens)
     parameters = add_norm_parameters(columns, dtype, count)
 
