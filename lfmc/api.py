@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lfmc.bundle.bundle import Bundle, open_bundle
-from lfmc.bundle.prompt import encode_prompt, open_tokenizer, stream_text
+from lfmc.bundle.prompt import encode_prompt, stream_text
 from lfmc.calib_free.allocate.budget import Budget
 from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.make_plan import FAST, Effort
 from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from lfmc.checkpoint.tokenizer import open_tokenizer
 from lfmc.errors import GateError, InputError, LfmcError, UnsupportedError
 from lfmc.machine.progress import Silent
 from lfmc.run.generate import continue_tokens
@@ -223,7 +224,7 @@ def load_tokenizer(bundle: Bundle | str | Path) -> Tokenizer:
     `encode(text, add_special_tokens=False).ids` are the ids of a text. Most models expect their
     start token in front: `bundle.manifest["tokens"]["bos"]`. `lfmc.generate` adds it.
     """
-    return open_tokenizer(_opened(bundle))
+    return open_tokenizer(_opened(bundle).path)
 
 
 def generate(
@@ -254,7 +255,8 @@ def generate(
     if max_tokens < 1 or temperature < 0:
         raise InputError("max_tokens must be at least 1, and temperature at least 0")
     opened = _opened(bundle)
-    tokenizer, prompt_ids = open_tokenizer(opened), encode_prompt(opened, prompt, chat=chat)
+    tokenizer = open_tokenizer(opened.path)
+    prompt_ids = encode_prompt(opened, tokenizer, prompt, chat=chat)
     stepper = load(opened) if model is None else model
     stop_ids = opened.manifest["tokens"]["stop"]
     tokens = continue_tokens(

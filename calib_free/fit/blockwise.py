@@ -27,7 +27,6 @@ from lfmc.calib_free.plan.fitted_tensors import Parts
 from lfmc.calib_free.plan.planned_tensors import dequantized_weights
 from lfmc.checkpoint.checkpoint import Checkpoint
 
-FLOAT32 = 4  # bytes
 FISHER_TEXTS = 32  # texts that the Fisher information of channels is computed on
 HIDDEN_COPIES = 3  # of all texts: the teacher's, the student's, and those that a block computes
 
@@ -78,7 +77,7 @@ def block_nbytes(checkpoint: Checkpoint, tokens: int) -> int:
     for name, info in checkpoint.tensors.items():
         layer = name.removeprefix("model.layers.").split(".")[0] if ".layers." in name else "none"
         sizes[layer] = sizes.get(layer, 0) + info.numel
-    hidden = FLOAT32 * tokens * checkpoint.config.hidden_size
+    hidden = torch.float32.itemsize * tokens * checkpoint.config.hidden_size
     return BYTES_PER_PARAM * max(sizes.values()) + HIDDEN_COPIES * hidden
 
 

@@ -26,9 +26,10 @@ from lfmc.calib_free.plan.bit_plan import FITTED, BitPlan, PlanRow
 from lfmc.calib_free.plan.fitted_tensors import Parts, digest_parts
 from lfmc.calib_free.plan.planned_tensors import stored_error
 from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.checkpoint.footprint import require_memory
 from lfmc.errors import InputError, UnsupportedError
 from lfmc.machine.cache import cache_folder
-from lfmc.machine.memory import installed_nbytes, require_memory
+from lfmc.machine.memory import installed_nbytes
 
 VALIDATION_TEXTS = 16  # not trained on; together with the training texts they fill whole batches
 
@@ -130,7 +131,7 @@ def require_effort(checkpoint: Checkpoint, method: str, effort: Effort) -> None:
     else:
         needed = block_nbytes(checkpoint, recipe.texts * recipe.length)
     task, todo = f"effort '{effort.level}'", "use a lower --effort here"
-    require_memory(checkpoint.path, checkpoint.num_params, needed, task, todo, effort.device)
+    require_memory(checkpoint, needed, task, todo, effort.device)
 
 
 def fit_plan(

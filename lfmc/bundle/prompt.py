@@ -13,18 +13,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def open_tokenizer(bundle: Bundle) -> Tokenizer:
-    """Open the tokenizer of a bundle; raises `InputError` if it can't be read."""
-    from tokenizers import Tokenizer
-
-    path = bundle.path / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError("the tokenizer can't be read", where=path, got=error) from error
-
-
-def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool = False) -> list[int]:
+def encode_prompt(
+    bundle: Bundle, tokenizer: Tokenizer, prompt: str, *, chat: bool = False
+) -> list[int]:
     """Return the token ids of a prompt, with the start token in front.
 
     With `chat` the prompt is the user's message in the model's chat template, which contains the
@@ -36,7 +27,7 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool = False) -> list[in
         if rendered is None:
             raise InputError("the bundle has no chat template", where=bundle.path)
         text, bos_id = rendered, None
-    ids: list[int] = open_tokenizer(bundle).encode(text, add_special_tokens=False).ids
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     ids = ids if bos_id is None else [bos_id, *ids]
     if not ids:
         raise InputError("the prompt is empty, and the model has no start token")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfmc.checkpoint.tokenizer import open_tokenizer
 from lfmc.checkpoint.weight_files import (
     LazyTensors,
     TensorInfo,
@@ -112,20 +113,14 @@ class Checkpoint:
 
     def tokenizer(self) -> Any:
         """Return the `tokenizers.Tokenizer`; raise `InputError` if it is missing or broken."""
-        from tokenizers import Tokenizer
-
-        path = self.path / "tokenizer.json"
-        if not path.is_file():
+        if not (self.path / "tokenizer.json").is_file():
             raise InputError(
                 "the checkpoint has no tokenizer",
                 where=self.path,
                 expected="tokenizer.json",
                 todo="copy the tokenizer files of the model into this folder",
             )
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise InputError("the tokenizer can't be read", where=path, got=error) from error
+        return open_tokenizer(self.path)
 
 
 def stop_ids(config: DecoderConfig, folder: Path) -> tuple[int, ...]:

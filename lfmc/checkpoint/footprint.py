@@ -1,4 +1,4 @@
-"""Memory of one conversation: weights as stored, and states, by context length."""
+"""Memory that a model takes, by context length, and the check that a job fits on the machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import prod
 
 from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.errors import UnsupportedError
+from lfmc.machine.memory import installed_nbytes
 from lfmc.model import DecoderConfig, state_specs
 
 FLOAT32 = 4
@@ -81,3 +83,20 @@ def footprints(checkpoint: Checkpoint) -> list[Footprint]:
     longest = checkpoint.config.max_context
     lengths = [n for n in CONTEXTS if n <= longest] or [longest]
     return [footprint(checkpoint, n) for n in lengths]
+
+
+def require_memory(
+    checkpoint: Checkpoint, required_nbytes: int, task: str, todo: str, device: str = "cpu"
+) -> None:
+    """Raise `UnsupportedError`, with both numbers, if a task needs more bytes than there are."""
+    installed = installed_nbytes(device)
+    if required_nbytes > installed:
+        per_param = required_nbytes / checkpoint.num_params
+        place = "on the GPU" if device == "cuda" else "installed"
+        raise UnsupportedError(
+            f"{task} of this model does not fit in memory",
+            where=checkpoint.path,
+            expected=f"{required_nbytes / 2**30:.1f} GiB ({per_param:.0f} bytes a parameter)",
+            got=f"{installed / 2**30:.1f} GiB {place}",
+            todo=todo,
+        )

@@ -43,11 +43,13 @@ def command(
     opened = open_bundle(bundle)
 
     from lfmc.api import load
-    from lfmc.bundle.prompt import encode_prompt, open_tokenizer
+    from lfmc.bundle.prompt import encode_prompt
+    from lfmc.checkpoint.tokenizer import open_tokenizer
     from lfmc.machine.progress import terminal_progress
     from lfmc.run.generate import continue_tokens
 
-    ids = encode_prompt(opened, prompt, chat=chat)
+    tokenizer = open_tokenizer(opened.path)
+    ids = encode_prompt(opened, tokenizer, prompt, chat=chat)
     if max_tokens < 1 or temperature < 0:
         raise InputError("--max-tokens must be at least 1, and --temperature at least 0")
     with terminal_progress().stage("load"):
@@ -56,7 +58,7 @@ def command(
     tokens = list(
         continue_tokens(stepper, ids, max_tokens, stop_ids, temperature=temperature, seed=seed)
     )
-    continuation = open_tokenizer(opened).decode(tokens)
+    continuation = tokenizer.decode(tokens)
     if as_json:
         click.echo(json.dumps({"prompt": ids, "tokens": tokens, "text": continuation}))
     else:

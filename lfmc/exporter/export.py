@@ -26,11 +26,11 @@ from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.check_plan import check_plan
 from lfmc.checkpoint.chat_template import copy_tokenizer
 from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.checkpoint.footprint import require_memory
 from lfmc.errors import GateError
 from lfmc.lowering.build import Build, build
 from lfmc.lowering.request import Options, make_request
 from lfmc.machine.cache import NO_CACHE, default_cache
-from lfmc.machine.memory import require_memory
 from lfmc.machine.progress import Progress
 from lfmc.machine.workers import open_workers
 from lfmc.passes.base import Applied
@@ -149,7 +149,7 @@ def _require_memory(checkpoint: Checkpoint, target: Target, options: Options) ->
     bytes_per_param = target.lowering_bytes * (2 if options.bits == "none" else 1)  # floats: twice
     nbytes = int(bytes_per_param * checkpoint.num_params)
     todo = "export it on a machine with more memory"
-    require_memory(checkpoint.path, checkpoint.num_params, nbytes, "lowering", todo)
+    require_memory(checkpoint, nbytes, "lowering", todo)
     if options.check != "off":
         require_parity_memory(checkpoint, "--check off leaves it out")
 

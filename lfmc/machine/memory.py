@@ -1,14 +1,11 @@
-"""Memory of the machine, and the check that a job fits in it."""
+"""Memory of the machine."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 
 import torch
-
-from lfmc.errors import UnsupportedError
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -18,27 +15,6 @@ def installed_nbytes(device: str = "cpu") -> int:
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def require_memory(
-    model: Path, num_params: int, required_nbytes: int, task: str, todo: str, device: str = "cpu"
-) -> None:
-    """Raise `UnsupportedError` if a task requires more bytes than the machine has.
-
-    `model` is the folder of the checkpoint and `num_params` its number of parameters; the message
-    contains both, with the required and installed bytes.
-    """
-    installed = installed_nbytes(device)
-    if required_nbytes > installed:
-        per_param = required_nbytes / num_params
-        place = "on the GPU" if device == "cuda" else "installed"
-        raise UnsupportedError(
-            f"{task} of this model does not fit in memory",
-            where=model,
-            expected=f"{required_nbytes / 2**30:.1f} GiB ({per_param:.0f} bytes a parameter)",
-            got=f"{installed / 2**30:.1f} GiB {place}",
-            todo=todo,
-        )
 
 
 def return_freed_memory() -> None:

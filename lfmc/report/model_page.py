@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from lfmc.report.model_facts import ModelFacts
 from lfmc.report.page import render
-from lfmc.report.plot import FULL_WIDTH, Line, Mark, Plot, axes, format_tick
+from lfmc.report.plot import FULL_WIDTH, HALF_WIDTH, Line, Mark, Plot, axes, format_tick
 from lfmc.report.units import MIB, percent, short_length, size
-
-FRAME = (460, 300)
 
 
 def model_page(facts: ModelFacts) -> str:
@@ -20,7 +18,7 @@ def model_page(facts: ModelFacts) -> str:
         facts=facts,
         config=facts.config,
         head=_head(facts),
-        memory=memory_plot(facts, FRAME),
+        memory=memory_plot(facts, HALF_WIDTH),
         memory_wide=memory_plot(facts, FULL_WIDTH),
         roles=[(name, f"{n:,}", percent(n / facts.parameters)) for name, n in roles],
         last=last,

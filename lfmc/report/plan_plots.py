@@ -6,18 +6,28 @@ from collections.abc import Mapping, Sequence
 
 from lfmc.calib_free.auto.budget_ladder import Step
 from lfmc.report.plan_facts import CurvePoint, KindCurve, PlanFacts
-from lfmc.report.plot import Line, Mark, Plot, Point, axes, format_tick, pareto_front, stairs
+from lfmc.report.plot import (
+    HALF_WIDTH,
+    Line,
+    Mark,
+    Plot,
+    Point,
+    axes,
+    format_tick,
+    pareto_front,
+    stairs,
+)
 from lfmc.report.spectrum_facts import Spectrum
 from lfmc.report.units import percent, size
 
-WIDE, SMALL = (460, 300), (230, 170)
+SMALL = (230, 170)
 MIN_SHARE = 1e-6  # of the largest eigenvalue: smaller eigenvalues are not drawn
 MAX_SHARE = 10.0  # upper limit of a fitted tail, which may be far above the largest eigenvalue
 MIN_ERROR = 1e-7
 BITS_LABEL = "bits per weight, scales included"
 
 
-def ladder_plot(facts: PlanFacts, frame: tuple[int, int] = WIDE) -> Plot | None:
+def ladder_plot(facts: PlanFacts, frame: tuple[int, int] = HALF_WIDTH) -> Plot | None:
     """Plot predicted KL by size for `auto` and `uniform`, and mark this plan.
 
     Returns None if no costs were measured, or if all costs are zero (a model of zeros).
@@ -93,11 +103,11 @@ def curve_plot(curves: Mapping[str, Sequence[CurvePoint]] | None) -> Plot | None
     x, y = axes(
         ([p.bits_per_weight for p in points], [max(p.error, MIN_ERROR) for p in points]),
         (BITS_LABEL, "relative squared error"),
-        size=WIDE,
+        size=HALF_WIDTH,
         log=(False, True),
         formats=(format_tick, percent),
     )
-    return Plot("Error of the selected tensor in every format", *WIDE, x, y, name="curve")
+    return Plot("Error of the selected tensor in every format", *HALF_WIDTH, x, y, name="curve")
 
 
 def spectrum_plot(spectra: Mapping[str, Spectrum]) -> Plot | None:
@@ -110,11 +120,11 @@ def spectrum_plot(spectra: Mapping[str, Spectrum]) -> Plot | None:
     x, y = axes(
         ([1.0, *counts], [1.0, max(min(shares), MIN_SHARE), *tail_tops]),
         ("rank of the eigenvalue", "eigenvalue, largest = 1"),
-        size=WIDE,
+        size=HALF_WIDTH,
         log=(True, True),
         pad=(0.0, 0.04),
     )
-    return Plot("Eigenvalues of the selected tensor by rank", *WIDE, x, y, name="spectrum")
+    return Plot("Eigenvalues of the selected tensor by rank", *HALF_WIDTH, x, y, name="spectrum")
 
 
 def _format_mark(point: CurvePoint, radius: float, style: str, title: str) -> Mark:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 Point = tuple[float, float]
 
-FULL_WIDTH = (1040, 400)  # of a page on a desktop, in pixels
+HALF_WIDTH, FULL_WIDTH = (460, 300), (1040, 400)  # of a page on a desktop, in pixels
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.checkpoint.footprint import require_memory
 from lfmc.errors import GateError, InputError
 from lfmc.lowering.build import Build
-from lfmc.machine.memory import require_memory
 from lfmc.machine.progress import Progress
 from lfmc.parity.compare import (
     FLOAT_TOLERANCE,
@@ -116,7 +116,7 @@ def verify(
 def require_parity_memory(checkpoint: Checkpoint, todo: str) -> None:
     """Raise `UnsupportedError` if this machine has less memory than the rungs require."""
     nbytes = BYTES_PER_PARAM * checkpoint.num_params
-    require_memory(checkpoint.path, checkpoint.num_params, nbytes, "parity", todo)
+    require_memory(checkpoint, nbytes, "parity", todo)
 
 
 def _run_decoder_rung(

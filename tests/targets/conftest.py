@@ -11,7 +11,7 @@ import pytest
 from lfmc.bundle.bundle import Bundle, open_bundle
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from tests.run_cache import RunCache
-from tests.targets.lowering import Choose, Lowered, lower_once
+from tests.targets.lowering import Choose, Lowered, build_for, lower_once
 from tests.targets.matrix import export_checked
 
 
@@ -28,8 +28,8 @@ def lowered(
     def make(name: str, choose: Choose, target: str = "onnx", **options: str) -> Lowered:
         key = (name, choose.__name__, target, *sorted(options.items()))
         if key not in builds:
-            checkpoint = any_checkpoint(name)
-            builds[key] = lower_once(checkpoint, choose, run_cache, name=target, options=options)
+            export_build = build_for(any_checkpoint(name), choose, target, options)
+            builds[key] = lower_once(export_build, run_cache)
         return builds[key]
 
     return make

@@ -20,6 +20,7 @@ from lfmc.targets.base import Artifact, get_target
 from tests.run_cache import RunCache
 
 Choose = Callable[[PlanRow], Format | Floats]
+CONTEXT = 96
 
 
 @dataclass(frozen=True)
@@ -40,31 +41,26 @@ def lower(
     *,
     name: str = "onnx",
     options: Mapping[str, str] | None = None,
-    context: int = 96,
+    context: int = CONTEXT,
 ) -> Lowered:
     """Lower a checkpoint to a target; `choose` returns the format of each quantizable row."""
     export_build = build_for(checkpoint, choose, name, options or {}, context)
     return _lowered(export_build, folder, export_build.lower(folder))
 
 
-def lower_once(
-    checkpoint: Checkpoint,
-    choose: Choose,
-    run_cache: RunCache,
-    *,
-    name: str = "onnx",
-    options: Mapping[str, str] | None = None,
-    context: int = 96,
-) -> Lowered:
-    """Lower like `lower`, but once in a test run for the same plan, target and options."""
-    export_build = build_for(checkpoint, choose, name, options or {}, context)
-    key = (name, sorted((options or {}).items()), context, export_build.plan.to_json())
+def lower_once(export_build: Build, run_cache: RunCache) -> Lowered:
+    """Lower a build once in a test run for the same target, request and plan."""
+    key = (export_build.target.name, export_build.request, export_build.plan.to_json())
     folder, artifact = run_cache.make_once(key, export_build.lower)
     return _lowered(export_build, folder, artifact)
 
 
 def build_for(
-    checkpoint: Checkpoint, choose: Choose, name: str, options: Mapping[str, str], context: int
+    checkpoint: Checkpoint,
+    choose: Choose,
+    name: str,
+    options: Mapping[str, str],
+    context: int = CONTEXT,
 ) -> Build:
     """Trace and fuse a checkpoint for a target, with the formats that `choose` returns."""
     target = get_target(name)

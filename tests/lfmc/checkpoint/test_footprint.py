@@ -9,9 +9,8 @@ import pytest
 
 import lfmc
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from lfmc.checkpoint.footprint import footprint, footprints, state_nbytes
+from lfmc.checkpoint.footprint import footprint, footprints, require_memory, state_nbytes
 from lfmc.errors import UnsupportedError
-from lfmc.machine.memory import require_memory
 
 
 def test_attention_grows_and_convolutions_do_not() -> None:
@@ -51,10 +50,10 @@ def test_footprints_stay_within_the_longest_context(
 
 def test_a_model_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     demo = open_checkpoint()
-    require_memory(demo.path, demo.num_params, 12 * demo.num_params, "this", "nothing")
+    require_memory(demo, 12 * demo.num_params, "this", "nothing")
     monkeypatch.setattr("os.sysconf", lambda name: 1024)  # a page of 1 KiB, 1024 of them
     with pytest.raises(UnsupportedError, match="does not fit") as caught:
-        require_memory(demo.path, demo.num_params, 12 * demo.num_params, "this", "buy memory")
+        require_memory(demo, 12 * demo.num_params, "this", "buy memory")
     assert "0.1 GiB (12 bytes a parameter)" in str(caught.value)
     assert caught.value.exit_code == 4
 
@@ -66,7 +65,7 @@ def test_a_model_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_an_export_that_does_not_fit_says_so_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int, task: str, todo: str
 ) -> None:
-    monkeypatch.setattr("lfmc.machine.memory.installed_nbytes", lambda device: megabytes * 10**6)
+    monkeypatch.setattr("lfmc.checkpoint.footprint.installed_nbytes", lambda device: megabytes * 10**6)
     monkeypatch.setattr(
         "lfmc.exporter.export.plan_for", lambda *_: pytest.fail("a plan was computed")
     )
