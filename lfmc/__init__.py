@@ -11,6 +11,7 @@
 
 Names are imported when they are first used, so `import lfmc` itself is quick.
 """
+# ruff: noqa: F405
 
 from __future__ import annotations
 
@@ -18,28 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from lfmc.version import __version__
 
-if TYPE_CHECKING:
-    from lfmc.api import (
-        AlphaQOptions,
-        BitPlan,
-        Bundle,
-        Checkpoint,
-        Effort,
-        GateError,
-        InputError,
-        LfmcError,
-        PlanRow,
-        Stepper,
-        UnsupportedError,
-        export,
-        generate,
-        load,
-        load_tokenizer,
-        open_bundle,
-        open_checkpoint,
-        plan,
-        verify,
-    )
+if TYPE_CHECKING:  # the same names as `lfmc.api.__all__`, which tests/lfmc/test_api.py compares
+    from lfmc.api import *  # noqa: F403
 
 __all__ = [
     "AlphaQOptions",

@@ -6,6 +6,8 @@ with it, and writes docs/plots/*.svg. It takes a few minutes on one core.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from lfmc.parity.text_quality import QualityMeter, logits_of
 from lfmc.report import heat_map as heat
 from lfmc.report.page import templates
 from lfmc.report.plan_facts import tensor_facts
-from lfmc.report.plot import Line, Mark, Plot, axes
+from lfmc.report.plot import Line, Mark, Plot, Point, axes
 from lfmc.verification.rungs import WINDOW, WINDOWS, read_passages
 
 FOLDER = Path(__file__).parents[1] / "plots"
@@ -62,7 +64,12 @@ def main() -> None:
             points[method].append((plan.bits_per_weight, kl))
             if bits == EXPERTS_AT and method != "uniform":
                 write(f"experts-{method}.svg", "heat_map", experts(plan))
-    write("kl.svg", "plot", kl_plot(points))
+    series = [
+        Series(name, METHODS[name], tuple(points[name]), name, LABELLED[name]) for name in METHODS
+    ]
+    title = "KL against bits per weight, for auto, alphaq and uniform"
+    y_label = "KL to the float32 model, nats a token, measured"
+    write("kl.svg", "plot", kl_plot(series, title, y_label, (560, 340), 3.5))
 
 
 def plan_of(checkpoint: Checkpoint, method: str, bits: float) -> BitPlan:
@@ -84,30 +91,44 @@ def measure_kl(checkpoint: Checkpoint, tokens: Tensor, plan: BitPlan) -> float:
     return meter.result().kl
 
 
-def kl_plot(points_by_method: dict[str, list[tuple[float, float]]]) -> Plot:
-    all_points = [point for points in points_by_method.values() for point in points]
-    size = (560, 340)
+@dataclass(frozen=True)
+class Series:
+    """Points `(bits per weight, KL)` of one method; `label` stands beside point `labelled`."""
+
+    name: str
+    style: str
+    points: tuple[Point, ...]
+    label: str
+    labelled: int = 0
+    line: bool = True
+    above: bool = False
+
+
+def kl_plot(
+    series: Sequence[Series], title: str, y_label: str, size: tuple[int, int], radius: float
+) -> Plot:
+    """Plot KL against bits per weight: a mark for every point, a line for the methods that vary."""
+    all_points = [point for each in series for point in each.points]
     x, y = axes(
         ([p[0] for p in all_points], [p[1] for p in all_points]),
-        ("bits per weight, every byte counted", "KL to the float32 model, nats a token, measured"),
+        ("bits per weight, every byte counted", y_label),
         size=size,
         log=(False, True),
     )
-    lines = [Line(tuple(points), METHODS[name], name) for name, points in points_by_method.items()]
-    labelled = {name: points[LABELLED[name]] for name, points in points_by_method.items()}
-    marks = [
+    lines = tuple(Line(each.points, each.style, each.name) for each in series if each.line)
+    marks = tuple(
         Mark(
             point,
-            3.5,
-            METHODS[name],
-            f"{name}: {point[0]:.3f} bits per weight, KL {point[1]:.4f}",
-            name if point == labelled[name] else "",
+            radius,
+            each.style,
+            f"{each.name}: {point[0]:.3f} bits per weight, KL {point[1]:.4f}",
+            each.label if index == each.labelled % len(each.points) else "",
+            above=each.above,
         )
-        for name, points in points_by_method.items()
-        for point in points
-    ]
-    title = "KL against bits per weight, for auto, alphaq and uniform"
-    return Plot(title, *size, x, y, tuple(lines), tuple(marks))
+        for each in series
+        for index, point in enumerate(each.points)
+    )
+    return Plot(title, *size, x, y, lines, marks)
 
 
 def experts(plan: BitPlan) -> heat.HeatMap:

@@ -12,7 +12,9 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 REPO = Path(__file__).parents[2]
 PAGES = (
@@ -101,3 +103,13 @@ def spans(page: Path) -> Iterator[str]:
     """Yield the commands inside sentences; they may be abbreviated."""
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     yield from (match[1] for match in _SPAN.finditer(text))
+
+
+def site_module(name: str) -> ModuleType:
+    """Import docs/site/NAME.py, which is in no package."""
+    spec = spec_from_file_location(f"docs_site_{name}", REPO / "docs" / "site" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

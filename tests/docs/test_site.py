@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import lfmc
-from tests.docs.blocks import PAGES, REPO, name_of
+from tests.docs.blocks import PAGES, REPO, name_of, site_module
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 _QUOTED_FILE = re.compile(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", re.M | re.S)
@@ -85,11 +85,7 @@ def test_links_point_to_existing_files(page: Path) -> None:
 def test_the_hook_rewrites_links_to_files_outside_the_docs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sys.path.insert(0, str(REPO / "docs" / "site"))
-    try:
-        import links
-    finally:
-        sys.path.pop(0)
+    links = site_module("links")
 
     def rewrite(text: str, repo_url: str, source: str = "coreml.md") -> str:
         return links._LINK.sub(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pydoc
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -118,6 +119,10 @@ def test_generate_yields_all_text_whatever_its_bytes(bundle_path: Path) -> None:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         for end in range(len(ids) + 1):  # a cut may leave half a character
             assert "".join(stream_text(tokenizer, ids[:end])) == tokenizer.decode(ids[:end])
+    random = Random(0)
+    for _ in range(300):  # bytes in any order, characters that are none among them
+        ids = [random.randrange(tokenizer.get_vocab_size()) for _ in range(8)]
+        assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 def test_generate_refuses_at_once(bundle_path: Path) -> None:
