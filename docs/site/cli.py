@@ -1,7 +1,8 @@
 """A hook of mkdocs: the page of the command line, from the commands themselves.
 
 `mkdocs-click` joins the lines of an example (click marks it with `\\b`) into one paragraph. This
-hook calls the same generator and puts each example into a block of code.
+hook calls the same generator (private: pyproject.toml pins its version) and makes each example a
+block of code.
 """
 
 from __future__ import annotations
