@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfmc.checkpoint.adapter import ADAPTER_CONFIG, adapter_files, merge_adapter
+from lfmc.checkpoint.tensor_names import EMBEDDING, HEAD, is_unused
 from lfmc.checkpoint.tokenizer import open_tokenizer
 from lfmc.checkpoint.weight_files import (
     LazyTensors,
@@ -25,8 +28,8 @@ from lfmc.checkpoint.weight_files import (
 )
 from lfmc.errors import InputError, first_line
 from lfmc.model import Decoder, DecoderConfig, build_decoder, read_config
+from lfmc.model.config_section import read_token_ids
 from lfmc.model.experts import SparseMoe
-from lfmc.model.read_config import read_token_ids
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -35,21 +38,26 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+SENTENCE_MODEL = "modules.json"
 DEMO_NAME = "lfm2-moe-8m"
 
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder; names and shapes of its tensors match its configuration."""
+    """A checkpoint folder; names and shapes of its tensors match its configuration.
+
+    `adapter` is the folder of a LoRA adapter that is merged into the tensors, or None.
+    """
 
     path: Path
     name: str
     config: DecoderConfig
     raw_config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    adapter: Path | None = None
 
     def __repr__(self) -> str:
         """Return one line, without the configuration and the hundreds of tensors."""
@@ -64,7 +72,10 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """SHA-256 of `config.json` and all weight files: it identifies these exact weights."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in sorted({info.file for info in self.tensors.values()}):
+        files = {info.file for info in self.tensors.values()}
+        if self.adapter is not None:
+            files |= adapter_files(self.adapter)
+        for file in sorted(files):
             with file.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
@@ -120,7 +131,17 @@ class Checkpoint:
                 expected="tokenizer.json",
                 todo="copy the tokenizer files of the model into this folder",
             )
-        return open_tokenizer(self.path)
+        tokenizer = open_tokenizer(self.path)
+        last_id = max(tokenizer.get_vocab().values(), default=0)
+        if last_id >= self.config.vocab_size:
+            raise InputError(
+                "the tokenizer has tokens that the embedding does not have",
+                where=self.path / "tokenizer.json",
+                expected=f"ids below {self.config.vocab_size}, the rows of the embedding",
+                got=f"'{tokenizer.id_to_token(last_id)}' with id {last_id}",
+                todo="resize the embedding of the model, or use the tokenizer that belongs to it",
+            )
+        return tokenizer
 
 
 def stop_ids(config: DecoderConfig, folder: Path) -> tuple[int, ...]:
@@ -138,13 +159,53 @@ def demo_path() -> Path:
     return Path(str(files("lfmc") / "demo" / DEMO_NAME))
 
 
-def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str | Path | None = None, adapter: str | Path | None = None
+) -> Checkpoint:
     """Open a local folder, a hub id, or (with None) the small checkpoint that ships with lfmc.
 
-    Read `config.json` and the headers of the weight files, but no weights. Raise `InputError` if
-    the checkpoint does not exist, or if its tensors do not match its configuration.
+    `adapter` is the folder or hub id of a LoRA adapter of this model, which is merged. Read
+    `config.json` and the headers of the weight files, but no weights. Raise `InputError` if the
+    checkpoint does not exist, or if its tensors do not match its configuration. Log a warning for
+    parts of the checkpoint that are not used.
     """
-    path = demo_path() if model is None else Path(model)
+    path, name = (demo_path(), DEMO_NAME) if model is None else _find(model)
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        _refuse_lone_adapter(path)
+        raise InputError("the folder contains no checkpoint", where=path, expected="config.json")
+    if adapter is None and (path / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            "the folder contains a LoRA adapter beside the weights",
+            where=path / ADAPTER_CONFIG,
+            todo=f"--adapter {path} merges it; to export without it, move it to another folder",
+        )
+    if (path / SENTENCE_MODEL).is_file():
+        raise InputError(
+            "the checkpoint is not a causal language model",
+            where=path / SENTENCE_MODEL,
+            expected="a model that predicts the next token",
+            got="a sentence-transformers model, which computes embeddings of text",
+        )
+    raw = read_json(config_path)
+    config = read_config(raw, str(config_path))
+    _require_known_tokens(config, config_path)
+    if raw.get("quantization_config"):
+        _log.warning("'quantization_config' in config.json is not used: the weights are floats")
+    tensors: dict[str, TensorInfo] = {}
+    for file in weight_files(path):
+        tensors.update(read_header(file))
+    tensors = _scale_rotated(_match(tensors, config, path), config)
+    checkpoint = Checkpoint(path, name, config, raw, tensors)
+    if adapter is None:
+        return checkpoint
+    folder, _ = _find(adapter)
+    return merge_adapter(checkpoint, folder)
+
+
+def _find(model: str | Path) -> tuple[Path, str]:
+    """Return the folder and the name of a local folder or a hub id; raise `InputError`."""
+    path = Path(model)
     name = path.resolve().name
     if not path.exists() and _HUB_ID.fullmatch(str(model)):
         name = str(model).rpartition("/")[2]  # a folder in the cache is named by its commit
@@ -155,16 +216,19 @@ def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
             where=path,
             expected="a folder with config.json and *.safetensors, or a hub id like ORG/NAME",
         )
-    path = path.resolve()
-    config_path = path / "config.json"
-    if not config_path.is_file():
-        raise InputError("the folder contains no checkpoint", where=path, expected="config.json")
-    raw = read_json(config_path)
-    config = read_config(raw, str(config_path))
-    tensors: dict[str, TensorInfo] = {}
-    for file in weight_files(path):
-        tensors.update(read_header(file))
-    return Checkpoint(path, name, config, raw, _match(tensors, config, path))
+    return path.resolve(), name
+
+
+def _refuse_lone_adapter(path: Path) -> None:
+    """Raise `InputError` if a folder contains a LoRA adapter without its base model."""
+    if (path / ADAPTER_CONFIG).is_file():
+        base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+        raise InputError(
+            "the folder contains a LoRA adapter, but no model",
+            where=path,
+            expected="the base model, with the adapter as an option",
+            todo=f"lfmc export {base or 'BASE_MODEL'} --adapter {path}",
+        )
 
 
 def _fetch(hub_id: str) -> Path:
@@ -186,23 +250,28 @@ def _fetch(hub_id: str) -> Path:
 def _match(
     tensors: Mapping[str, TensorInfo], config: DecoderConfig, path: Path
 ) -> dict[str, TensorInfo]:
-    """Return the decoder's tensors in its order; raise `InputError` if names or shapes differ."""
+    """Return the decoder's tensors in its order; raise `InputError` if names or shapes differ.
+
+    Log a warning for tensors that the decoder does not use.
+    """
     shapes = {
         name: tuple(value.shape)
         for name, value in build_decoder(config).state_dict().items()
         if not name.startswith("rope.")
     }
     extra = sorted(set(tensors) - set(shapes))
-    if config.tied_embedding and {_HEAD, _EMBEDDING} <= tensors.keys():
-        extra.remove(_HEAD)
-        head, table = (read_tensor(tensors[name]).float() for name in (_HEAD, _EMBEDDING))
+    if config.tied_embedding and {HEAD, EMBEDDING} <= tensors.keys():
+        extra.remove(HEAD)
+        head, table = (read_tensor(tensors[name]).float() for name in (HEAD, EMBEDDING))
         if not torch.equal(head, table):
             raise InputError(
                 "the config ties the head to the embedding, but the weights contain another head",
-                where=tensors[_HEAD].file,
-                expected=f"no '{_HEAD}', or a copy of '{_EMBEDDING}'",
+                where=tensors[HEAD].file,
+                expected=f"no '{HEAD}', or a copy of '{EMBEDDING}'",
                 todo="to use that head, set 'tie_word_embeddings' to false in config.json",
             )
+    unused = [name for name in extra if is_unused(name)]
+    extra = [name for name in extra if name not in unused]
     missing = sorted(set(shapes) - set(tensors))
     if missing or extra:
         raise InputError(
@@ -220,7 +289,49 @@ def _match(
                 expected=list(shape),
                 got=list(tensors[name].shape),
             )
+    if unused:
+        _log.warning(
+            "%d tensors are not part of the decoder and are not exported: %s",
+            len(unused),
+            _shorten(unused),
+        )
     return {name: tensors[name] for name in shapes}
+
+
+def _require_known_tokens(config: DecoderConfig, where: Path) -> None:
+    """Raise `InputError` if a special token is outside the vocabulary."""
+    tokens = {
+        "bos_token_id": (config.bos_id,),
+        "eos_token_id": config.eos_ids,
+        "pad_token_id": (config.pad_id,),
+    }
+    for key, ids in tokens.items():
+        for token in ids:
+            if token is not None and token >= config.vocab_size:
+                raise InputError(
+                    f"config.json: '{key}' is outside the vocabulary",
+                    where=where,
+                    expected=f"below {config.vocab_size}",
+                    got=token,
+                )
+
+
+def _scale_rotated(
+    tensors: Mapping[str, TensorInfo], config: DecoderConfig
+) -> dict[str, TensorInfo]:
+    """Return the tensors with a rotary embedding's gain in the query and key norms.
+
+    YaRN multiplies rotated queries and keys by a constant. Norms are directly before the rotation,
+    so their gains can contain it, and targets need no code for it.
+    """
+    scaled = dict(tensors)
+    for layer, kind in enumerate(config.layer_types):
+        gain = config.rope[kind].gain if kind in config.rope else 1.0
+        for norm in (config.attention_names.q_norm, config.attention_names.k_norm):
+            name = f"model.layers.{layer}.self_attn.{norm}.weight"
+            if gain != 1.0:
+                scaled[name] = replace(tensors[name], gain=gain, dtype=torch.float32)
+    return scaled
 
 
 def _shorten(names: list[str]) -> str:

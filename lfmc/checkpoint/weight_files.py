@@ -1,15 +1,14 @@
 """Finds the weight files of a folder, reads their headers, and reads one tensor at a time.
 
-Tensor names are those on disk, with one exception: in a vision-language checkpoint, tensors of the
-language tower get the names of a text-only checkpoint (`model.layers.0...`).
+Every tensor gets the name that a text-only checkpoint on the hub has (`model.layers.0...`).
+`lfmc.checkpoint.tensor_names` lists the names that other programs write.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lfmc.checkpoint.tensor_names import (
+    Part,
+    decoder_name,
+    decoder_parts,
+    is_of_another_tower,
+    is_unused,
+)
 from lfmc.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -28,23 +34,43 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
 }
 
-_TOWER_PREFIXES = (
-    (re.compile(r"^model\.language_model\."), "model."),
-    (re.compile(r"^language_model\.model\."), "model."),
-    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
-)
-_OTHER_TOWERS = re.compile(r"^(model\.)?(vision_tower|vision_model|multi_modal_projector)\.")
+
+@dataclass(frozen=True)
+class LowRank:
+    """A LoRA adapter of one matrix: `scale * b @ a`, or its transpose for an embedding."""
+
+    a: TensorInfo
+    b: TensorInfo
+    scale: float
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = (self.b.shape[0], self.a.shape[1])
+        return shape[::-1] if self.transposed else shape
+
+    def values(self) -> Tensor:
+        """Return the values that the adapter adds, in float32."""
+        product = self.scale * (read_tensor(self.b).float() @ read_tensor(self.a).float())
+        return product.T if self.transposed else product
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A stored tensor, without its data."""
+    """A tensor of a checkpoint, without its data.
+
+    `shape` and `dtype` are those of the loaded tensor. `part` selects an expert's rows of a packed
+    tensor on disk. The loaded values are `gain` times the stored ones, plus those of `adapter`.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     file: Path
     disk_name: str
+    part: Part | None = None
+    gain: float = 1.0
+    adapter: LowRank | None = None
 
     @property
     def numel(self) -> int:
@@ -75,25 +101,11 @@ def weight_files(path: Path) -> list[Path]:
     Raise `InputError` if there are none, if they are pickles, or if the index lists files that do
     not exist.
     """
+    if (path / SINGLE).is_file():  # also beside an index, as in transformers
+        return [path / SINGLE]
     index = path / INDEX
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError("the weight index lists no files", where=index, expected="weight_map")
-        names = sorted(set(map(str, weight_map.values())))
-        for name in names:
-            if Path(name).name != name or "\\" in name:
-                raise InputError(
-                    "the weight index points outside its folder",
-                    where=index,
-                    expected="plain file names",
-                    got=repr(name),
-                )
-            if not (path / name).is_file():
-                raise InputError("a weight file is missing", where=path / name)
-        return [path / name for name in names]
-    if (path / SINGLE).is_file():
-        return [path / SINGLE]
+        return _indexed_files(index)
     pickles = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
     if pickles:
         raise InputError(
@@ -106,31 +118,62 @@ def weight_files(path: Path) -> list[Path]:
     raise InputError("the folder contains no weights", where=path, expected=f"{SINGLE} or {INDEX}")
 
 
+def _indexed_files(index: Path) -> list[Path]:
+    """Return the files that an index lists; raise `InputError` if one does not exist."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError("the weight index lists no files", where=index, expected="weight_map")
+    names = sorted(set(map(str, weight_map.values())))
+    for name in names:
+        if Path(name).name != name or "\\" in name:
+            raise InputError(
+                "the weight index points outside its folder",
+                where=index,
+                expected="plain file names",
+                got=repr(name),
+            )
+        if not (index.parent / name).is_file():
+            raise InputError("a weight file is missing", where=index.parent / name)
+    return [index.parent / name for name in names]
+
+
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Return the decoder's tensors in a weight file, by name.
 
     Raise `InputError` if the file can't be read, or for a dtype that lfmc does not quantize from.
     """
     tensors = {}
+    for stored in read_stored(file):
+        for name, part in decoder_parts(stored.disk_name, stored.shape):
+            shape = stored.shape if part is None else part.shape(stored.shape)
+            tensors[name] = replace(stored, name=name, shape=shape, part=part)
+    return tensors
+
+
+def read_stored(file: Path) -> list[TensorInfo]:
+    """Return all tensors of a weight file as they are stored, except those of other towers.
+
+    Raise `InputError` if the file can't be read, or for a dtype that lfmc does not quantize from.
+    """
+    tensors = []
     try:
         with safe_open(file, "pt") as stream:
             for disk_name in stream.keys():  # noqa: SIM118 (not a mapping)
-                tensor = stream.get_slice(disk_name)
-                name = disk_name
-                for pattern, prefix in _TOWER_PREFIXES:
-                    name = pattern.sub(prefix, name)
-                if _OTHER_TOWERS.match(name):
+                if is_of_another_tower(disk_name):
                     continue
+                tensor = stream.get_slice(disk_name)
                 dtype = DTYPES.get(tensor.get_dtype())
+                if dtype is None and is_unused(decoder_name(disk_name)):
+                    continue
                 if dtype is None:
                     raise InputError(
-                        f"tensor '{name}' has a dtype that lfmc does not quantize from",
+                        f"tensor '{disk_name}' has a dtype that lfmc does not quantize from",
                         where=file,
                         expected=", ".join(DTYPES),
                         got=tensor.get_dtype(),
                     )
                 shape = tuple(tensor.get_shape())
-                tensors[name] = TensorInfo(name, shape, dtype, file, disk_name)
+                tensors.append(TensorInfo(disk_name, shape, dtype, file, disk_name))
     except (SafetensorError, OSError) as error:
         raise InputError(
             "a weight file is truncated or corrupted",
@@ -142,12 +185,19 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def read_tensor(info: TensorInfo) -> Tensor:
-    """Return a tensor as stored, unchecked. The file is memory-mapped and read lazily."""
+    """Return a tensor, unchecked. The file is memory-mapped and read lazily."""
     try:
         with safe_open(info.file, "pt") as stream:
-            tensor: Tensor = stream.get_tensor(info.disk_name)
+            if info.part is None:
+                tensor: Tensor = stream.get_tensor(info.disk_name)
+            else:
+                tensor = info.part.read(stream.get_slice(info.disk_name))
     except (SafetensorError, OSError) as error:
         raise InputError("a weight file can't be read", where=info.file, got=error) from error
+    if info.gain != 1.0:
+        tensor = info.gain * tensor.float()
+    if info.adapter is not None:
+        tensor = tensor.float() + info.adapter.values()
     return tensor
 
 

@@ -24,15 +24,16 @@ from lfmc.calib_free.grid.formats import Format, parse_format
 from lfmc.calib_free.make_plan import make_plan
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.check_plan import check_plan
-from lfmc.checkpoint.chat_template import copy_tokenizer
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.footprint import require_memory
+from lfmc.checkpoint.tokenizer_files import copy_tokenizer
 from lfmc.errors import GateError
 from lfmc.lowering.build import Build, build
 from lfmc.lowering.request import Options, make_request
 from lfmc.machine.cache import NO_CACHE, default_cache
 from lfmc.machine.progress import Progress
 from lfmc.machine.workers import open_workers
+from lfmc.parity.transformers_reference import is_available, require_reference
 from lfmc.passes.base import Applied
 from lfmc.run.generate import golden_prompts
 from lfmc.run.stepper import Stepper, TorchStepper
@@ -117,6 +118,8 @@ def export(
     """
     request = make_request(checkpoint, target, options)
     _require_memory(checkpoint, target, options)
+    if options.check != "off" and is_available():
+        require_reference(checkpoint)
     with atomic_folder(output, force=force) as folder:
         other_files = copy_tokenizer(checkpoint, folder)
         plan = plan_for(checkpoint, target, options, progress)

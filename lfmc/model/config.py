@@ -11,11 +11,48 @@ SLIDING = "sliding_attention"
 
 
 @dataclass(frozen=True)
+class Yarn:
+    """YaRN (Peng et al. 2023): dims that turn slowly within the trained context are interpolated.
+
+    Dims with more than `beta_fast` turns in `context` positions stay, dims with fewer than
+    `beta_slow` turns are slowed down by `factor`. `gain` multiplies queries and keys.
+    """
+
+    factor: float
+    context: int
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+    gain: float
+
+
+@dataclass(frozen=True)
+class Llama3:
+    """Scaling of Llama 3.1: dims with long wavelengths are slowed down by `factor`."""
+
+    factor: float
+    context: int
+    low_freq_factor: float
+    high_freq_factor: float
+
+
+@dataclass(frozen=True)
 class Rope:
-    """Rotary embedding of one attention layer type; `partial` is the fraction of rotated dims."""
+    """Rotary embedding of one attention layer type.
+
+    `partial` is the fraction of rotated dims. Frequencies are divided by `factor`, then `scaling`
+    changes some of them.
+    """
 
     theta: float
     partial: float = 1.0
+    factor: float = 1.0
+    scaling: Yarn | Llama3 | None = None
+
+    @property
+    def gain(self) -> float:
+        """The factor of rotated queries and keys."""
+        return self.scaling.gain if isinstance(self.scaling, Yarn) else 1.0
 
 
 @dataclass(frozen=True)

@@ -367,7 +367,7 @@ def test_a_pickle_in_the_index_is_not_loaded(folder: Path) -> None:
     ["../other.safetensors", ".", "/etc/passwd", "a/../../x.safetensors", "..\\x.safetensors"],
 )
 def test_an_index_that_points_outside(folder: Path, name: str) -> None:
-    shutil.copy(folder / SINGLE, folder.parent / "other.safetensors")
+    shutil.move(folder / SINGLE, folder.parent / "other.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": {EMBEDDING: name}}))
     message = open_error(folder)
     assert "outside" in message
@@ -377,14 +377,65 @@ def test_an_index_that_points_outside(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "x\0y", "absent.safetensors"])
 def test_an_index_that_names_no_file(folder: Path, name: str) -> None:
+    (folder / SINGLE).unlink()
     (folder / INDEX).write_text(json.dumps({"weight_map": {EMBEDDING: name}}))
     assert "missing" in open_error(folder)
 
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {}}, []])
 def test_an_index_without_files(folder: Path, index: Any) -> None:
+    (folder / SINGLE).unlink()
     (folder / INDEX).write_text(json.dumps(index))
     assert INDEX in open_error(folder)
+
+
+def test_an_index_beside_a_single_file_is_not_read(folder: Path) -> None:
+    expected = open_checkpoint(folder).load(EMBEDDING)
+    save_file({EMBEDDING: torch.zeros_like(expected)}, folder / "old.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": {EMBEDDING: "old.safetensors"}}))
+    assert torch.equal(open_checkpoint(folder).load(EMBEDDING), expected)
+
+
+# The class and the tokens ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Lfm2BidirectionalForMaskedLM", "Lfm2ForSequenceClassification", "Lfm2MoeForCausalLM"],
+)
+def test_other_classes_are_refused(folder: Path, name: str) -> None:
+    edit_config(folder, architectures=[name])
+    message = open_error(folder)
+    assert name in message
+    assert "Lfm2ForCausalLM" in message
+
+
+def test_a_sentence_model_is_refused(folder: Path) -> None:
+    (folder / "modules.json").write_text("[]")
+    assert "sentence-transformers" in open_error(folder)
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])
+def test_a_token_outside_the_vocabulary_is_refused(folder: Path, key: str) -> None:
+    edit_config(folder, **{key: 10_000_000})
+    message = open_error(folder)
+    assert key in message
+    assert "below 48" in message
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "pad_token_id"])
+def test_minus_one_means_no_token(folder: Path, key: str) -> None:
+    edit_config(folder, **{key: -1})
+    config = open_checkpoint(folder).config
+    assert {"bos_token_id": config.bos_id, "pad_token_id": config.pad_id}[key] is None
+
+
+def test_a_quantization_config_of_float_weights_is_reported(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    assert open_checkpoint(folder).tensors
+    assert "quantization_config" in caplog.text
 
 
 # The tokenizer ---------------------------------------------------------------------------------

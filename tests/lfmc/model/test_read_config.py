@@ -142,22 +142,6 @@ def test_partial_rotary_frequencies() -> None:
     assert not frequencies[32:].any()
 
 
-@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "llama3", "longrope", 3, ["x"]])
-@pytest.mark.parametrize("model_type", ["lfm2", "lfm3"])
-def test_unsupported_rotary_embeddings_are_refused(model_type: str, rope_type: Any) -> None:
-    params = {"rope_type": rope_type, "rope_theta": 1e6}
-    nested = {"full_attention": params, "sliding_attention": params}
-    raw = raw_config(model_type, rope_parameters=nested if model_type == "lfm3" else params)
-    message = error_message(raw)
-    assert "full_attention" in message
-    assert repr(rope_type) in message
-
-
-def test_a_rotary_factor_is_refused() -> None:
-    params = {"rope_type": "proportional", "rope_theta": 1e6, "factor": 2.0}
-    assert "factor" in error_message(raw_config("lfm2", rope_parameters=params))
-
-
 def test_a_vision_language_model_has_the_config_of_its_language_tower() -> None:
     text = raw_config("lfm3")
     outer = {"model_type": "lfm3_vl", "text_config": text, "vision_config": {}}
