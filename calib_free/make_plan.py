@@ -45,13 +45,14 @@ def make_plan(
 ) -> BitPlan:
     """Make a plan for every tensor of the checkpoint, from the checkpoint alone.
 
-    `budget` None means 4.5 bits per weight for "auto", "alphaq" and "uniform", and no limit for
-    the others. `seed` determines the sampled text of "auto" and of the fitting by `effort`, which
-    works with any method that quantizes. `alphaq` are the options of method "alphaq". `target` is
-    only stored in the plan. `progress` receives a message at each step. `observe` receives the
-    allocation of "auto"; other methods measure no costs and do not call it. `resources` are the
-    workers and the cache for the measurements of "auto" and "alphaq"; they do not change the plan.
-    The same arguments on the same machine return the same plan, unless `effort` limits the minutes.
+    `budget` None means no limit for single widths and "none". For "auto", "alphaq" and "uniform" it
+    means 4.5 bits per weight, or the smallest possible size where the target needs more. `seed`
+    determines the sampled text of "auto" and of the fitting by `effort`, which works with any
+    method that quantizes. `alphaq` are the options of method "alphaq". `target` is only stored in
+    the plan. `progress` receives a message at each step. `observe` receives the allocation of
+    "auto"; other methods measure no costs and do not call it. `resources` are the workers and the
+    cache for the measurements of "auto" and "alphaq"; they do not change the plan. The same
+    arguments on the same machine return the same plan, unless `effort` limits the minutes.
 
     Raises `InputError` for an unknown method, for options of another method, and for a budget below
     the smallest possible size, which the error states. Raises `UnsupportedError` if the target or
@@ -62,18 +63,16 @@ def make_plan(
         raise InputError("there is no such method", expected=", ".join(METHODS), got=repr(method))
     if alphaq is not None and method != "alphaq":
         raise InputError("AlphaQ's options are for method 'alphaq'", got=f"method '{method}'")
-    if budget is None and method in BUDGETED:
-        budget = Budget(bits_per_weight=DEFAULT_BITS_PER_WEIGHT)
-    limit = None if budget is None else budget.limit(checkpoint.num_params)
+    report = progress or (lambda message: None)
     units = [] if method == "none" else quantization_units(checkpoint, capabilities)
     _require_formats(capabilities, units)
     float_decisions = _float_decisions(checkpoint, capabilities, units)
-    units_limit = None
-    if limit is not None:
-        floats = float_nbytes(checkpoint, capabilities, float_decisions)
-        units_limit = limit - capabilities.graph_nbytes - floats
-        _require_budget(checkpoint, capabilities, units, limit, units_limit)
-    report = progress or (lambda message: None)
+    fixed = capabilities.graph_nbytes + float_nbytes(checkpoint, capabilities, float_decisions)
+    limit, units_limit = None, None
+    if budget is not None or method in BUDGETED:
+        smallest = fixed + min_nbytes([unit_choice(checkpoint, capabilities, u) for u in units])
+        limit = _limit(checkpoint, budget, smallest, bool(units))
+        units_limit = limit - fixed
     predicted_kl = None
     if method == "auto":
         decisions, predicted_kl = _auto_decisions(
@@ -133,27 +132,24 @@ def _float_decisions(
     }
 
 
-def _require_budget(
-    checkpoint: Checkpoint,
-    capabilities: Capabilities,
-    units: Sequence[Unit],
-    limit: int,
-    units_limit: int,
-) -> None:
-    """Raise `InputError`, which states the smallest possible size, if no plan fits the limit.
+def _limit(checkpoint: Checkpoint, budget: Budget | None, smallest: int, quantizes: bool) -> int:
+    """Return the limit in bytes of a budget, or of the default budget.
 
-    `units_limit` is the part of `limit` that is available to the units, in bytes.
+    Raises `InputError`, which states `smallest`, the smallest possible size in bytes, if no plan
+    fits the budget. The default budget is raised to `smallest` instead.
     """
-    smallest = min_nbytes([unit_choice(checkpoint, capabilities, unit) for unit in units])
-    if smallest > units_limit:
-        size = limit - units_limit + smallest
-        params = checkpoint.num_params
+    params = checkpoint.num_params
+    if budget is None:
+        return max(smallest, Budget(bits_per_weight=DEFAULT_BITS_PER_WEIGHT).limit(params))
+    limit = budget.limit(params)
+    if limit < smallest:
         raise InputError(
             "the budget is below the smallest possible size",
-            expected=f"at least {8 * size / params:.4f} bits per weight, {size} bytes",
+            expected=f"at least {8 * smallest / params:.4f} bits per weight, {smallest} bytes",
             got=f"{8 * limit / params:.4f} bits per weight, {limit} bytes",
-            todo="raise the budget" if units else "choose a method that quantizes",
+            todo="raise the budget" if quantizes else "choose a method that quantizes",
         )
+    return limit
 
 
 def _auto_decisions(

@@ -89,7 +89,7 @@ def plan(
         InputError: The checkpoint or an argument is wrong, or nothing fits the budget.
         UnsupportedError: The target can't store this model, or a package is missing.
     """
-    from lfmc.exporter.export import plan_for
+    from lfmc.exporter.budget import plan_for
     from lfmc.lowering.request import Options
 
     options = Options(

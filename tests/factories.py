@@ -53,6 +53,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lfm2-conv-bias": {**_LFM2, "conv_bias": True},
     "lfm2-untied": {**_LFM2, "tie_word_embeddings": False},
     "lfm2_moe": _MOE,
+    "lfm2_moe-short": {**_MOE, "num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
     "lfm2_moe-no-bias": {**_MOE, "use_expert_bias": False},
     "lfm2_moe-scaled": {**_MOE, "norm_topk_prob": False, "routed_scaling_factor": 2.5},
     "lfm3": _LFM3,

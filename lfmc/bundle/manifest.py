@@ -10,6 +10,7 @@ from typing import Any
 from lfmc.bundle.bundle import describe_file
 from lfmc.bundle.token_ids import special_tokens
 from lfmc.checkpoint.chat_template import chat_prompt
+from lfmc.checkpoint.sampling import read_sampling
 from lfmc.lowering.build import Build
 from lfmc.lowering.request import Options
 from lfmc.machine.versions import tool_versions
@@ -47,8 +48,13 @@ def build_manifest(
             "fingerprint": checkpoint.fingerprint,
             "parameters": checkpoint.num_params,
             "vocab_size": config.vocab_size,
+            "base_model": checkpoint.base_model,
+            "adapter": None if checkpoint.adapter is None else checkpoint.adapter.name,
+            "license": str(checkpoint.license),
         },
         "tokens": special_tokens(checkpoint),
+        # What the authors of the model set for sampling; an app starts from these values.
+        "sampling": read_sampling(checkpoint.path),
         "chat_prompt": chat_prompt(checkpoint, folder),
         # States can't be rewound: to drop the last tokens, an app resets and prefills again.
         "can_rewind": False,

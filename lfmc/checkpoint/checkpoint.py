@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lfmc.checkpoint.adapter import ADAPTER_CONFIG, adapter_files, merge_adapter
+from lfmc.checkpoint.license import LICENSE_FILES, MODEL_CARD, License, read_license
 from lfmc.checkpoint.tensor_names import EMBEDDING, HEAD, is_unused
 from lfmc.checkpoint.tokenizer import open_tokenizer
 from lfmc.checkpoint.weight_files import (
@@ -49,7 +50,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 class Checkpoint:
     """A checkpoint folder; names and shapes of its tensors match its configuration.
 
-    `adapter` is the folder of a LoRA adapter that is merged into the tensors, or None.
+    `adapter` is the folder of a LoRA adapter that is merged into the tensors, or None. `hub_id` is
+    the id that the checkpoint was opened with, or None for a folder.
     """
 
     path: Path
@@ -58,11 +60,21 @@ class Checkpoint:
     raw_config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     adapter: Path | None = None
+    hub_id: str | None = None
 
     def __repr__(self) -> str:
         """Return one line, without the configuration and the hundreds of tensors."""
         model_type, size = self.config.model_type, f"{self.num_params:,} parameters"
         return f"<Checkpoint {self.name}: {model_type}, {size}, {len(self.tensors)} tensors>"
+
+    @property
+    def base_model(self) -> str:
+        """The model that an export is made from: its hub id, or the name of its folder."""
+        return self.hub_id or self.name
+
+    @cached_property
+    def license(self) -> License:
+        return read_license(self.path)
 
     @property
     def num_params(self) -> int:
@@ -169,7 +181,8 @@ def open_checkpoint(
     checkpoint does not exist, or if its tensors do not match its configuration. Log a warning for
     parts of the checkpoint that are not used.
     """
-    path, name = (demo_path(), DEMO_NAME) if model is None else _find(model)
+    path, hub_id = (demo_path(), None) if model is None else _find(model)
+    name = path.name if hub_id is None else hub_id.rpartition("/")[2]  # not the commit's name
     config_path = path / "config.json"
     if not config_path.is_file():
         _refuse_lone_adapter(path)
@@ -196,27 +209,25 @@ def open_checkpoint(
     for file in weight_files(path):
         tensors.update(read_header(file))
     tensors = _scale_rotated(_match(tensors, config, path), config)
-    checkpoint = Checkpoint(path, name, config, raw, tensors)
+    checkpoint = Checkpoint(path, name, config, raw, tensors, hub_id=hub_id)
     if adapter is None:
         return checkpoint
     folder, _ = _find(adapter)
     return merge_adapter(checkpoint, folder)
 
 
-def _find(model: str | Path) -> tuple[Path, str]:
-    """Return the folder and the name of a local folder or a hub id; raise `InputError`."""
+def _find(model: str | Path) -> tuple[Path, str | None]:
+    """Return a folder, and its hub id if it is in the hub's cache; raise `InputError`."""
     path = Path(model)
-    name = path.resolve().name
     if not path.exists() and _HUB_ID.fullmatch(str(model)):
-        name = str(model).rpartition("/")[2]  # a folder in the cache is named by its commit
-        path = _fetch(str(model))
+        return _fetch(str(model)).resolve(), str(model)
     if not path.is_dir():
         raise InputError(
             "there is no such checkpoint",
             where=path,
             expected="a folder with config.json and *.safetensors, or a hub id like ORG/NAME",
         )
-    return path.resolve(), name
+    return path.resolve(), None
 
 
 def _refuse_lone_adapter(path: Path) -> None:
@@ -236,7 +247,7 @@ def _fetch(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.safetensors", "*.json", "*.jinja"]
+        patterns = ["*.safetensors", "*.json", "*.jinja", MODEL_CARD, *LICENSE_FILES]
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise InputError(

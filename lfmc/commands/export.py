@@ -146,7 +146,8 @@ def command(
     from lfmc.calib_free.fit.fit import Effort
     from lfmc.checkpoint.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, parity_table, plan_table, result_lines
-    from lfmc.exporter.export import export, plan_for
+    from lfmc.exporter.budget import plan_for
+    from lfmc.exporter.export import export
     from lfmc.lowering.request import Options, make_request
     from lfmc.machine.isolated import run_isolated
     from lfmc.machine.progress import terminal_progress

@@ -64,7 +64,7 @@ def command(
     from lfmc.checkpoint.checkpoint import open_checkpoint
     from lfmc.commands.tables import console, plan_table
     from lfmc.errors import InputError
-    from lfmc.exporter.export import plan_for
+    from lfmc.exporter.budget import plan_for
     from lfmc.lowering.request import Options
     from lfmc.machine.progress import terminal_progress
     from lfmc.report.plan_facts import gather_plan

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,17 @@ from lfmc.bundle.bundle import (
     write_json,
 )
 from lfmc.bundle.manifest import build_manifest
+from lfmc.bundle.model_card import write_legal_files, write_model_card
 from lfmc.bundle.token_ids import check_tokens
-from lfmc.calib_free.allocate.resources import Resources
-from lfmc.calib_free.auto.method import Allocation
-from lfmc.calib_free.grid.formats import Format, parse_format
-from lfmc.calib_free.make_plan import make_plan
 from lfmc.calib_free.plan.bit_plan import BitPlan
-from lfmc.calib_free.plan.check_plan import check_plan
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.footprint import require_memory
 from lfmc.checkpoint.tokenizer_files import copy_tokenizer
 from lfmc.errors import GateError
-from lfmc.lowering.build import Build, build
+from lfmc.exporter.budget import lower_within_budget
+from lfmc.lowering.build import Build
 from lfmc.lowering.request import Options, make_request
-from lfmc.machine.cache import NO_CACHE, default_cache
 from lfmc.machine.progress import Progress
-from lfmc.machine.workers import open_workers
 from lfmc.parity.transformers_reference import is_available, require_reference
 from lfmc.passes.base import Applied
 from lfmc.run.generate import golden_prompts
@@ -69,39 +64,6 @@ class Report:
         }
 
 
-def plan_for(
-    checkpoint: Checkpoint,
-    target: Target,
-    options: Options,
-    progress: Progress,
-    observe: Callable[[Allocation], None] = lambda allocation: None,
-) -> BitPlan:
-    """Load and check the plan of `options.plan`, or make a plan for the target's capabilities.
-
-    `observe` is called with the measurements if method "auto" makes a new plan.
-    """
-    capabilities = target.capabilities(checkpoint.config)
-    if options.plan is None:
-        cache = default_cache() if options.cache else NO_CACHE
-        with progress.stage("plan"), open_workers(options.workers) as workers:
-            return make_plan(
-                checkpoint,
-                capabilities,
-                options.bits or "auto",
-                options.budget,
-                target=target.name,
-                seed=options.seed,
-                effort=options.effort,
-                alphaq=options.alphaq,
-                progress=progress.step,
-                observe=observe,
-                resources=Resources(workers, cache),
-            )
-    plan = BitPlan.load(options.plan)
-    check_plan(plan, checkpoint, capabilities)
-    return plan
-
-
 def export(
     checkpoint: Checkpoint,
     target: Target,
@@ -121,24 +83,22 @@ def export(
     if options.check != "off" and is_available():
         require_reference(checkpoint)
     with atomic_folder(output, force=force) as folder:
-        other_files = copy_tokenizer(checkpoint, folder)
-        plan = plan_for(checkpoint, target, options, progress)
-        export_build, applied = build(checkpoint, target, plan, request, progress)
-        with progress.stage("lower"):
-            artifact = export_build.lower(folder)
-        nbytes = sum((folder / name).stat().st_size for name in artifact.files)
-        _check_size(plan, artifact, nbytes)
-        stored = sum(tensor.nbytes for tensor in artifact.tensors)
-        plan = replace(plan, graph_nbytes=nbytes - stored)
+        other_files = [
+            *copy_tokenizer(checkpoint, folder),
+            *write_legal_files(checkpoint, folder),
+        ]
+        lowered = lower_within_budget(checkpoint, target, request, options, folder, progress)
+        plan, export_build, artifact = lowered.plan, lowered.build, lowered.artifact
         verification, errors = None, {}
         if options.check != "off":
             with progress.stage("read the file back"):
                 errors = read_back(export_build, folder, artifact)
             verification = _verify(export_build, folder, artifact, options, progress)
-        report = Report(plan, tuple(applied), verification, errors, nbytes)
+        report = Report(plan, lowered.applied, verification, errors, lowered.nbytes)
         write_json(folder / GOLDEN, _make_golden_prompts(export_build, folder))
         (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
-        other_files += [GOLDEN, PLAN, *artifact.beside]
+        card = write_model_card(export_build, options, report.to_dict(), folder)
+        other_files += [GOLDEN, PLAN, card, *artifact.beside]
         manifest = build_manifest(
             export_build, options, artifact, report.to_dict(), folder, other_files
         )
@@ -187,33 +147,6 @@ def _make_golden_prompts(export_build: Build, folder: Path) -> list[dict[str, An
         reference = target.reference(export_build.program, request, folder, exact=False)
         stepper = TorchStepper(reference, checkpoint.config, request.context)
     return golden_prompts(stepper, checkpoint.tokenizer(), checkpoint.config.bos_id)
-
-
-def _check_size(plan: BitPlan, artifact: Artifact, nbytes: int) -> None:
-    """Raise `GateError` unless the files contain the planned bytes, and fit the budget.
-
-    A plan pads rows of codes and zero points to whole bytes. A target either pads them too, or pads
-    none of its tensors. Without padding, a stack of tensors may save part of a byte per tensor.
-    """
-    stored = sum(tensor.nbytes for tensor in artifact.tensors)
-    planned = sum(row.nbytes for row in plan.rows)
-    formats = ((parse_format(row.format), row.shape) for row in plan.rows)
-    padding = sum(form.padding_nbytes(shape) for form, shape in formats if isinstance(form, Format))
-    dense = planned - padding
-    if stored != planned and not dense - len(plan.rows) <= stored <= dense:
-        raise GateError(
-            "the artifact does not contain the planned number of bytes",
-            expected=f"{planned} bytes of tensors",
-            got=f"{stored} bytes",
-            todo="this is a bug in lfmc; please report it",
-        )
-    if plan.limit_nbytes is not None and nbytes > plan.limit_nbytes:
-        raise GateError(
-            "the artifact is larger than its budget",
-            expected=f"at most {plan.limit_nbytes} bytes",
-            got=f"{nbytes} bytes",
-            todo="lfmc reserved too little room for the graph; please report it",
-        )
 
 
 def _check_quality(verification: Verification, options: Options) -> None:

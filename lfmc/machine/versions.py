@@ -19,6 +19,8 @@ TESTED: Mapping[str, str] = {
     "executorch": "1.5.1",
     "apache-tvm": "0.27.0.post1",
     "torch-mlir": "20261001",
+    "iree-base-compiler": "3.13.0",
+    "iree-base-runtime": "3.13.0",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -27,17 +28,26 @@ WEIGHTS = "Data/com.apple.CoreML/weights"
 PARTS = {"codes": ("data", "indices"), "scales": ("scale", "lut"), "zeros": ("offset",)}
 
 
+@dataclass(frozen=True)
+class About:
+    """What Xcode shows about a model: a line of text, who made it, and its license."""
+
+    description: str
+    author: str
+    license: str
+
+
 def write_package(
     functions: Mapping[str, Any],
     folder: Path,
-    about: str = "",
+    about: About | None = None,
     descriptions: Mapping[str, str] = MappingProxyType({}),
     metadata: Mapping[str, str] = MappingProxyType({}),
     named_constants: Collection[str] = (),
 ) -> list[str]:
     """Save functions as one ML program, and return the written files, relative to `folder`.
 
-    Xcode shows `about` as the description of the model. `descriptions` describe inputs, outputs and
+    Xcode shows `about` with the model. `descriptions` describe inputs, outputs and
     states by name. Constants in `named_constants` keep their name, to be read back. No pass of
     coremltools runs that could fold, merge or requantize a constant.
     """
@@ -66,7 +76,10 @@ def write_package(
     for function in spec.description.functions:
         for feature in (*function.input, *function.output, *function.state):
             feature.shortDescription = descriptions.get(feature.name, "")
-    spec.description.metadata.shortDescription = about
+    if about is not None:
+        spec.description.metadata.shortDescription = about.description
+        spec.description.metadata.author = about.author
+        spec.description.metadata.license = about.license
     spec.description.metadata.versionString = __version__
     spec.description.metadata.userDefined.update(metadata)
     path = folder / PACKAGE

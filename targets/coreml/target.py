@@ -106,7 +106,7 @@ class CoremlTarget:
         from lfmc.targets.coreml.known_issues import known_troubles
         from lfmc.targets.coreml.lower import Lowering, LoweringOptions
         from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL
-        from lfmc.targets.coreml.package import PACKAGE, write_package
+        from lfmc.targets.coreml.package import PACKAGE, About, write_package
 
         options = request.options
         states = package_states(program.states, options["layout"])
@@ -137,9 +137,12 @@ class CoremlTarget:
             "vocab_size": program.config.vocab_size,
             "chosen": lowerings[DECODE].choice_names,
         }
-        about = (
-            f"{weights.checkpoint.name} ({program.config.model_type}), "
-            f"{weights.plan.bits_per_weight:.2f} bits a weight, exported by lfmc"
+        checkpoint = weights.checkpoint
+        about = About(
+            f"{checkpoint.name} ({program.config.model_type}), "
+            f"{weights.plan.bits_per_weight:.2f} bits per weight, exported by lfmc",
+            author=f"the authors of {checkpoint.base_model}",
+            license=str(checkpoint.license),
         )
         metadata = {FACTS_KEY: json.dumps(runtime_facts)}
         files = write_package(functions, folder, about, DESCRIPTIONS, metadata, constants.names)

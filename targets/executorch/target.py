@@ -103,7 +103,7 @@ class ExecutorchTarget:
                 "shape": list(state_shape(spec)),
                 "dtype": "float32",
                 "kept_by": "the program",
-                "reset": "start_pos 0",
+                "reset": "start_pos_0",
             }
             for spec in program.states
         ]

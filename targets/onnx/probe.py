@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lfmc.graph.program import Program
-from lfmc.parity.compare import FLOAT_TOLERANCE, CaseResult, Rung, operators_rung
+from lfmc.parity.compare import FLOAT_TOLERANCE, CaseResult, Rung, operators_rung, skipped_rung
 from lfmc.targets.base import Artifact, require
 from lfmc.targets.onnx.activations import run_alone
 from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE
@@ -30,6 +30,8 @@ TIED_TOLERANCE = 2e-2
 
 def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
     """Return the worst operator of each kind; `program` is bound to its weights."""
+    if not artifact.probes:
+        return skipped_rung(3, TITLE, "the artifact has no n-bit operator")
     return operators_rung(TITLE, FLOAT_TOLERANCE, _results(program, folder, artifact))
 
 

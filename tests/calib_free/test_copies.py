@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,7 @@ from lfmc.calib_free.allocate.resources import Resources
 from lfmc.calib_free.grid.formats import GENERIC
 from lfmc.calib_free.make_plan import Budget, make_plan
 from lfmc.calib_free.plan.check_plan import check_plan
-from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import InputError
 from lfmc.machine.cache import default_cache
 
@@ -30,12 +32,13 @@ def test_a_plan_counts_every_copy(demo: Checkpoint, method: str) -> None:
         check_plan(double, demo, GENERIC)
 
 
-def test_a_budget_counts_every_copy(demo: Checkpoint) -> None:
+def test_a_budget_counts_every_copy(tiny_checkpoint: Callable[..., Path]) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint("lfm2_moe"))
     resources = Resources(cache=default_cache())  # of this test run: the costs are measured once
-    plan = make_plan(demo, TWO_COPIES, "auto", Budget(5.0), resources=resources)
+    plan = make_plan(checkpoint, TWO_COPIES, "auto", Budget(5.0), resources=resources)
     row = plan.row("model.embed_tokens.weight")
     assert plan.nbytes <= (plan.limit_nbytes or 0)
     other_nbytes = sum(r.nbytes for r in plan.rows if r.name != row.name)
     assert other_nbytes + row.nbytes + plan.graph_nbytes == plan.nbytes
-    single = make_plan(demo, GENERIC, "auto", Budget(5.0), resources=resources).row(row.name)
+    single = make_plan(checkpoint, GENERIC, "auto", Budget(5.0), resources=resources).row(row.name)
     assert row.nbytes // 2 <= single.nbytes  # the second copy can only make the format narrower

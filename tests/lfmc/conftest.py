@@ -11,7 +11,8 @@ import pytest
 from lfmc.bundle.bundle import Bundle, open_bundle
 from lfmc.calib_free.auto.method import Allocation
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from lfmc.exporter.export import Report, export, plan_for
+from lfmc.exporter.budget import plan_for
+from lfmc.exporter.export import Report, export
 from lfmc.lowering.request import Options
 from lfmc.machine.progress import Silent
 from lfmc.report.plan_facts import PlanFacts, gather_plan

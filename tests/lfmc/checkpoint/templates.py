@@ -88,8 +88,8 @@ MACROS = """{%- macro turn(role, text) -%}
 {%- for message in messages if message.content %}
 {{ turn(message.role, message.content) }}
 {%- endfor %}
-{% if tools is not none %}{{ turn("system", tools | map(attribute="function") | map(attribute="name")
-| join(", ")) }}{% endif %}
+{% if tools is not none %}{{ turn("system",
+tools | map(attribute="function") | map(attribute="name") | join(", ")) }}{% endif %}
 <|im_start|>assistant
 """
 
@@ -120,7 +120,8 @@ LAST_QUERY = """{%- set ns = namespace(last=messages|length - 1, found=false) %}
 
 UNICODE_JSON = """{{ bos_token }}{{ messages | tojson(ensure_ascii=True) }}
 {{ messages | tojson(separators=(",", ":"), sort_keys=True) }}
-{{ unk_token }}{{ pad_token }}{{ eos_token }}{{ missing_token }}{{ tools | length if tools else "-" }}
+{{ unk_token }}{{ pad_token }}{{ eos_token }}{{ missing_token }}
+{{ tools | length if tools else "-" }}
 """
 
 TEMPLATES: dict[str, str] = {

@@ -25,7 +25,7 @@ from tests.lfmc.checkpoint.templates import TEMPLATES
 
 HELLO = [{"role": "user", "content": "Hello {{ bos_token }}"}]
 TURNS = [
-    {"role": "user", "content": "It's 5 < 6 & \"so\" — naïve?"},
+    {"role": "user", "content": 'It\'s 5 < 6 & "so" — naïve?'},
     {"role": "assistant", "content": "<think>\nhm\n</think>\nyes <b>it</b> is"},
     {"role": "user", "content": " and then? "},
 ]

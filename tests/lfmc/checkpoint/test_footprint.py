@@ -69,7 +69,7 @@ def test_an_export_that_does_not_fit_says_so_first(
         "lfmc.checkpoint.footprint.installed_nbytes", lambda device: megabytes * 10**6
     )
     monkeypatch.setattr(
-        "lfmc.exporter.export.plan_for", lambda *_: pytest.fail("a plan was computed")
+        "lfmc.exporter.export.lower_within_budget", lambda *_: pytest.fail("a plan was computed")
     )
     with pytest.raises(UnsupportedError, match=f"{task} of this model does not fit") as caught:
         lfmc.export(bits="4", output=tmp_path / "b")

@@ -48,6 +48,8 @@ def test_the_package_describes_itself(bundle: Bundle) -> None:
     assert spec.description.defaultFunctionName == "decode"
     assert "lfm2_moe" in spec.description.metadata.shortDescription
     assert spec.description.metadata.versionString == lfmc.__version__
+    assert bundle.manifest["model"]["name"] in spec.description.metadata.author
+    assert spec.description.metadata.license == "not stated by the checkpoint"
     functions = {function.name: function for function in spec.description.functions}
     assert [feature.name for feature in functions["prefill"].input] == [
         "input_ids",

@@ -27,13 +27,16 @@ from tests.targets.matrix import assert_context_ends, assert_matrix
 from tests.targets.programs import PROGRAMS, floats, mixed, some_slow
 
 Make = Callable[..., Lowered]
+# Compiling takes a minute per sparse layer with experts of every width, so one layer has them.
+SHORT = {"lfm2_moe": "lfm2_moe-short"}
+MLIR_PROGRAMS = [(SHORT.get(name, name), choose) for name, choose in PROGRAMS]
 
 
 def assert_parity(build: Lowered) -> None:
     assert_matrix(build, build.target.run(build.folder))
 
 
-@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+@pytest.mark.parametrize(("name", "choose"), MLIR_PROGRAMS)
 def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
     assert_parity(lowered(name, choose, "mlir"))
 
@@ -54,7 +57,7 @@ def test_named_operators(lowered: Make) -> None:
     from torch_mlir import ir
     from torch_mlir.dialects import torch as torch_dialect
 
-    build = lowered("lfm2_moe", mixed, "mlir", dialect="torch", operators="named")
+    build = lowered("lfm2_moe-short", mixed, "mlir", dialect="torch", operators="named")
     assert_parity(build)
     context = ir.Context()
     torch_dialect.register_dialect(context)
@@ -76,13 +79,13 @@ def test_named_operators(lowered: Make) -> None:
             assert form["bits"] in (2, 3, 4, 6, 8)
     assert counts == {
         "torch.lfm.embedding_nbits": 1,
-        "torch.lfm.linear_nbits": 11,
+        "torch.lfm.linear_nbits": 7,
         "torch.lfm.rms_norm": 1,
-        "torch.lfm.add_rms_norm": 8,
-        "torch.lfm.gated_short_conv": 2,
-        "torch.lfm.attention": 2,
+        "torch.lfm.add_rms_norm": 4,
+        "torch.lfm.gated_short_conv": 1,
+        "torch.lfm.attention": 1,
         "torch.lfm.swiglu": 1,
-        "torch.lfm.moe": 3,
+        "torch.lfm.moe": 1,
     }
 
 
@@ -95,7 +98,7 @@ def test_trained_checkpoints(
     assert_parity(build)
 
 
-@pytest.mark.parametrize(("name", "choose"), PROGRAMS)
+@pytest.mark.parametrize(("name", "choose"), MLIR_PROGRAMS)
 def test_constants_on_disk_are_the_plan(lowered: Make, name: str, choose: Choose) -> None:
     build = lowered(name, choose, "mlir")
     errors = read_back(build, build.folder, build.artifact)
@@ -128,7 +131,7 @@ def test_a_wrong_scale_fails_the_matrix(lowered: Make) -> None:
 
 
 def test_prefill_returns_the_logits_of_the_last_token(lowered: Make) -> None:
-    build = lowered("lfm2_moe", mixed, "mlir")
+    build = lowered("lfm2_moe-short", mixed, "mlir")
     # Calls of 64 and 8 tokens, then single tokens.
     tokens = random_tokens(build.checkpoint.config, 1, 75)[0]
     prefiller, scorer = build.target.run(build.folder), build.target.run(build.folder)
@@ -156,7 +159,7 @@ def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
 
 
 def test_an_invalid_module_is_refused(lowered: Make, tmp_path: Path) -> None:
-    dense, moe = lowered("lfm2-untied", four_bit, "mlir"), lowered("lfm2_moe", mixed, "mlir")
+    dense, moe = lowered("lfm2-untied", four_bit, "mlir"), lowered("lfm2_moe-short", mixed, "mlir")
     shutil.copy(moe.folder / PARAMETERS, tmp_path)
     with pytest.raises(InputError, match="there is no module"):
         dense.target.run(tmp_path)

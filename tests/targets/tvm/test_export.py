@@ -9,7 +9,7 @@ import pytest
 
 import lfmc
 from lfmc.bundle.bundle import Bundle
-from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.exporter.export import export
 from lfmc.exporter.reverify import reverify
 from lfmc.lowering.request import Options
@@ -39,11 +39,13 @@ def test_a_bundle_is_verified_again_from_its_files(bundle: Bundle, tiny_moe: Che
     assert lfmc.load(bundle.path).step([1, 2, 3]).shape == (3, 8192)
 
 
-def test_a_library_for_another_cpu_is_read_back_and_not_run(tmp_path: Path) -> None:
+def test_a_library_for_another_cpu_is_read_back_and_not_run(
+    tiny_moe: Checkpoint, tmp_path: Path
+) -> None:
     options = Options(
         bits="4", context=64, target_options={"device": "cpu:neon-dotprod"}, check="fast"
     )
-    target, checkpoint = get_target("tvm"), open_checkpoint()
+    target, checkpoint = get_target("tvm"), tiny_moe
     if target.missing_tools().get("device=cpu:neon-dotprod"):
         pytest.skip("no linker for 64-bit Arm: apt-get install g++-aarch64-linux-gnu")
     path = tmp_path / "bundle"
