@@ -39,7 +39,9 @@ public final class Generator: Sendable {
                     var generated: [Int] = []
                     var yieldedText = ""
                     let start = Date()
-                    while generated.count < limit, await model.length < model.manifest.context {
+                    let length = await model.length
+                    let room = min(limit, model.manifest.context - length)
+                    while generated.count < room {
                         try Task.checkCancellation()
                         let token = sample(scores, temperature: temperature)
                         if model.manifest.tokens.stop.contains(token) { break }
