@@ -10,6 +10,7 @@ from lfmc.bundle.bundle import Bundle
 
 ANDROID = Path(__file__).parents[2] / "examples" / "android"
 KOTLIN = sorted(ANDROID.rglob("*.kt"))
+GRADLE = sorted(ANDROID.rglob("*.kts"))
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in KOTLIN}
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
-import xml.etree.ElementTree as ElementTree
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,10 +10,8 @@ import tree_sitter_kotlin
 from lfmc.bundle.bundle import Bundle
 from lfmc.checkpoint.chat_template import render
 from tests.examples.bundles import app_bundle
-from tests.examples.kotlin import ANDROID, KOTLIN, SOURCES, assert_bundle_is_read, fields
+from tests.examples.kotlin import GRADLE, KOTLIN, SOURCES, assert_bundle_is_read, fields
 from tests.examples.parsing import broken_lines
-
-GRADLE = sorted(ANDROID.rglob("*.kts"))
 
 
 @pytest.fixture(scope="module")
@@ -33,46 +27,6 @@ def test_kotlin_parses(path: Path) -> None:
 
 def test_the_parser_reports_invalid_code() -> None:
     assert broken_lines(tree_sitter_kotlin.language(), b"fun f( { val = }")
-
-
-def test_the_gradle_files_use_the_entries_of_the_catalogue() -> None:
-    catalogue = tomllib.loads((ANDROID / "gradle" / "libs.versions.toml").read_text())
-    used = {name for path in GRADLE for name in re.findall(r"libs\.([\w.]+)", path.read_text())}
-    libraries = {name.replace("-", ".") for name in catalogue["libraries"]}
-    plugins = {"plugins." + name.replace("-", ".") for name in catalogue["plugins"]}
-    assert used == libraries | plugins
-    entries = [*catalogue["libraries"].values(), *catalogue["plugins"].values()]
-    versions = {entry["version"]["ref"] for entry in entries if "version" in entry}
-    assert versions == set(catalogue["versions"])
-    (module,) = re.findall(r'include\("(.+?)"\)', (ANDROID / "settings.gradle.kts").read_text())
-    assert (ANDROID / module.strip(":") / "build.gradle.kts").is_file()
-
-
-def test_the_library_has_the_version_of_the_exporter() -> None:
-    catalogue = tomllib.loads((ANDROID / "gradle" / "libs.versions.toml").read_text())
-    assert catalogue["versions"]["executorch"] == version("executorch")
-
-
-def test_the_manifest_refers_to_existing_names() -> None:
-    key = "{http://schemas.android.com/apk/res/android}"
-    main = ANDROID / "app" / "src" / "main"
-    application = ElementTree.parse(main / "AndroidManifest.xml").getroot().find("application")
-    assert application is not None
-    (activity,) = application.findall("activity")
-    name = activity.attrib[f"{key}name"].removeprefix(".")
-    assert f"class {name} : ComponentActivity" in SOURCES[name]
-    strings = ElementTree.parse(main / "res" / "values" / "strings.xml").getroot()
-    labels = {"@string/" + node.attrib["name"] for node in strings}
-    assert application.attrib[f"{key}label"] in labels
-    gradle = (ANDROID / "app" / "build.gradle.kts").read_text()
-    (namespace,) = re.findall(r'namespace = "(.+)"', gradle)
-    assert all(source.startswith(f"package {namespace}\n") for source in SOURCES.values())
-    assert "--output examples/android/app/src/main/assets/bundle" in (
-        ANDROID / "README.md"
-    ).read_text(encoding="utf-8")
-    assert "examples/android/app/src/main/assets/bundle/" in (
-        ANDROID.parents[1] / ".gitignore"
-    ).read_text(encoding="utf-8")
 
 
 def test_fields_are_found() -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tree_sitter_swift
-from openstep_parser import OpenStepDecoder
 
 from lfmc.bundle.bundle import Bundle
 from tests.examples.bundles import app_bundle
@@ -36,34 +33,6 @@ def test_swift_parses(path: Path) -> None:
 
 def test_the_parser_reports_invalid_code() -> None:
     assert broken_lines(tree_sitter_swift.language(), b"func f( { let = }")
-
-
-def test_the_project_refers_to_existing_objects_and_files() -> None:
-    project = OpenStepDecoder.ParseFromFile((IOS / "LfmDemo.xcodeproj/project.pbxproj").open())
-    objects: dict[str, dict[str, Any]] = project["objects"]
-
-    def object_ids(value: Any) -> Iterator[str]:
-        if isinstance(value, dict):
-            for inner in value.values():
-                yield from object_ids(inner)
-        elif isinstance(value, list):
-            for inner in value:
-                yield from object_ids(inner)
-        elif re.fullmatch(r"[0-9A-F]{23,24}", value):
-            yield value
-
-    assert project["rootObject"] in objects
-    assert set(object_ids(objects)) <= set(objects)
-    folders = [o["path"] for o in objects.values() if "SynchronizedRootGroup" in o["isa"]]
-    packages = [o["relativePath"] for o in objects.values() if "LocalSwiftPackage" in o["isa"]]
-    assert folders == ["LfmDemo"]
-    assert packages == ["LfmKit"]
-    assert all((IOS / path).is_dir() for path in (*folders, *packages))
-    assert (IOS / packages[0] / "Package.swift").is_file()
-    resources = {o["path"] for o in objects.values() if o.get("lastKnownFileType") == "folder"}
-    assert resources == {"Bundle"}  # the output of step 1 of the README
-    assert "--output examples/ios/Bundle" in (IOS / "README.md").read_text()
-    assert "examples/ios/Bundle/" in (IOS.parents[1] / ".gitignore").read_text()
 
 
 def snake(name: str) -> str:

@@ -1,13 +1,15 @@
 import Foundation
 import LfmKit
+import Observation
 
 /// The state of the screen and the actions of its buttons.
 @MainActor
-final class Chat: ObservableObject {
-    @Published var status = "Loading the model ..."
-    @Published var answer = ""
-    @Published var checks: [SelfTest.Result] = []
-    @Published var isBusy = true
+@Observable
+final class Chat {
+    private(set) var status = String(localized: "Loading the model …")
+    private(set) var answer = ""
+    private(set) var checks: [SelfTest.Result] = []
+    private(set) var isBusy = true
 
     private var generator: Generator?
     private var task: Task<Void, Never>?
@@ -18,11 +20,11 @@ final class Chat: ObservableObject {
     func load() async {
         do {
             guard let bundle else {
-                status = "The app has no folder named Bundle: see README.md."
+                status = String(localized: "The app has no folder named Bundle: see README.md.")
                 return
             }
             generator = try await Generator(bundle: bundle)
-            status = "Ready."
+            status = String(localized: "Ready.")
             isBusy = false
         } catch {
             status = error.localizedDescription
@@ -34,7 +36,8 @@ final class Chat: ObservableObject {
             self?.answer = ""
             for try await piece in try generator.answer(to: message) {
                 self?.answer += piece.text
-                self?.status = String(format: "%.1f tokens per second", piece.tokensPerSecond)
+                let speed = piece.tokensPerSecond.formatted(.number.precision(.fractionLength(1)))
+                self?.status = String(localized: "\(speed) tokens per second")
             }
         }
     }
@@ -48,14 +51,14 @@ final class Chat: ObservableObject {
 
     func stop() { task?.cancel() }
 
-    private func run(_ work: @escaping (Generator) async throws -> Void) {
+    private func run(_ work: @escaping @MainActor (Generator) async throws -> Void) {
         guard let generator, !isBusy else { return }
         isBusy = true
         task = Task {
             do {
                 try await work(generator)
             } catch is CancellationError {
-                status = "Stopped."
+                status = String(localized: "Stopped.")
             } catch {
                 status = error.localizedDescription
             }

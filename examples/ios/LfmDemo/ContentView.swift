@@ -1,7 +1,7 @@
 import SwiftUI
 
 struct ContentView: View {
-    @StateObject private var chat = Chat()
+    @State private var chat = Chat()
     @State private var message = "Tell me a short story."
 
     var body: some View {

@@ -6,13 +6,12 @@ let package = Package(
     platforms: [.iOS(.v18), .macOS(.v15)],
     products: [.library(name: "LfmKit", targets: ["LfmKit"])],
     dependencies: [
-        .package(url: "https://github.com/huggingface/swift-transformers", from: "1.1.0")
+        .package(url: "https://github.com/huggingface/swift-transformers", from: "1.3.3")
     ],
     targets: [
         .target(
             name: "LfmKit",
-            dependencies: [.product(name: "Transformers", package: "swift-transformers")],
-            swiftSettings: [.swiftLanguageMode(.v5)]
+            dependencies: [.product(name: "Tokenizers", package: "swift-transformers")]
         )
     ]
 )

@@ -8,9 +8,9 @@ public struct Piece: Sendable {
 }
 
 /// Text in, text out: tokenizer, chat template, sampling and stop tokens around a model.
-public final class Generator {
+public final class Generator: Sendable {
     public let model: LanguageModel
-    private let tokenizer: Tokenizer
+    private let tokenizer: any Tokenizer
 
     public init(bundle: URL) async throws {
         model = try await LanguageModel(bundle: bundle)
@@ -34,12 +34,14 @@ public final class Generator {
         AsyncThrowingStream { continuation in
             let task = Task {
                 do {
-                    model.reset()
+                    await model.reset()
                     var scores = try await model.step(prompt)
                     var generated: [Int] = []
                     var yieldedText = ""
                     let start = Date()
-                    while generated.count < limit, model.length < model.manifest.context {
+                    let length = await model.length
+                    let room = min(limit, model.manifest.context - length)
+                    while generated.count < room {
                         try Task.checkCancellation()
                         let token = sample(scores, temperature: temperature)
                         if model.manifest.tokens.stop.contains(token) { break }

@@ -1,48 +1,57 @@
 import CoreML
 import Foundation
 
-/// One conversation with the package of a bundle. Do not use it from two tasks at the same time.
-public final class LanguageModel {
-    public let manifest: Manifest
+/// One conversation with the package of a bundle.
+///
+/// Predictions with a state must not overlap, so an actor runs them one after the other. Do not use it
+/// from two tasks at the same time: their tokens would continue the same conversation.
+public actor LanguageModel {
+    public nonisolated let manifest: Manifest
     public private(set) var length = 0
 
     private let prefill: MLModel
     private let decode: MLModel
     private var state: MLState
-    private var ioStates: [String: MLFeatureValue] = [:]
+    private var ioStates: [String: MLFeatureValue]
 
     /// Compiles the package and loads both functions. Compiling a large model takes a while.
     public init(bundle: URL) async throws {
         manifest = try Manifest(bundle: bundle)
         let package = bundle.appending(path: manifest.package)
         let compiled = try await MLModel.compileModel(at: package)
-        decode = try await Self.load(compiled, function: "decode", units: manifest.units)
-        prefill = try await Self.load(compiled, function: "prefill", units: manifest.units)
+        decode = try Self.load(compiled, function: "decode", units: manifest.units)
+        prefill = try Self.load(compiled, function: "prefill", units: manifest.units)
         state = decode.makeState()
-        reset()
+        ioStates = Self.zeros(manifest.ioStates)
     }
 
     private static func load(
         _ compiled: URL, function: String, units: MLComputeUnits
-    ) async throws -> MLModel {
+    ) throws -> MLModel {
         let configuration = MLModelConfiguration()
         configuration.functionName = function
         configuration.computeUnits = units
-        return try await MLModel.load(contentsOf: compiled, configuration: configuration)
+        return try MLModel(contentsOf: compiled, configuration: configuration)
     }
 
     /// Starts a new conversation: sets all states to zeros.
     public func reset() {
         length = 0
         state = decode.makeState()
-        for item in manifest.ioStates {
+        ioStates = Self.zeros(manifest.ioStates)
+    }
+
+    private static func zeros(_ states: [Manifest.State]) -> [String: MLFeatureValue] {
+        var values: [String: MLFeatureValue] = [:]
+        for item in states {
             let zeros = MLShapedArray<Float16>(repeating: 0, shape: item.shape)
-            ioStates[item.name] = MLFeatureValue(shapedArray: zeros)
+            values[item.name] = MLFeatureValue(shapedArray: zeros)
         }
+        return values
     }
 
     /// Appends tokens to the conversation, and returns the logits of the last one.
-    public func step(_ tokens: [Int]) async throws -> [Float] {
+    public func step(_ tokens: [Int]) throws -> [Float] {
         guard length + tokens.count <= manifest.context else {
             throw LfmError.contextIsFull(manifest.context)
         }
@@ -52,14 +61,14 @@ public final class LanguageModel {
             // A whole chunk must fit into the context. Otherwise, tokens are decoded one by one.
             let fits = length + manifest.chunk <= manifest.context
             let count = fits && rest.count > 1 ? min(rest.count, manifest.chunk) : 1
-            scores = try await call(Array(rest.prefix(count)))
+            scores = try call(Array(rest.prefix(count)))
             rest = rest.dropFirst(count)
             length += count
         }
         return scores
     }
 
-    private func call(_ tokens: [Int]) async throws -> [Float] {
+    private func call(_ tokens: [Int]) throws -> [Float] {
         let chunked = tokens.count > 1
         let size = chunked ? manifest.chunk : 1
         let padding = [Int32](repeating: 0, count: size - tokens.count)
@@ -71,7 +80,7 @@ public final class LanguageModel {
         }
         let provider = try MLDictionaryFeatureProvider(dictionary: inputs)
         let model = chunked ? prefill : decode
-        let outputs = try await model.prediction(from: provider, using: state)
+        let outputs = try model.prediction(from: provider, using: state)
         for item in manifest.ioStates {
             let name = item.name + "_out"
             guard let value = outputs.featureValue(for: name) else {

@@ -2,13 +2,13 @@ import CoreML
 import Foundation
 
 /// The fields of a bundle's `manifest.json` that an app needs.
-public struct Manifest: Decodable {
-    public struct Tokens: Decodable {
+public struct Manifest: Decodable, Sendable {
+    public struct Tokens: Decodable, Sendable {
         public let bos: Int?
         public let stop: [Int]
     }
 
-    public struct State: Decodable {
+    public struct State: Decodable, Sendable {
         public let name: String
         public let shape: [Int]
         public let keptBy: String

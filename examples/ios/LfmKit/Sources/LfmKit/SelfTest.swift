@@ -24,10 +24,11 @@ public struct SelfTest {
         let data = try Data(contentsOf: bundle.appending(path: "golden.json"))
         var results: [Result] = []
         for golden in try JSONDecoder().decode([Golden].self, from: data) {
-            model.reset()
+            await model.reset()
             var scores = try await model.step(golden.prompt)
             var generated: [Int] = []
             while generated.count < golden.tokens.count {
+                try Task.checkCancellation()
                 let token = argmax(scores)
                 generated.append(token)
                 if generated.count < golden.tokens.count {

@@ -9,8 +9,8 @@ import java.io.InputStream
 private const val ASSETS = "bundle"
 
 /**
- * Copies the bundle out of the app's assets, unless an earlier start copied it. The copy takes a
- * while: call this on a background thread.
+ * Copies the bundle out of the app's assets, unless an earlier start copied it. Android never backs
+ * the copy up. The copy takes a while: call this on a background thread.
  */
 fun unpack(context: Context): Bundle {
     val assets = context.assets
@@ -18,7 +18,7 @@ fun unpack(context: Context): Bundle {
         throw BundleException("The app has no bundle: see README.md.")
     }
     val text = read(assets, "manifest.json").bufferedReader().use { it.readText() }
-    val folder = File(context.filesDir, ASSETS)
+    val folder = File(context.noBackupFilesDir, ASSETS)
     val stamp = File(folder, "manifest.json")
     if (!stamp.exists() || stamp.readText() != text) {
         folder.deleteRecursively()

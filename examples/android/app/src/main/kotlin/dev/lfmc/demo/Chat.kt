@@ -12,7 +12,7 @@ import kotlinx.coroutines.withContext
 
 /** The state of the screen and the actions of its buttons. */
 class Chat(application: Application) : AndroidViewModel(application) {
-    var status by mutableStateOf("Unpacking the model ...")
+    var status by mutableStateOf(string(R.string.unpacking))
         private set
     var answer by mutableStateOf("")
         private set
@@ -28,12 +28,12 @@ class Chat(application: Application) : AndroidViewModel(application) {
     init {
         work {
             val found = unpack(getApplication())
-            status = "Opening the model ..."
+            status = string(R.string.opening)
             val opened = openModel(getApplication(), found)
             writer = Writer(opened, found)
             model = opened
             bundle = found
-            status = "${found.manifest.model.name} is ready."
+            status = string(R.string.ready, found.manifest.model.name)
         }
     }
 
@@ -50,7 +50,7 @@ class Chat(application: Application) : AndroidViewModel(application) {
                 if (tokens == 1) begun = System.nanoTime()
                 answer = text
                 val seconds = (System.nanoTime() - begun) / 1e9
-                if (tokens > 1) status = "%.1f tokens per second".format((tokens - 1) / seconds)
+                if (tokens > 1) status = string(R.string.speed, (tokens - 1) / seconds)
             }
         }
     }
@@ -68,6 +68,9 @@ class Chat(application: Application) : AndroidViewModel(application) {
     override fun onCleared() {
         writer?.stop()
     }
+
+    private fun string(id: Int, vararg values: Any): String =
+        getApplication<Application>().getString(id, *values)
 
     private fun work(task: () -> Unit) {
         isBusy = true

@@ -3,6 +3,7 @@ package dev.lfmc.demo
 import android.os.Bundle as SavedState
 import androidx.activity.ComponentActivity
 import androidx.activity.compose.setContent
+import androidx.activity.enableEdgeToEdge
 import androidx.activity.viewModels
 import androidx.compose.foundation.layout.Arrangement
 import androidx.compose.foundation.layout.Column
@@ -25,12 +26,14 @@ import androidx.compose.runtime.mutableStateOf
 import androidx.compose.runtime.saveable.rememberSaveable
 import androidx.compose.runtime.setValue
 import androidx.compose.ui.Modifier
+import androidx.compose.ui.res.stringResource
 import androidx.compose.ui.unit.dp
 
 class MainActivity : ComponentActivity() {
     private val chat: Chat by viewModels()
 
     override fun onCreate(savedInstanceState: SavedState?) {
+        enableEdgeToEdge()
         super.onCreate(savedInstanceState)
         setContent { MaterialTheme { Surface(Modifier.fillMaxSize()) { ChatScreen(chat) } } }
     }
@@ -48,16 +51,21 @@ fun ChatScreen(chat: Chat) {
             message,
             { message = it },
             Modifier.fillMaxWidth(),
-            label = { Text("Message") },
+            label = { Text(stringResource(R.string.message)) },
         )
         Row(horizontalArrangement = Arrangement.spacedBy(8.dp)) {
-            Button({ chat.ask(message) }, enabled = !chat.isBusy && message.isNotBlank()) { Text("Ask") }
-            OutlinedButton(chat::stop, enabled = chat.isBusy) { Text("Stop") }
-            OutlinedButton(chat::check, enabled = !chat.isBusy) { Text("Run the golden prompts") }
+            Button({ chat.ask(message) }, enabled = !chat.isBusy && message.isNotBlank()) {
+                Text(stringResource(R.string.ask))
+            }
+            OutlinedButton(chat::stop, enabled = chat.isBusy) { Text(stringResource(R.string.stop)) }
+            OutlinedButton(chat::check, enabled = !chat.isBusy) {
+                Text(stringResource(R.string.check))
+            }
         }
         Column(Modifier.weight(1f).verticalScroll(rememberScrollState())) {
             for (check in chat.checks) {
-                Text("${if (check.passed) "passed" else "FAILED"}: ${check.text} (${check.detail})")
+                val form = if (check.passed) R.string.passed else R.string.failed
+                Text(stringResource(form, check.text, check.detail))
             }
             Text(chat.answer)
         }
