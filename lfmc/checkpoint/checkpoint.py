@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lfmc.checkpoint.tokenizer import open_tokenizer
 from lfmc.checkpoint.weight_files import (
@@ -24,9 +21,14 @@ from lfmc.checkpoint.weight_files import (
     weight_files,
 )
 from lfmc.errors import InputError, first_line
-from lfmc.model import Decoder, DecoderConfig, build_decoder, read_config
-from lfmc.model.experts import SparseMoe
+from lfmc.model import DecoderConfig, read_config
 from lfmc.model.read_config import read_token_ids
+from lfmc.model.tensor_shapes import tensor_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lfmc.model import Decoder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -77,6 +79,8 @@ class Checkpoint:
 
     def load(self, name: str) -> Tensor:
         """Load a tensor in its stored dtype; raise `InputError` if it contains NaN or infinity."""
+        import torch
+
         info = self.tensors[name]
         tensor = read_tensor(info)
         extrema = torch.stack(torch.aminmax(tensor)) if tensor.numel() else tensor  # keeps NaN
@@ -98,6 +102,9 @@ class Checkpoint:
 
     def decoder(self, weights: Mapping[str, Tensor] | None = None) -> Decoder:
         """Return the float32 decoder with all weights; `weights` replace tensors by name."""
+        from lfmc.model import build_decoder
+        from lfmc.model.experts import SparseMoe
+
         decoder = build_decoder(self.config)
         for module in decoder.modules():
             if isinstance(module, SparseMoe):
@@ -187,13 +194,11 @@ def _match(
     tensors: Mapping[str, TensorInfo], config: DecoderConfig, path: Path
 ) -> dict[str, TensorInfo]:
     """Return the decoder's tensors in its order; raise `InputError` if names or shapes differ."""
-    shapes = {
-        name: tuple(value.shape)
-        for name, value in build_decoder(config).state_dict().items()
-        if not name.startswith("rope.")
-    }
+    shapes = tensor_shapes(config)
     extra = sorted(set(tensors) - set(shapes))
     if config.tied_embedding and {_HEAD, _EMBEDDING} <= tensors.keys():
+        import torch
+
         extra.remove(_HEAD)
         head, table = (read_tensor(tensors[name]).float() for name in (_HEAD, _EMBEDDING))
         if not torch.equal(head, table):

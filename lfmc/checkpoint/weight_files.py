@@ -10,22 +10,26 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lfmc.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-DTYPES: Mapping[str, torch.dtype] = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
+# Name in a file: the name in torch, and the bytes of a value.
+DTYPES: Mapping[str, tuple[str, int]] = {
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
 }
 
 _TOWER_PREFIXES = (
@@ -38,20 +42,31 @@ _OTHER_TOWERS = re.compile(r"^(model\.)?(vision_tower|vision_model|multi_modal_p
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A stored tensor, without its data."""
+    """A stored tensor, without its data. `stored_dtype` is a key of `DTYPES`."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    stored_dtype: str
     file: Path
     disk_name: str
 
     @property
     def numel(self) -> int:
-        return int(torch.Size(self.shape).numel())
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * DTYPES[self.stored_dtype][1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, DTYPES[self.stored_dtype][0])
+        return dtype
 
 
-class LazyTensors(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, "Tensor"]):
     """Tensors by name. Each access loads the tensor again; nothing is cached."""
 
     def __init__(self, names: Iterable[str], load: Callable[[str], Tensor]) -> None:
@@ -113,7 +128,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """
     tensors = {}
     try:
-        with safe_open(file, "pt") as stream:
+        with safe_open(file, "np") as stream:  # headers only; "pt" would import torch
             for disk_name in stream.keys():  # noqa: SIM118 (not a mapping)
                 tensor = stream.get_slice(disk_name)
                 name = disk_name
@@ -121,13 +136,13 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                     name = pattern.sub(prefix, name)
                 if _OTHER_TOWERS.match(name):
                     continue
-                dtype = DTYPES.get(tensor.get_dtype())
-                if dtype is None:
+                dtype = tensor.get_dtype()
+                if dtype not in DTYPES:
                     raise InputError(
                         f"tensor '{name}' has a dtype that lfmc does not quantize from",
                         where=file,
                         expected=", ".join(DTYPES),
-                        got=tensor.get_dtype(),
+                        got=dtype,
                     )
                 shape = tuple(tensor.get_shape())
                 tensors[name] = TensorInfo(name, shape, dtype, file, disk_name)

@@ -28,7 +28,7 @@ from lfmc.checkpoint.chat_template import copy_tokenizer
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.footprint import require_memory
 from lfmc.errors import GateError
-from lfmc.lowering.build import Build, build
+from lfmc.lowering.build import BUILD_STAGES, Build, build
 from lfmc.lowering.request import Options, make_request
 from lfmc.machine.cache import NO_CACHE, default_cache
 from lfmc.machine.progress import Progress
@@ -37,10 +37,10 @@ from lfmc.passes.base import Applied
 from lfmc.run.generate import golden_prompts
 from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.run.timing import require_speed
-from lfmc.targets.base import Artifact, Target
+from lfmc.targets.base import Artifact, Request, Target
 from lfmc.verification.locate.search import find_place
 from lfmc.verification.readback import read_back
-from lfmc.verification.rungs import Verification, require_parity_memory, verify
+from lfmc.verification.rungs import Verification, count_rungs, require_parity_memory, verify
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,13 @@ def export(
     """
     request = make_request(checkpoint, target, options)
     _require_memory(checkpoint, target, options)
+    progress.expect(_count_stages(target, request, options))
     with atomic_folder(output, force=force) as folder:
         other_files = copy_tokenizer(checkpoint, folder)
         plan = plan_for(checkpoint, target, options, progress)
         export_build, applied = build(checkpoint, target, plan, request, progress)
         with progress.stage("lower"):
-            artifact = export_build.lower(folder)
+            artifact = export_build.lower(folder, progress.step)
         nbytes = sum((folder / name).stat().st_size for name in artifact.files)
         _check_size(plan, artifact, nbytes)
         stored = sum(tensor.nbytes for tensor in artifact.tensors)
@@ -130,18 +131,29 @@ def export(
         verification, errors = None, {}
         if options.check != "off":
             with progress.stage("read the file back"):
-                errors = read_back(export_build, folder, artifact)
+                errors = read_back(export_build, folder, artifact, progress.step)
             verification = _verify(export_build, folder, artifact, options, progress)
         report = Report(plan, tuple(applied), verification, errors, nbytes)
-        write_json(folder / GOLDEN, _make_golden_prompts(export_build, folder))
-        (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
-        other_files += [GOLDEN, PLAN, *artifact.beside]
-        manifest = build_manifest(
-            export_build, options, artifact, report.to_dict(), folder, other_files
-        )
-        write_json(folder / MANIFEST, manifest)
-        check_tokens(open_bundle(folder), checkpoint)
+        with progress.stage("golden prompts and manifest"):
+            write_json(folder / GOLDEN, _make_golden_prompts(export_build, folder))
+            (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
+            other_files += [GOLDEN, PLAN, *artifact.beside]
+            manifest = build_manifest(
+                export_build, options, artifact, report.to_dict(), folder, other_files
+            )
+            write_json(folder / MANIFEST, manifest)
+            check_tokens(open_bundle(folder), checkpoint)
     return open_bundle(output), report
+
+
+def _count_stages(target: Target, request: Request, options: Options) -> int:
+    """Return how many stages an export has, if no rung fails."""
+    stages = 1 if options.plan is None else 0  # plan
+    stages += BUILD_STAGES + 2  # lower; golden prompts and manifest
+    if options.check != "off":
+        stages += 1 + count_rungs(target, request)  # read the file back
+        stages += options.min_speed is not None
+    return stages
 
 
 def _require_memory(checkpoint: Checkpoint, target: Target, options: Options) -> None:

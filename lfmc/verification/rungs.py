@@ -27,7 +27,7 @@ from lfmc.parity.place import Place
 from lfmc.parity.text_quality import Quality, QualityMeter, windows
 from lfmc.parity.transformers_reference import TransformersStepper, is_available
 from lfmc.run.stepper import Stepper, TorchStepper, decoder_stepper, step_all_logits
-from lfmc.targets.base import Artifact
+from lfmc.targets.base import Artifact, Request, Target
 from lfmc.verification.float_twin import run_float_rungs
 
 WINDOW = 256
@@ -111,6 +111,11 @@ def verify(
         tokens = read_passages(checkpoint, min(WINDOW, context), WINDOWS[check], text)
         quality = measure_quality(checkpoint, build.target.run(folder), tokens, progress)
     return Verification(tuple(rungs), quality)
+
+
+def count_rungs(target: Target, request: Request) -> int:
+    """Return how many rungs `verify` runs: 3 and 4 need a machine that can execute the artifact."""
+    return 4 if target.why_not_here(request) is None else 2
 
 
 def require_parity_memory(checkpoint: Checkpoint, todo: str) -> None:
