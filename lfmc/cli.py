@@ -64,7 +64,7 @@ def cli() -> None:
 
     \b
     lfmc export MODEL --target onnx --bits auto
-    lfmc generate BUNDLE "Once upon a time"
+    lfmc generate BUNDLE "Why is the sky blue?"
 
     MODEL is a checkpoint folder or a Hugging Face id. The default is a tiny test model that ships
     with lfmc. BUNDLE is a folder that `lfmc export` wrote.
