@@ -37,7 +37,7 @@ def uses_template(
             "the bundle has no chat template",
             where=bundle.path,
             expected=TEMPLATE,
-            todo="leave out chat and system: the prompt is then plain text that the model continues",
+            todo="leave out chat and system: the model then continues the prompt as plain text",
         )
     return has_template
 

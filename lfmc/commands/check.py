@@ -94,8 +94,8 @@ def _table(outcomes: Sequence[Outcome], baseline: Mapping[str, BaselineCell]) ->
     """Return a table with a row per cell and the numbers that differ from the baseline."""
     from rich.table import Table
 
-    from lfmc.commands.fitted_table import FittedTable
     from lfmc.check.report import COLUMNS, table_rows
+    from lfmc.commands.fitted_table import FittedTable
 
     table = Table(title="check", title_justify="left")
     for index, name in enumerate(COLUMNS):

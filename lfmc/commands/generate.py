@@ -28,9 +28,7 @@ BUNDLE_DEFAULT = "[default: that of the bundle, or "
     is_flag=True,
     help="Continue PROMPT as plain text, without the model's chat template.",
 )
-@click.option(
-    "--chat", is_flag=True, help="Require a chat template: fail if the bundle has none."
-)
+@click.option("--chat", is_flag=True, help="Require a chat template: fail if the bundle has none.")
 @click.option("--system", metavar="TEXT", help="System message before PROMPT in the chat template.")
 @click.option(
     "--temperature",

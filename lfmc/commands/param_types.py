@@ -31,9 +31,7 @@ _WIDTH = re.compile(
     r"(?:u?int|[iu]|w|i?q|nf|fp|mxfp|nvfp)?[-_]?([23468])[-_ ]?(?:bits?|b)?(?:[-_a].*)?",
     re.IGNORECASE,
 )
-_FLOAT = re.compile(
-    r"(?:b?f|fp|b?float)?[-_]?(?:16|32)(?:[-_ ]?bits?)?|half|float", re.IGNORECASE
-)
+_FLOAT = re.compile(r"(?:b?f|fp|b?float)?[-_]?(?:16|32)(?:[-_ ]?bits?)?|half|float", re.IGNORECASE)
 _MIXED = re.compile(r"i?q([2-8])_(?:k|xs|xxs|s|m).*", re.IGNORECASE)  # GGUF, of several widths
 
 
@@ -124,7 +122,9 @@ def advise_bits(text: str) -> str | None:
     """Return what to write for a misspelled value of `--bits`, or None if it is not recognized."""
     text = text.strip()
     if match := _MIXED.fullmatch(text):
-        return f"write --bits {_width(match[1])}, or --bits-per-weight {match[1]}.5 for mixed widths"
+        return (
+            f"write --bits {_width(match[1])}, or --bits-per-weight {match[1]}.5 for mixed widths"
+        )
     if match := _WIDTH.fullmatch(text):
         return f"write --bits {_width(match[1])}" if text != match[1] else None
     if _FLOAT.fullmatch(text):

@@ -21,7 +21,6 @@ from lfmc.commands.options import (
 )
 from lfmc.commands.param_types import PATH
 from lfmc.commands.progress import announce, progress_options, start_progress
-
 from lfmc.errors import InputError
 
 if TYPE_CHECKING:

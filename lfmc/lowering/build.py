@@ -21,7 +21,6 @@ from lfmc.passes.pipeline import pipeline
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, Target
 
-
 BUILD_STAGES = 2  # of `build`: trace, passes
 
 

@@ -93,9 +93,7 @@ class Bars:
         if stages.is_known:
             label = f"{self._command}, stage {stages.number} of {stages.total}"
             completed = stages.number - 1 + count.share
-            bars.update(
-                self._overall, description=label, completed=completed, total=stages.total
-            )
+            bars.update(self._overall, description=label, completed=completed, total=stages.total)
 
     def _print(self, text: str) -> None:
         self._console.print(text, style="dim")

@@ -23,8 +23,9 @@ class Sampling:
     `temperature` 0 takes the most likely token. Above 0, tokens are sampled from the `top_k` most
     likely ones, of these from the most likely ones that together have the probability `top_p`, and
     of these from the ones that are at least `min_p` times as likely as the most likely one. None
-    leaves a limit out, and so does 0 for `top_k`. `repetition_penalty` divides positive logits and multiplies negative logits
-    of the tokens in the conversation; 1 changes nothing. It also applies at temperature 0.
+    leaves a limit out, and so does 0 for `top_k`. `repetition_penalty` divides positive logits and
+    multiplies negative logits of the tokens in the conversation; 1 changes nothing. It also applies
+    at temperature 0.
     """
 
     temperature: float = 0.0
