@@ -103,7 +103,7 @@ def test_the_prompt_may_come_from_stdin(bundle_path: Path) -> None:
 
 def test_speed_is_printed_on_stderr_unless_quiet(bundle_path: Path) -> None:
     result = generate(bundle_path, PROMPT, *COUNT, "--raw")
-    pattern = r"prefill: 5 tokens, [\d.]+ tokens/s; decode: 6 tokens, [\d.]+ tokens/s"
+    pattern = r"prefill: 6 tokens, [\d.]+ tokens/s; decode: 6 tokens, [\d.]+ tokens/s"
     assert re.search(pattern, result.stderr), result.stderr
     assert generate(bundle_path, PROMPT, *COUNT, "--quiet").stderr == ""
     rates = generate_json(bundle_path, PROMPT, *COUNT)["tokens_per_second"]

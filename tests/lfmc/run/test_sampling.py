@@ -63,7 +63,7 @@ def test_the_order_is_that_of_transformers() -> None:
     sampling = Sampling(0.7, 5, 0.9, 0.05, 1.1)
     model = reference_model(demo_path())
     config = GenerationConfig(do_sample=True, **asdict(sampling))
-    theirs = model._get_logits_processor(generation_config=config, device="cpu")
+    theirs = model._get_logits_processor(config, input_ids_seq_length=4, device="cpu")
     assert [type(step) for step in theirs] == [type(step) for step in processors(sampling)]
 
 
