@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def command(
 
 def _read_stdin() -> str:
     """Return the text on stdin without its last line break, which `echo` adds."""
-    text = click.get_text_stream("stdin").read().removesuffix("\n")
+    text = sys.stdin.read().removesuffix("\n")
     if not text:
         raise InputError("the prompt on stdin is empty")
     return text

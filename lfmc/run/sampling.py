@@ -77,7 +77,7 @@ def choose_sampling(
 
     Raises `InputError` for a value out of range, and for a limit of sampling at temperature 0.
     """
-    arguments = {
+    arguments: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
