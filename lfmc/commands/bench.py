@@ -56,7 +56,7 @@ def command(
             got=f"--prompt {prompt} --tokens {tokens} --rounds {rounds}",
         )
     progress.expect(1)
-    with progress.stage("time"):
+    with progress.stage("time", ("round",)):
         rates = time_stepper(stepper, prompt, tokens, rounds, progress.step)
     if as_json:
         click.echo(json.dumps({name: vars(rate) for name, rate in rates.items()}))

@@ -21,7 +21,7 @@ from lfmc.bundle.token_ids import check_tokens
 from lfmc.calib_free.allocate.resources import Resources
 from lfmc.calib_free.auto.method import Allocation
 from lfmc.calib_free.grid.formats import Format, parse_format
-from lfmc.calib_free.make_plan import make_plan
+from lfmc.calib_free.make_plan import FAST, make_plan
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.check_plan import check_plan
 from lfmc.checkpoint.chat_template import copy_tokenizer
@@ -39,8 +39,11 @@ from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.run.timing import require_speed
 from lfmc.targets.base import Artifact, Request, Target
 from lfmc.verification.locate.search import find_place
-from lfmc.verification.readback import read_back
+from lfmc.verification.readback import READ_BACK_PARTS, read_back
 from lfmc.verification.rungs import Verification, count_rungs, require_parity_memory, verify
+
+# The counted steps of method "auto", in order: see `Progress.stage`.
+AUTO_PARTS = ("text from the model", "sensitivity: forward", "sensitivity: backward")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def plan_for(
     capabilities = target.capabilities(checkpoint.config)
     if options.plan is None:
         cache = default_cache() if options.cache else NO_CACHE
-        with progress.stage("plan"), open_workers(options.workers) as workers:
+        parts = AUTO_PARTS if options.bits in (None, "auto") and options.effort == FAST else ()
+        with progress.stage("plan", parts), open_workers(options.workers) as workers:
             return make_plan(
                 checkpoint,
                 capabilities,
@@ -122,7 +126,7 @@ def export(
         other_files = copy_tokenizer(checkpoint, folder)
         plan = plan_for(checkpoint, target, options, progress)
         export_build, applied = build(checkpoint, target, plan, request, progress)
-        with progress.stage("lower"):
+        with progress.stage("lower", ("tensor",)):
             artifact = export_build.lower(folder, progress.step)
         nbytes = sum((folder / name).stat().st_size for name in artifact.files)
         _check_size(plan, artifact, nbytes)
@@ -130,7 +134,7 @@ def export(
         plan = replace(plan, graph_nbytes=nbytes - stored)
         verification, errors = None, {}
         if options.check != "off":
-            with progress.stage("read the file back"):
+            with progress.stage("read the file back", READ_BACK_PARTS):
                 errors = read_back(export_build, folder, artifact, progress.step)
             verification = _verify(export_build, folder, artifact, options, progress)
         report = Report(plan, tuple(applied), verification, errors, nbytes)

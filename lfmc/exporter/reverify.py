@@ -17,7 +17,7 @@ from lfmc.machine.progress import Progress
 from lfmc.run.generate import check_golden
 from lfmc.targets.base import Request, get_target
 from lfmc.verification.locate.search import find_place
-from lfmc.verification.readback import read_back, read_stored_parts
+from lfmc.verification.readback import READ_BACK_PARTS, read_back, read_stored_parts
 from lfmc.verification.rungs import count_rungs, require_parity_memory, verify
 
 
@@ -61,7 +61,7 @@ def reverify(
         plan = read_bundled_plan(bundle, checkpoint)
         artifact = artifact_from_manifest(bundle.manifest)
         export_build, _ = build(checkpoint, target, plan, request, progress)
-        with progress.stage("read the file back"):
+        with progress.stage("read the file back", READ_BACK_PARTS):
             read_back(export_build, bundle.path, artifact, progress.step)
         verification = verify(export_build, bundle.path, artifact, check, text, progress)
         verification.require(find_place(export_build, verification, progress) if trace else None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -25,8 +25,11 @@ class Progress(Protocol):
     def expect(self, stages: int) -> None:
         """Announce how many stages follow."""
 
-    def stage(self, title: str) -> AbstractContextManager[None]:
-        """Time a stage. Stages do not overlap."""
+    def stage(self, title: str, parts: Sequence[str] = ()) -> AbstractContextManager[None]:
+        """Time a stage. Stages do not overlap.
+
+        `parts` are the beginnings of its counted steps, in order, if they are known in advance.
+        """
 
     def step(self, detail: str) -> None:
         """Set the step of the current stage.
@@ -46,7 +49,7 @@ class Silent:
         """Do nothing."""
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[None]:
+    def stage(self, title: str, parts: Sequence[str] = ()) -> Iterator[None]:
         yield
 
 
@@ -104,17 +107,30 @@ class StepCount:
 
 
 class StageCount:
-    """The number of the current stage, and how many there are if that is known."""
+    """The number of the current stage, how many there are if that is known, and what is done.
+
+    `done` is in stages. Within a stage it grows only if the parts of the stage are known.
+    """
 
     def __init__(self) -> None:
-        self.number, self.total = 0, 0
+        self.number, self.total, self.done = 0, 0, 0.0
+        self._parts: tuple[str, ...] = ()
 
     def expect(self, stages: int) -> None:
-        self.number, self.total = 0, stages
+        self.number, self.total, self.done = 0, stages, 0.0
 
-    def begin(self) -> None:
+    def begin(self, parts: Sequence[str] = ()) -> None:
+        self._parts = tuple(parts)
         if self.total:
+            self.done = float(self.number)
             self.number += 1
+
+    def step(self, detail: str, share: float) -> None:
+        """Add the share of a counted step, 0 to 1, to what is done; never subtract."""
+        for index, part in enumerate(self._parts):
+            if detail.startswith(part):
+                share = (index + share) / len(self._parts)
+                self.done = max(self.done, self.number - 1 + share)
 
     @property
     def is_known(self) -> bool:
@@ -141,8 +157,8 @@ class Lines:
             write_stderr(f"  {detail}")
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[None]:
-        self._stages.begin()
+    def stage(self, title: str, parts: Sequence[str] = ()) -> Iterator[None]:
+        self._stages.begin(parts)
         with report_seconds(self._stages.label(title), write_stderr):
             yield
 

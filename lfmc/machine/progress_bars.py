@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -14,7 +14,8 @@ from rich.text import Text
 
 from lfmc.machine.progress import StageCount, StepCount, report_seconds
 
-BAR_LENGTH = 16  # columns
+BAR_LENGTH, SHORT_BAR_LENGTH = 16, 8  # columns; short on a terminal below WIDE columns
+WIDE = 80
 
 
 def is_dumb_terminal() -> bool:
@@ -32,8 +33,9 @@ def clock_time(seconds: float) -> str:
 class Bars:
     """Shows bars while a stage runs; writes a line with its seconds when the stage ends.
 
-    The upper bar is the share of the stages, which differ in length. The lower bar and the time
-    left are those of the current step, if it has a count.
+    The upper bar is the share of the stages, which differ in length; it moves within a stage whose
+    parts are known. The lower bar and the time left are those of the current step, if it has a
+    count.
     """
 
     def __init__(self, command: str, *, verbose: bool) -> None:
@@ -50,13 +52,14 @@ class Bars:
 
     def step(self, detail: str) -> None:
         self._count.update(detail)
+        self._stages.step(detail, self._count.share)
         self._show(f"{self._title}: {detail}")
         if self._verbose:
             self._console.print(f"  {detail}", style="dim")
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[None]:
-        self._stages.begin()
+    def stage(self, title: str, parts: Sequence[str] = ()) -> Iterator[None]:
+        self._stages.begin(parts)
         self._count.clear()
         self._title, stage_started = title, time.monotonic()
         with report_seconds(self._stages.label(title), self._print):
@@ -66,7 +69,7 @@ class Bars:
                     markup=False,
                     table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
                 ),
-                BarColumn(BAR_LENGTH),
+                BarColumn(BAR_LENGTH if self._console.width >= WIDE else SHORT_BAR_LENGTH),
                 _ShareColumn(),
                 _TimeColumn(self._count),
                 console=self._console,
@@ -92,8 +95,8 @@ class Bars:
         bars.tasks[1].total = count.total or None
         if stages.is_known:
             label = f"{self._command}, stage {stages.number} of {stages.total}"
-            completed = stages.number - 1 + count.share
-            bars.update(self._overall, description=label, completed=completed, total=stages.total)
+            total = stages.total
+            bars.update(self._overall, description=label, completed=stages.done, total=total)
 
     def _print(self, text: str) -> None:
         self._console.print(text, style="dim")

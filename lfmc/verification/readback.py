@@ -19,6 +19,8 @@ from lfmc.lowering.build import Build
 from lfmc.parity.place import Place, stored_tensor_place
 from lfmc.targets.base import Artifact, StoredTensor, Target
 
+READ_BACK_PARTS = ("tensor", "error of tensor")  # counted steps: see `Progress.stage`
+
 
 def read_back(
     export_build: Build,

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from lfmc.checkpoint.checkpoint import open_checkpoint
+from lfmc.exporter.export import AUTO_PARTS, plan_for
+from lfmc.lowering.request import Options
 from lfmc.machine.progress import Lines, Silent, StageCount, StepCount
 from lfmc.machine.progress_bars import clock_time
+from lfmc.targets.base import get_target
 
 
 class Clock:
@@ -89,6 +95,42 @@ def test_stages_are_numbered_only_if_they_were_announced() -> None:
         stages.begin()
         labels.append(stages.label(title))
     assert labels == ["[1/2] plan", "[2/2] lower", "trace"]
+
+
+def test_what_is_done_grows_over_the_parts_of_a_stage_and_never_shrinks() -> None:
+    stages, count = StageCount(), StepCount(Clock())
+    stages.expect(2)
+    stages.begin(("forward", "backward"))
+    done = []
+    for detail in (
+        "forward 1 of 2",
+        "forward 2 of 2",
+        "head",
+        "backward 2 of 2",
+        "backward 1 of 2",
+    ):
+        count.update(detail)
+        stages.step(detail, count.share)
+        done.append(stages.done)
+    assert done == [0.0, 0.25, 0.25, 0.5, 0.75]
+    stages.step("forward 1 of 2", 0.0)
+    assert stages.done == 0.75
+    stages.begin()  # a stage without parts counts when it ends
+    stages.step("forward 2 of 2", 0.5)
+    assert stages.done == 1.0
+
+
+def test_the_parts_of_auto_are_steps_of_a_plan(
+    tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint("lfm2"))
+    progress = Lines("plan", verbose=True)
+    plan_for(checkpoint, get_target("onnx"), Options(cache=False), progress)
+    steps = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    first = [next(i for i, s in enumerate(steps) if s.startswith(part)) for part in AUTO_PARTS]
+    assert first == sorted(first)
+    counted = [step for step in steps if re.search(r"\d+ of \d+", step)]
+    assert all(step.startswith(AUTO_PARTS) for step in counted)
 
 
 def test_lines_have_the_seconds_of_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
