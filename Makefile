@@ -9,7 +9,7 @@ SITE := build/lint/site
 demo: $(VENV)/.installed
 	$(BIN)/lfmc export --target onnx --bits auto --output out/demo --force
 	@for prompt in "Once upon a time" "The old man said" "A house is"; do \
-	  $(BIN)/lfmc generate out/demo "$$prompt" --max-tokens 24 | tr '\n' ' '; echo; done
+	  $(BIN)/lfmc generate out/demo "$$prompt" --raw --quiet --max-tokens 24 | tr '\n' ' '; echo; done
 
 # One process per core, with one thread each. Tests of a file share artifacts, so one process runs them all.
 test: $(VENV)/.installed

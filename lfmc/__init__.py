@@ -3,7 +3,7 @@
     import lfmc
 
     bundle = lfmc.export("LiquidAI/LFM2-1.2B", target="onnx", bits_per_weight=4.5)
-    print("".join(lfmc.generate(bundle, "Once upon a time")))
+    print("".join(lfmc.generate(bundle, "Why is the sky blue?")))
 
     model = lfmc.load(bundle)
     logits = model.step([1, 2, 3])  # float32 [T, V]; the state is kept for the next call

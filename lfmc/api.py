@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lfmc.bundle.bundle import Bundle, open_bundle
-from lfmc.bundle.prompt import encode_prompt, stream_text
+from lfmc.bundle.prompt import encode_prompt, stream_text, uses_template
 from lfmc.calib_free.allocate.budget import Budget
 from lfmc.calib_free.alphaq import AlphaQOptions
 from lfmc.calib_free.make_plan import FAST, Effort
@@ -17,6 +17,7 @@ from lfmc.checkpoint.tokenizer import open_tokenizer
 from lfmc.errors import GateError, InputError, LfmcError, UnsupportedError
 from lfmc.machine.progress import Silent
 from lfmc.run.generate import continue_tokens
+from lfmc.run.sampling import choose_sampling
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Target, get_target
 
@@ -232,35 +233,63 @@ def generate(
     prompt: str,
     *,
     max_tokens: int = 64,
-    temperature: float = 0.0,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     seed: int = 0,
+    raw: bool = False,
     chat: bool = False,
+    system: str | None = None,
     model: Stepper | None = None,
 ) -> Iterator[str]:
-    """Continue a prompt, and yield the new text piece by piece: `"".join(...)` is all of it.
+    """Answer a prompt, and yield the new text piece by piece: `"".join(...)` is all of it.
+
+    If the bundle has a chat template, the prompt is the user's message in it. Otherwise, and with
+    `raw`, the prompt is plain text that the model continues.
+
+    A sampling setting that is None is the one that the bundle recommends (`sampling` of its
+    manifest). A bundle that recommends none is greedy. Each setting means what it means in
+    transformers.
 
     Args:
         bundle: A bundle of any target that runs on this machine.
-        prompt: The text to continue.
-        max_tokens: The longest continuation, in tokens.
+        prompt: The user's message, or the text to continue.
+        max_tokens: The longest continuation, in tokens. It also ends when the context is full.
         temperature: 0 picks the most likely token; above 0, tokens are sampled.
+        top_k: Sample from this many of the most likely tokens.
+        top_p: Sample from the most likely tokens that together have this probability.
+        min_p: Sample from tokens that are at least this many times as likely as the most likely.
+        repetition_penalty: Above 1, tokens of the conversation become less likely.
         seed: Random seed for sampling.
-        chat: Put the prompt into the model's chat template, as the user's message.
+        raw: Continue the prompt as plain text, without the chat template.
+        chat: Require a chat template.
+        system: A system message, which comes before the prompt in the chat template.
         model: The result of `lfmc.load(bundle)`, to load it once for several prompts.
 
     Raises:
         InputError: At once, for a prompt without tokens, a missing chat template, or a number
             that is out of range.
     """
-    if max_tokens < 1 or temperature < 0:
-        raise InputError("max_tokens must be at least 1, and temperature at least 0")
+    if max_tokens < 1:
+        raise InputError("max_tokens must be at least 1", got=max_tokens)
     opened = _opened(bundle)
+    sampling = choose_sampling(
+        opened.manifest.get("sampling"),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    template = uses_template(opened, raw=raw, chat=chat, system=system)
     tokenizer = open_tokenizer(opened.path)
-    prompt_ids = encode_prompt(opened, tokenizer, prompt, chat=chat)
+    prompt_ids = encode_prompt(opened, tokenizer, prompt, template=template, system=system)
     stepper = load(opened) if model is None else model
     stop_ids = opened.manifest["tokens"]["stop"]
     tokens = continue_tokens(
-        stepper, prompt_ids, max_tokens, stop_ids, temperature=temperature, seed=seed
+        stepper, prompt_ids, max_tokens, stop_ids, sampling=sampling, seed=seed
     )
     return stream_text(tokenizer, tokens)
 

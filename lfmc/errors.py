@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol
 
 
@@ -74,6 +75,15 @@ class UnsupportedError(LfmcError):
     """The target or the machine does not support the request, or a tool is missing. Exit code 4."""
 
     exit_code = 4
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str | None:
+    """Return the question "did you mean 'onnx'?" with the most similar word, or None."""
+    from difflib import get_close_matches  # only an error needs it
+
+    spellings = {known.lower(): known for known in words}
+    similar = get_close_matches(word.lower(), spellings, 1)
+    return f"did you mean '{spellings[similar[0]]}'?" if similar else None
 
 
 def first_line(error: BaseException) -> str:

@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points, metadata
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
-import torch
-from torch import Tensor, fx
+from lfmc.errors import InputError, UnsupportedError, did_you_mean
 
-from lfmc.calib_free.grid.formats import Capabilities
-from lfmc.errors import InputError, UnsupportedError
-from lfmc.graph.planned_weights import PlannedWeights
-from lfmc.graph.program import Program, operator_name
-from lfmc.graph.trace import TraceSpec
-from lfmc.model import DecoderConfig
-from lfmc.parity.compare import Rung
-from lfmc.run.stepper import Stepper
+if TYPE_CHECKING:  # torch takes seconds to import, and a list of target names does not need it
+    import torch
+    from torch import Tensor, fx
+
+    from lfmc.calib_free.grid.formats import Capabilities
+    from lfmc.graph.planned_weights import PlannedWeights
+    from lfmc.graph.program import Program
+    from lfmc.graph.trace import TraceSpec
+    from lfmc.model import DecoderConfig
+    from lfmc.parity.compare import Rung
+    from lfmc.run.stepper import Stepper
 
 TARGETS: Mapping[str, str] = {
     "coreml": "lfmc.targets.coreml.target:CoremlTarget",
@@ -160,12 +162,16 @@ class Target(Protocol):
 def choose_options(target: Target, values: Mapping[str, str]) -> dict[str, str]:
     """Return a value for every option of the target.
 
-    Raises `InputError` for an unknown option or value.
+    Raises `InputError` for an unknown option or value. The error names the targets that have the
+    option, or a similar name.
     """
     defaults = {option.name: option.choices[0] for option in target.options}
     for name in values.keys() - defaults.keys():
         raise InputError(
-            f"target '{target.name}' has no such option", expected=", ".join(defaults), got=name
+            f"target '{target.name}' has no such option",
+            expected=", ".join(defaults),
+            got=name,
+            todo=_advise_option(target, name),
         )
     for option in target.options:
         value = values.get(option.name)
@@ -174,8 +180,18 @@ def choose_options(target: Target, values: Mapping[str, str]) -> dict[str, str]:
                 f"target '{target.name}' has no such {option.name}",
                 expected=", ".join(option.choices),
                 got=value,
+                todo=did_you_mean(value, option.choices),
             )
     return {**defaults, **values}
+
+
+def _advise_option(target: Target, name: str) -> str | None:
+    """Return which targets have an option, or an option of `target` with a similar name."""
+    owners = [owner for owner in TARGETS if name in (o.name for o in get_target(owner).options)]
+    if not owners:
+        return did_you_mean(name, [option.name for option in target.options])
+    kind = "an option of target" if len(owners) == 1 else "an option of the targets"
+    return f"{name} is {kind} {', '.join(owners)}: leave it out, or add --target {owners[0]}"
 
 
 Handler = TypeVar("Handler")
@@ -186,6 +202,8 @@ def find_handler(handlers: Mapping[str, Handler], node: fx.Node, target: str) ->
 
     Raises `UnsupportedError` if there is none.
     """
+    from lfmc.graph.program import operator_name
+
     name = operator_name(node)
     if name not in handlers:
         raise unsupported_operator(node, target)
@@ -194,6 +212,8 @@ def find_handler(handlers: Mapping[str, Handler], node: fx.Node, target: str) ->
 
 def unsupported_operator(node: fx.Node, target: str) -> UnsupportedError:
     """Return the error for an operator that a target can't lower."""
+    from lfmc.graph.program import operator_name
+
     return UnsupportedError(
         f"the {target} target does not support operator '{operator_name(node)}'",
         where=node.name,
@@ -207,12 +227,22 @@ def get_target(name: str) -> Target:
     if path is None:
         entries = [e for e in entry_points(group="lfmc.targets") if e.name == name]
         if not entries:
-            names = ", ".join(target_names())
-            raise InputError("there is no such target", expected=names, got=name)
+            raise no_such_target(name)
         target: Target = entries[0].load()()
         return target
     module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)()  # type: ignore[no-any-return]
+
+
+def no_such_target(name: str) -> InputError:
+    """Return the error for an unknown target; it names a similar one."""
+    names = target_names()
+    return InputError(
+        "there is no such target",
+        expected=", ".join(names),
+        got=name,
+        todo=did_you_mean(name, names),
+    )
 
 
 def target_names() -> list[str]:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -55,21 +55,30 @@ class Outcome:
     place: Mapping[str, Any] | None = None
 
 
-def run_cell(cell: Cell, folder: Path, bundles: Path, *, fresh: bool = False) -> Outcome:
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    bundles: Path,
+    progress: Callable[[str], None] = lambda detail: None,
+    *,
+    fresh: bool = False,
+) -> Outcome:
     """Export a cell into `bundles`, or verify its cached bundle unless `fresh`; check its gates.
 
-    Paths of the cell are relative to `folder`.
+    Paths of the cell are relative to `folder`. `progress` receives each command that the cell runs.
     """
     started = time.monotonic()
     try:
-        outcome = _export_or_verify(cell, folder, bundles, fresh)
+        outcome = _export_or_verify(cell, folder, bundles, progress, fresh)
     except LfmcError as error:
         status = STATUSES.get(error.exit_code, "error")
         outcome = Outcome(cell, status, (str(error),), exit_code=error.exit_code)
     return replace(outcome, seconds=time.monotonic() - started)
 
 
-def _export_or_verify(cell: Cell, folder: Path, bundles: Path, fresh: bool) -> Outcome:
+def _export_or_verify(
+    cell: Cell, folder: Path, bundles: Path, progress: Callable[[str], None], fresh: bool
+) -> Outcome:
     model = None if cell.model is None else _resolve_model(cell.model, folder)
     checkpoint = open_checkpoint(model)
     extra = get_target(cell.target).extra
@@ -80,12 +89,12 @@ def _export_or_verify(cell: Cell, folder: Path, bundles: Path, fresh: bool) -> O
         shutil.rmtree(bundle)  # otherwise a failed export would leave the old bundle in the cache
     cached = (bundle / MANIFEST).is_file()
     if cached:
-        result = _run_lfmc(python, folder, "verify", str(bundle))
+        result = _run_lfmc(python, folder, progress, "verify", str(bundle))
     else:
         models = [] if model is None else [model]
         flags = ["--target", cell.target, "--output", str(bundle), "--force", "--trace"]
         flags += cell.arguments
-        result = _run_lfmc(python, folder, "export", *models, *flags)
+        result = _run_lfmc(python, folder, progress, "export", *models, *flags)
     outcome = Outcome(cell, "passed", fingerprint=checkpoint.fingerprint, cached=cached)
     if result.exit_code:
         return _failed_outcome(outcome, result)
@@ -96,7 +105,7 @@ def _export_or_verify(cell: Cell, folder: Path, bundles: Path, fresh: bool) -> O
     if not_executed is not None:
         return replace(outcome, status="not executed", reasons=(not_executed,))
     if cell.gates.min_speed is not None:
-        result = _run_lfmc(python, folder, "bench", str(bundle))
+        result = _run_lfmc(python, folder, progress, "bench", str(bundle))
         if result.exit_code:
             return _failed_outcome(outcome, result)
         outcome = replace(outcome, speed=float(result.output["decode"]["best"]))
@@ -147,8 +156,11 @@ class _CommandResult:
     reason: str
 
 
-def _run_lfmc(python: Path, folder: Path, *arguments: str) -> _CommandResult:
-    command = [str(python), "-m", "lfmc", *arguments, "--json"]
+def _run_lfmc(
+    python: Path, folder: Path, progress: Callable[[str], None], *arguments: str
+) -> _CommandResult:
+    progress(f"lfmc {' '.join(arguments)}")
+    command = [str(python), "-m", "lfmc", *arguments, "--json", "--quiet"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     lines = process.stdout.strip().splitlines()
     try:

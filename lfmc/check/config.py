@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lfmc.check.toml_lines import KeyLines, find_key_lines, line_of
 from lfmc.errors import InputError, LfmcError
-from lfmc.targets.base import target_names
+from lfmc.targets.base import no_such_target, target_names
 
 FILE, BASELINE, DEMO = ".lfmc.toml", "lfmc-baseline.json", "demo"
 # Flags that `lfmc check` sets itself (failures are always traced).
-EXCLUDED_OPTIONS = ("output", "force", "dry_run", "as_json", "trace")
+EXCLUDED_OPTIONS = ("output", "force", "dry_run", "as_json", "trace", "quiet", "verbose")
 GATES = ("max-kl", "min-top1", "min-speed")  # a bundle does not depend on these
 CELL_FIELDS = ("name", "model", "target", "isolated")  # fields of `Cell`, not export arguments
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -200,9 +200,8 @@ def _validate(
     for key, value in values.items():
         try:
             if key == "target":
-                targets = target_names()
-                for name in set(_as_list(value, "")) - set(targets):
-                    raise InputError("there is no such target", expected=targets, got=name)
+                for name in set(_as_list(value, "")) - set(target_names()):
+                    raise no_such_target(name)
             elif key not in CELL_FIELDS:
                 export_command.make_context("export", list(_flag_arguments(key, value)))
             if (key, value) == ("check", "off"):

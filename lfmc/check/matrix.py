@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lfmc.check.baseline import BaselineCell, find_regressions, load_baseline, save_baseline
 from lfmc.check.cells import Outcome, run_cell
-from lfmc.check.config import Cell, Drift, Matrix
-from lfmc.errors import GateError, InputError, UnsupportedError
+from lfmc.check.config import Drift, Matrix
+from lfmc.errors import GateError, InputError, UnsupportedError, did_you_mean
 from lfmc.machine.cache import cache_folder
+from lfmc.machine.progress import Progress
 
 CACHE_DAYS = 30  # bundles that no run used for this many days are removed
 
@@ -28,9 +29,11 @@ def run_matrix(
     only: Sequence[str] = (),
     fresh: bool = False,
     accept: bool = False,
-    observe: Callable[[Cell], None] = lambda cell: None,
+    progress: Progress,
 ) -> list[Outcome]:
     """Run all cells, or those named in `only`, in order, and compare them with the baseline.
+
+    Each cell is a stage of `progress`. A step is a command that the cell runs.
 
     With `accept`, write the baseline instead. Cells that passed get their new numbers, cells that
     did not pass keep their old ones, and cells that are no longer in the matrix are removed.
@@ -38,15 +41,20 @@ def run_matrix(
     names = [cell.name for cell in matrix.cells]
     for name in only:
         if name not in names:
-            raise InputError("there is no such cell", expected=", ".join(names), got=name)
+            raise InputError(
+                "there is no such cell",
+                expected=", ".join(names),
+                got=name,
+                todo=did_you_mean(name, names),
+            )
     baseline = load_baseline(matrix.baseline)
     folder = bundles_folder()
     outcomes = []
-    for cell in matrix.cells:
-        if only and cell.name not in only:
-            continue
-        observe(cell)
-        outcome = run_cell(cell, matrix.folder, folder, fresh=fresh)
+    cells = [cell for cell in matrix.cells if not only or cell.name in only]
+    progress.expect(len(cells))
+    for cell in cells:
+        with progress.stage(cell.name):
+            outcome = run_cell(cell, matrix.folder, folder, progress.step, fresh=fresh)
         if not accept:
             outcome = compare_with_baseline(outcome, baseline, matrix.drift)
         outcomes.append(outcome)

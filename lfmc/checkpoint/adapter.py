@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lfmc.checkpoint.tensor_names import EMBEDDING, HEAD, decoder_name
 from lfmc.checkpoint.weight_files import LowRank, TensorInfo, read_json, read_stored
 from lfmc.errors import InputError
@@ -97,7 +95,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
                 got=list(shape),
             )
         if isinstance(change, LowRank):
-            tensors[name] = replace(base, dtype=torch.float32, adapter=change)
+            tensors[name] = replace(base, stored_dtype="F32", adapter=change)
         else:
             tensors[name] = replace(change, name=name, gain=base.gain)
     return replace(checkpoint, config=config, raw_config=raw, tensors=tensors, adapter=folder)

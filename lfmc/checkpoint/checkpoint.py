@@ -10,10 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lfmc.checkpoint.adapter import ADAPTER_CONFIG, adapter_files, merge_adapter
 from lfmc.checkpoint.license import LICENSE_FILES, MODEL_CARD, License, read_license
@@ -28,9 +25,14 @@ from lfmc.checkpoint.weight_files import (
     weight_files,
 )
 from lfmc.errors import InputError, first_line
-from lfmc.model import Decoder, DecoderConfig, build_decoder, read_config
+from lfmc.model import DecoderConfig, read_config
 from lfmc.model.config_section import read_token_ids
-from lfmc.model.experts import SparseMoe
+from lfmc.model.tensor_shapes import tensor_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lfmc.model import Decoder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -100,6 +102,8 @@ class Checkpoint:
 
     def load(self, name: str) -> Tensor:
         """Load a tensor in its stored dtype; raise `InputError` if it contains NaN or infinity."""
+        import torch
+
         info = self.tensors[name]
         tensor = read_tensor(info)
         extrema = torch.stack(torch.aminmax(tensor)) if tensor.numel() else tensor  # keeps NaN
@@ -121,6 +125,9 @@ class Checkpoint:
 
     def decoder(self, weights: Mapping[str, Tensor] | None = None) -> Decoder:
         """Return the float32 decoder with all weights; `weights` replace tensors by name."""
+        from lfmc.model import build_decoder
+        from lfmc.model.experts import SparseMoe
+
         decoder = build_decoder(self.config)
         for module in decoder.modules():
             if isinstance(module, SparseMoe):
@@ -265,13 +272,11 @@ def _match(
 
     Log a warning for tensors that the decoder does not use.
     """
-    shapes = {
-        name: tuple(value.shape)
-        for name, value in build_decoder(config).state_dict().items()
-        if not name.startswith("rope.")
-    }
+    shapes = tensor_shapes(config)
     extra = sorted(set(tensors) - set(shapes))
     if config.tied_embedding and {HEAD, EMBEDDING} <= tensors.keys():
+        import torch
+
         extra.remove(HEAD)
         head, table = (read_tensor(tensors[name]).float() for name in (HEAD, EMBEDDING))
         if not torch.equal(head, table):
@@ -341,7 +346,7 @@ def _scale_rotated(
         for norm in (config.attention_names.q_norm, config.attention_names.k_norm):
             name = f"model.layers.{layer}.self_attn.{norm}.weight"
             if gain != 1.0:
-                scaled[name] = replace(tensors[name], gain=gain, dtype=torch.float32)
+                scaled[name] = replace(tensors[name], gain=gain, stored_dtype="F32")
     return scaled
 
 

@@ -72,7 +72,7 @@ def footprint(checkpoint: Checkpoint, context: int) -> Footprint:
     """Return the memory of a checkpoint, as stored, for `context` tokens."""
     config = checkpoint.config
     states = state_nbytes(config, context)
-    weights = sum(info.numel * info.dtype.itemsize for info in checkpoint.tensors.values())
+    weights = sum(info.nbytes for info in checkpoint.tensors.values())
     slot = 2 * FLOAT32 * config.num_kv_heads * config.head_dim  # a key and a value
     all_attention = config.num_layers * context * slot
     return Footprint(context, weights, states.attention, states.conv, all_attention)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lfmc.checkpoint.tensor_names import (
     Part,
@@ -25,13 +24,18 @@ from lfmc.checkpoint.tensor_names import (
 )
 from lfmc.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-DTYPES: Mapping[str, torch.dtype] = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
+# Name in a file: the name in torch, and the bytes of a value.
+DTYPES: Mapping[str, tuple[str, int]] = {
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
 }
 
 
@@ -59,13 +63,14 @@ class LowRank:
 class TensorInfo:
     """A tensor of a checkpoint, without its data.
 
-    `shape` and `dtype` are those of the loaded tensor. `part` selects an expert's rows of a packed
-    tensor on disk. The loaded values are `gain` times the stored ones, plus those of `adapter`.
+    `shape` is that of the loaded tensor, `stored_dtype` a key of `DTYPES`. `part` selects an
+    expert's rows of a packed tensor on disk. The loaded values are `gain` times the stored ones,
+    plus those of `adapter`.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    stored_dtype: str
     file: Path
     disk_name: str
     part: Part | None = None
@@ -74,10 +79,21 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        return int(torch.Size(self.shape).numel())
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * DTYPES[self.stored_dtype][1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, DTYPES[self.stored_dtype][0])
+        return dtype
 
 
-class LazyTensors(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, "Tensor"]):
     """Tensors by name. Each access loads the tensor again; nothing is cached."""
 
     def __init__(self, names: Iterable[str], load: Callable[[str], Tensor]) -> None:
@@ -157,20 +173,20 @@ def read_stored(file: Path) -> list[TensorInfo]:
     """
     tensors = []
     try:
-        with safe_open(file, "pt") as stream:
+        with safe_open(file, "np") as stream:  # headers only; "pt" would import torch
             for disk_name in stream.keys():  # noqa: SIM118 (not a mapping)
                 if is_of_another_tower(disk_name):
                     continue
                 tensor = stream.get_slice(disk_name)
-                dtype = DTYPES.get(tensor.get_dtype())
-                if dtype is None and is_unused(decoder_name(disk_name)):
+                dtype = tensor.get_dtype()
+                if dtype not in DTYPES and is_unused(decoder_name(disk_name)):
                     continue
-                if dtype is None:
+                if dtype not in DTYPES:
                     raise InputError(
                         f"tensor '{disk_name}' has a dtype that lfmc does not quantize from",
                         where=file,
                         expected=", ".join(DTYPES),
-                        got=tensor.get_dtype(),
+                        got=dtype,
                     )
                 shape = tuple(tensor.get_shape())
                 tensors.append(TensorInfo(disk_name, shape, dtype, file, disk_name))

@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 
 from lfmc.commands.options import json_option
+from lfmc.commands.param_types import FOLDER
+from lfmc.commands.progress import progress_options, start_progress
 
 
 @click.command("bench")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=FOLDER)
 @click.option(
     "--prompt",
     type=int,
@@ -21,9 +23,16 @@ from lfmc.commands.options import json_option
     "--tokens", type=int, help="Tokens to decode. [default: 64, or the rest of the context]"
 )
 @click.option("--rounds", default=5, show_default=True, help="Number of timed repetitions.")
+@progress_options
 @json_option
 def command(
-    bundle: Path, prompt: int | None, tokens: int | None, rounds: int, as_json: bool
+    bundle: Path,
+    prompt: int | None,
+    tokens: int | None,
+    rounds: int,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
 ) -> None:
     """Measure tokens per second of BUNDLE on this machine: the best round and the median."""
     from lfmc.bundle.bundle import open_bundle
@@ -31,12 +40,11 @@ def command(
 
     open_bundle(bundle)
 
-    from lfmc.api import load
-    from lfmc.machine.progress import terminal_progress
-    from lfmc.run.timing import default_lengths, time_stepper
-
-    progress = terminal_progress()
+    progress = start_progress("bench", quiet=quiet, verbose=verbose)
     with progress.stage("load"):
+        from lfmc.api import load
+        from lfmc.run.timing import default_lengths, time_stepper
+
         stepper = load(bundle)
     default_prompt, default_tokens = default_lengths(stepper.context)
     prompt = default_prompt if prompt is None else prompt
@@ -47,8 +55,9 @@ def command(
             expected=f"at least 1 each; --prompt plus --tokens at most {stepper.context}",
             got=f"--prompt {prompt} --tokens {tokens} --rounds {rounds}",
         )
-    with progress.stage("time"):
-        rates = time_stepper(stepper, prompt, tokens, rounds)
+    progress.expect(1)
+    with progress.stage("time", ("round",)):
+        rates = time_stepper(stepper, prompt, tokens, rounds, progress.step)
     if as_json:
         click.echo(json.dumps({name: vars(rate) for name, rate in rates.items()}))
         return

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 import click
 
 from lfmc.commands.options import json_option
+from lfmc.commands.param_types import FOLDER, PATH
+from lfmc.commands.progress import progress_options, start_progress
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lfmc.check.baseline import BaselineCell
     from lfmc.check.cells import Outcome
+    from lfmc.commands.fitted_table import FittedTable
 
 
 @click.command("check")
-@click.argument("file", type=click.Path(path_type=Path), default=Path(".lfmc.toml"))
+@click.argument("file", type=PATH, default=Path(".lfmc.toml"))
 @click.option("--only", multiple=True, metavar="CELL", help="Run only this cell. Repeatable.")
 @click.option(
     "--accept", is_flag=True, help="Write the results to the baseline, without comparing them."
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 @click.option("--fresh", is_flag=True, help="Export every cell again, even if it is cached.")
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     help="Folder to write check.json, junit.xml and summary.md to.",
 )
+@progress_options
 @json_option
 def command(
     file: Path,
@@ -38,6 +40,8 @@ def command(
     accept: bool,
     fresh: bool,
     report: Path | None,
+    quiet: bool,
+    verbose: bool,
     as_json: bool,
 ) -> None:
     """Export and verify every cell of FILE and compare the results with the baseline.
@@ -54,21 +58,23 @@ def command(
     lfmc check --accept            # writes lfmc-baseline.json: commit both
     lfmc check --report out/check  # in continuous integration
     """
-    from lfmc.check.baseline import load_baseline
-    from lfmc.check.config import load_matrix
-    from lfmc.check.matrix import exit_code, run_matrix
-    from lfmc.check.report import to_dict, write_reports
-    from lfmc.commands.export import command as export_command
-    from lfmc.commands.tables import console
+    progress = start_progress("check", quiet=quiet, verbose=verbose)
+    with progress.stage("load"):
+        from lfmc.check.baseline import load_baseline
+        from lfmc.check.config import load_matrix
+        from lfmc.check.matrix import exit_code, run_matrix
+        from lfmc.check.report import to_dict, write_reports
+        from lfmc.commands.export import command as export_command
+        from lfmc.commands.tables import console
 
-    matrix = load_matrix(file, export_command)
-    baseline = load_baseline(matrix.baseline)
+        matrix = load_matrix(file, export_command)
+        baseline = load_baseline(matrix.baseline)
     outcomes = run_matrix(
         matrix,
         only=only,
         fresh=fresh,
         accept=accept,
-        observe=lambda cell: click.echo(f"{cell.name} ...", err=True),
+        progress=progress,
     )
     if report is not None:
         write_reports(report, outcomes, baseline)
@@ -84,15 +90,16 @@ def command(
     sys.exit(exit_code(outcomes))
 
 
-def _table(outcomes: Sequence[Outcome], baseline: Mapping[str, BaselineCell]) -> Table:
+def _table(outcomes: Sequence[Outcome], baseline: Mapping[str, BaselineCell]) -> FittedTable:
     """Return a table with a row per cell and the numbers that differ from the baseline."""
     from rich.table import Table
 
     from lfmc.check.report import COLUMNS, table_rows
+    from lfmc.commands.fitted_table import FittedTable
 
     table = Table(title="check", title_justify="left")
     for index, name in enumerate(COLUMNS):
         table.add_column(name, justify="left" if index < 2 else "right")
     for row in table_rows(outcomes, baseline):
         table.add_row(*row)
-    return table
+    return FittedTable(table, ("seconds", "bits per weight", "tokens/s", "bytes"))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lfmc.commands.options import json_option
+from lfmc.commands.param_types import PATH, Model
+from lfmc.commands.progress import progress_options, start_progress
 
 if TYPE_CHECKING:
     from lfmc.exporter.diff import ChangedTensor, Difference
@@ -18,11 +20,12 @@ MAX_LINES = 24  # lines about tensors
 
 
 @click.command("diff")
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
 @click.option(
     "--activations",
     "model",
+    type=Model(),
     metavar="MODEL",
     help="Also run the weights of both plans on text and find the first layer whose activations "
     "differ. MODEL is the checkpoint of the plans, or demo for the test model.",
@@ -33,25 +36,32 @@ MAX_LINES = 24  # lines about tensors
     help="With --activations: report a layer if its activations differ by more than this, relative "
     "to the float32 activations. [default: 0.05, that is 5 %]",
 )
+@progress_options
 @json_option
 def command(
-    first: Path, second: Path, model: str | None, apart: float | None, as_json: bool
+    first: Path,
+    second: Path,
+    model: str | None,
+    apart: float | None,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
 ) -> None:
     """Compare FIRST with SECOND; each is a bundle or a plan.json.
 
     Shows tensors with different formats, sizes, measured quality, options and versions. The exit
     code is 0 if the comparison was possible, whatever the differences.
     """
-    from lfmc.checkpoint.checkpoint import open_checkpoint
-    from lfmc.errors import InputError
-    from lfmc.exporter.diff import (
-        STREAM_TOLERANCE,
-        compare_activations,
-        compare_plans,
-        open_diff_input,
-    )
-    from lfmc.machine.progress import terminal_progress
-
+    progress = start_progress("diff", quiet=quiet, verbose=verbose)
+    with progress.stage("load"):
+        from lfmc.checkpoint.checkpoint import open_checkpoint
+        from lfmc.errors import InputError
+        from lfmc.exporter.diff import (
+            STREAM_TOLERANCE,
+            compare_activations,
+            compare_plans,
+            open_diff_input,
+        )
     tolerance = STREAM_TOLERANCE if apart is None else apart
     if not 0 <= tolerance < float("inf"):
         raise InputError("--apart is out of range", expected="0 or more", got=tolerance)
@@ -59,7 +69,7 @@ def command(
     difference = compare_plans(*inputs, tolerance)
     if model is not None:
         checkpoint = open_checkpoint(None if model == "demo" else model)
-        progress = terminal_progress()
+        progress.expect(1)
         with progress.stage("activations"):
             difference = compare_activations(difference, *inputs, checkpoint, progress)
     if as_json:

@@ -23,6 +23,7 @@ def command(as_json: bool) -> None:
     """
     from rich.table import Table
 
+    from lfmc.commands.fitted_table import FittedTable
     from lfmc.commands.tables import console
     from lfmc.machine.memory import installed_nbytes
     from lfmc.machine.versions import TESTED, installed_version
@@ -68,7 +69,7 @@ def command(as_json: bool) -> None:
         if version and version.partition("+")[0] == tested:
             verdict = "ok"
         table.add_row(name, version or "-", tested, verdict)
-    terminal.print(table)
+    terminal.print(FittedTable(table))
     for name, missing in missing_packages.items():
         remedy = install_advice(get_target(name).extra)
         state = f"missing {', '.join(missing)}: {remedy}" if missing else "ready"

@@ -11,16 +11,17 @@ import click
 
 from lfmc.commands.first_difference import showing_place
 from lfmc.commands.options import (
-    Setting,
     alphaq_options,
-    announce,
     json_option,
     measuring_options,
     model_argument,
     plan_options,
+    require_target,
     text_option,
     trace_option,
 )
+from lfmc.commands.param_types import CHECKS, PATH, Setting, Word
+from lfmc.commands.progress import announce, progress_options, start_progress
 
 
 @click.command("export")
@@ -30,7 +31,7 @@ from lfmc.commands.options import (
 @click.option(
     "--plan",
     "plan_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Use the formats of this plan.json (from `lfmc plan`) instead of choosing them.",
 )
 @click.option(
@@ -64,11 +65,12 @@ from lfmc.commands.options import (
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder to write. [default: NAME-TARGET in the current folder]",
 )
 @click.option(
     "--check",
+    type=Word(*CHECKS),
     default="full",
     show_default=True,
     help="Verification of the exported model. full: all parity cases. fast: two parity cases and "
@@ -95,6 +97,7 @@ from lfmc.commands.options import (
 @trace_option
 @click.option("--dry-run", is_flag=True, help="Print the plan; export nothing.")
 @click.option("--force", is_flag=True, help="Overwrite an existing bundle.")
+@progress_options
 @json_option
 def command(
     model: str | None,
@@ -125,6 +128,8 @@ def command(
     text: Path | None,
     dry_run: bool,
     force: bool,
+    quiet: bool,
+    verbose: bool,
     as_json: bool,
     **alphaq: Any,
 ) -> None:
@@ -142,22 +147,26 @@ def command(
     lfmc export ./LFM2-350M --target qualcomm --soc sm8750
     lfmc export ./model --target ethos-u --accelerator ethos-u85-256 --isolated
     """
-    from lfmc.api import budget, default_output
-    from lfmc.calib_free.fit.fit import Effort
-    from lfmc.checkpoint.checkpoint import open_checkpoint
-    from lfmc.commands.tables import console, parity_table, plan_table, result_lines
-    from lfmc.exporter.budget import plan_for
-    from lfmc.exporter.export import export
-    from lfmc.lowering.request import Options, make_request
-    from lfmc.machine.isolated import run_isolated
-    from lfmc.machine.progress import terminal_progress
-    from lfmc.targets.base import get_target
+    require_target(target)
+    progress = start_progress("export", quiet=quiet, verbose=verbose)
+    with progress.stage("load"):
+        from lfmc.checkpoint.checkpoint import open_checkpoint
 
-    backend = get_target(target)
-    if isolated:
+        checkpoint = None if isolated else open_checkpoint(model)
+
+        from lfmc.api import budget, default_output
+        from lfmc.calib_free.fit.fit import Effort
+        from lfmc.commands.tables import console, parity_table, plan_table, result_lines
+        from lfmc.exporter.budget import plan_for
+        from lfmc.exporter.export import export
+        from lfmc.lowering.request import Options, make_request
+        from lfmc.machine.isolated import run_isolated
+        from lfmc.targets.base import get_target
+
+        backend = get_target(target)
+    if checkpoint is None:
         sys.exit(run_isolated(backend.extra, sys.argv[1:]))
-    checkpoint = open_checkpoint(model)
-    announce(checkpoint, model)
+    announce(checkpoint, model, quiet=quiet)
     options = Options(
         bits=bits,
         budget=budget(bits_per_weight, max_size),
@@ -179,10 +188,10 @@ def command(
         workers=workers,
         cache=not no_cache,
     )
-    progress = terminal_progress()
     terminal = console()
     if dry_run:
         make_request(checkpoint, backend, options)
+        progress.expect(1)
         plan = plan_for(checkpoint, backend, options, progress)
         if as_json:
             click.echo(plan.to_json(), nl=False)

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
-from lfmc.commands.options import announce, force_option, require_absent, write_text
+from lfmc.commands.options import force_option, require_absent, write_text
+from lfmc.commands.param_types import PATH, Model
+from lfmc.commands.progress import announce
 
 
 @click.command("init")
-@click.argument("models", nargs=-1)
+@click.argument("models", nargs=-1, type=Model())
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path(".lfmc.toml"),
     show_default=True,
     help="File to write.",

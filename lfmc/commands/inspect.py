@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from lfmc.commands.options import (
-    announce,
     force_option,
     json_option,
     model_argument,
@@ -18,6 +17,7 @@ from lfmc.commands.options import (
     require_absent,
     write_text,
 )
+from lfmc.commands.progress import announce
 
 
 @click.command("inspect")
@@ -35,9 +35,9 @@ def command(model: str | None, report: Path | None, force: bool, as_json: bool) 
     from rich.table import Table
 
     from lfmc.checkpoint.checkpoint import open_checkpoint
+    from lfmc.commands.fitted_table import FittedTable
     from lfmc.commands.tables import console, memory_table
     from lfmc.report.model_facts import gather_model
-    from lfmc.report.model_page import model_page
 
     require_absent(report, force)
     checkpoint = open_checkpoint(model)
@@ -45,6 +45,8 @@ def command(model: str | None, report: Path | None, force: bool, as_json: bool) 
     config = checkpoint.config
     facts = gather_model(checkpoint)
     if report is not None:
+        from lfmc.report.model_page import model_page
+
         write_text(report, model_page(facts))
     if as_json:
         click.echo(
@@ -82,7 +84,7 @@ def command(model: str | None, report: Path | None, force: bool, as_json: bool) 
     table = Table("role", "parameters", "share")
     for name, count in Counter(facts.roles).most_common():
         table.add_row(name, f"{count:,}", f"{100 * count / facts.parameters:.1f} %")
-    terminal.print(table)
+    terminal.print(FittedTable(table))
     terminal.print(memory_table(facts.memory))
     if report is not None:
         click.echo(f"report: {report}")

@@ -1,23 +1,20 @@
-"""Options that several commands share, and the parsers of their values."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lfmc.commands.param_types import EFFORTS, PATH, Bits, Model, Size, TargetName, Widths, Word
 from lfmc.errors import InputError
 
 if TYPE_CHECKING:
     from lfmc.calib_free.alphaq.allocation import AlphaQOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_SIZE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?i?)B?", re.IGNORECASE)
-_UNIT_NBYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 BITS_HELP = (
     "How bit widths are chosen. auto: best quality for the size, without calibration data. "
@@ -42,61 +39,12 @@ ALPHAQ_HELP = {
 }
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes, written as `12MB` (10^6), `12MiB` (2^20) or a plain number."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        if isinstance(value, int):
-            return value
-        return parse_size(str(value))
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of `700MB`, `1.5 GiB` or `123456`; raise `InputError` for other text."""
-    match = _SIZE_PATTERN.fullmatch(text.strip())
-    if not match:
-        raise InputError("a size can't be read", expected="12MB, 12MiB or a number", got=repr(text))
-    return int(float(match[1]) * _UNIT_NBYTES[match[2].lower()])
-
-
 def model_argument(function: F) -> F:
-    return click.argument("model", required=False)(function)
+    return click.argument("model", required=False, type=Model())(function)
 
 
 def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(function)
-
-
-class Widths(click.ParamType[tuple[int, ...]]):
-    """Bit widths, written as `2,3,4`."""
-
-    name = "widths"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError as error:
-            raise InputError(
-                "bit widths can't be read", expected="2,3,4", got=repr(str(value))
-            ) from error
-
-
-class Setting(click.ParamType[tuple[str, str]]):
-    """A target option, written as `NAME=VALUE`."""
-
-    name = "name=value"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        name, separator, setting = str(value).partition("=")
-        if not separator:
-            raise InputError("an option can't be read", expected="NAME=VALUE", got=repr(value))
-        return name.strip(), setting.strip()
 
 
 def alphaq_options(flags: dict[str, Any]) -> AlphaQOptions | None:
@@ -116,11 +64,12 @@ def plan_options(function: F) -> F:
         [
             click.option(
                 "--target",
+                type=TargetName(),
                 default="onnx",
                 show_default=True,
                 help="Runtime to export for; `lfmc doctor` lists them.",
             ),
-            click.option("--bits", help=BITS_HELP),
+            click.option("--bits", type=Bits(), help=BITS_HELP),
             click.option(
                 "--bits-per-weight",
                 type=float,
@@ -140,6 +89,7 @@ def plan_options(function: F) -> F:
             ),
             click.option(
                 "--effort",
+                type=Word(*EFFORTS),
                 default="fast",
                 show_default=True,
                 help="fast: choose bit widths; no fine-tuning. best: also fine-tune the quantized "
@@ -153,6 +103,7 @@ def plan_options(function: F) -> F:
             ),
             click.option(
                 "--fit-device",
+                type=Word("cpu", "cuda"),
                 default="cpu",
                 show_default=True,
                 help="Device for fine-tuning and for alphaq's eigenvalues: cpu or cuda.",
@@ -184,9 +135,8 @@ def measuring_options(function: F) -> F:
 
 
 def text_option(function: F) -> F:
-    path = click.Path(path_type=Path)
     text = "Text file (UTF-8) to measure KL and perplexity on. [default: text that ships with lfmc]"
-    return click.option("--text", type=path, help=text)(function)
+    return click.option("--text", type=PATH, help=text)(function)
 
 
 def trace_option(function: F) -> F:
@@ -195,13 +145,20 @@ def trace_option(function: F) -> F:
 
 
 def report_option(function: F) -> F:
-    path = click.Path(path_type=Path)
     text = "Also write an HTML report to this file; it works offline."
-    return click.option("--report", type=path, help=text)(function)
+    return click.option("--report", type=PATH, help=text)(function)
 
 
 def force_option(function: F) -> F:
     return click.option("--force", is_flag=True, help="Overwrite existing files.")(function)
+
+
+def require_target(name: str) -> None:
+    """Raise `InputError` for an unknown target, without importing the targets."""
+    from lfmc.targets.base import no_such_target, target_names
+
+    if name not in target_names():
+        raise no_such_target(name)
 
 
 def require_absent(path: Path | None, force: bool) -> None:
@@ -216,13 +173,3 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError("the output can't be written", where=path, got=error) from error
-
-
-def announce(checkpoint: Any, model: str | None) -> None:
-    """Print a note to stderr if the bundled test model is used because no model is set."""
-    if model is None:
-        click.echo(
-            f"no MODEL given: using {checkpoint.name}, which ships with lfmc "
-            "(a tiny test model; its text is not meaningful)",
-            err=True,
-        )

@@ -9,7 +9,6 @@ import click
 
 from lfmc.commands.options import (
     alphaq_options,
-    announce,
     force_option,
     json_option,
     measuring_options,
@@ -17,8 +16,12 @@ from lfmc.commands.options import (
     plan_options,
     report_option,
     require_absent,
+    require_target,
     write_text,
 )
+from lfmc.commands.param_types import PATH
+from lfmc.commands.progress import announce, progress_options, start_progress
+from lfmc.errors import InputError
 
 if TYPE_CHECKING:
     from lfmc.calib_free.auto.method import Allocation
@@ -28,9 +31,10 @@ if TYPE_CHECKING:
 @model_argument
 @plan_options
 @measuring_options
-@click.option("--output", type=click.Path(path_type=Path), help="File to write the plan to.")
+@click.option("--output", type=PATH, help="File to write the plan to.")
 @report_option
 @force_option
+@progress_options
 @json_option
 def command(
     model: str | None,
@@ -48,6 +52,8 @@ def command(
     output: Path | None,
     report: Path | None,
     force: bool,
+    quiet: bool,
+    verbose: bool,
     as_json: bool,
     **alphaq: Any,
 ) -> None:
@@ -59,31 +65,35 @@ def command(
     expert, spectra, error curves, and the predicted quality at other budgets. It takes longer,
     because it computes the eigenvalues of every matrix.
     """
-    from lfmc.api import budget
-    from lfmc.calib_free.fit.fit import Effort
-    from lfmc.checkpoint.checkpoint import open_checkpoint
-    from lfmc.commands.tables import console, plan_table
-    from lfmc.errors import InputError
-    from lfmc.exporter.budget import plan_for
-    from lfmc.lowering.request import Options
-    from lfmc.machine.progress import terminal_progress
-    from lfmc.report.plan_facts import gather_plan
-    from lfmc.report.plan_page import plan_page
-    from lfmc.targets.base import get_target
-
+    require_target(target)
     require_absent(output, force)
     require_absent(report, force)
     if report is not None and report == output:
         raise InputError("--output and --report name the same file", where=report)
-    fit_effort = Effort(effort, minutes, fit_device, gpus)
-    if fit_effort.level != "fast" and output is None:
-        raise InputError(
-            f"effort '{effort}' needs a file to store the fine-tuned tensors",
-            expected="--output plan.json",
-            todo="add --output, or run `lfmc export`, which makes the plan itself",
-        )
-    checkpoint, backend, progress = open_checkpoint(model), get_target(target), terminal_progress()
-    announce(checkpoint, model)
+    progress = start_progress("plan", quiet=quiet, verbose=verbose)
+    with progress.stage("load"):
+        from lfmc.checkpoint.checkpoint import open_checkpoint
+
+        checkpoint = open_checkpoint(model)
+
+        from lfmc.api import budget
+        from lfmc.calib_free.fit.fit import Effort
+        from lfmc.commands.tables import console, plan_table
+        from lfmc.exporter.budget import plan_for
+        from lfmc.lowering.request import Options
+        from lfmc.report.plan_facts import gather_plan
+        from lfmc.report.plan_page import plan_page
+        from lfmc.targets.base import get_target
+
+        fit_effort = Effort(effort, minutes, fit_device, gpus)
+        if fit_effort.level != "fast" and output is None:
+            raise InputError(
+                f"effort '{effort}' needs a file to store the fine-tuned tensors",
+                expected="--output plan.json",
+                todo="add --output, or run `lfmc export`, which makes the plan itself",
+            )
+        backend = get_target(target)
+    announce(checkpoint, model, quiet=quiet)
     options = Options(
         bits=bits,
         budget=budget(bits_per_weight, max_size),
@@ -94,6 +104,7 @@ def command(
         cache=not no_cache,
     )
     allocations: list[Allocation] = []
+    progress.expect(1 if report is None else 2)
     plan = plan_for(checkpoint, backend, options, progress, allocations.append)
     if output is not None:
         plan.save(output)

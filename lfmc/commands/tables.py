@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from lfmc.calib_free.grid.formats import Format, parse_format
-from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
-from lfmc.checkpoint.footprint import Footprint
-from lfmc.exporter.export import Report
-from lfmc.parity.compare import Rung
-from lfmc.parity.text_quality import Quality
+from lfmc.commands.fitted_table import FittedTable
 from lfmc.report.tensor_labels import group
 from lfmc.report.units import MIB
+
+if TYPE_CHECKING:
+    from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
+    from lfmc.checkpoint.footprint import Footprint
+    from lfmc.exporter.export import Report
+    from lfmc.parity.compare import Rung
+    from lfmc.parity.text_quality import Quality
 
 BAR_LENGTH = 24  # characters of the longest bar
 
 
+class StdoutConsole(Console):
+    """A console whose closed pipe is an exception, as it is for `click.echo`."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise `BrokenPipeError`: `lfmc.cli` ends the command."""
+        raise BrokenPipeError(errno.EPIPE, "nobody reads stdout")
+
+
 def console() -> Console:
     """Return a console on stdout, as wide as the terminal, or 100 columns in a pipe."""
-    terminal = Console(highlight=False, markup=False)
+    terminal = StdoutConsole(highlight=False, markup=False)
     if terminal.is_terminal:
         return terminal
-    return Console(highlight=False, markup=False, width=100)
+    return StdoutConsole(highlight=False, markup=False, width=100)
 
 
-def plan_table(plan: BitPlan, measured: Mapping[str, float], results: str = "") -> Table:
+def plan_table(plan: BitPlan, measured: Mapping[str, float], results: str = "") -> FittedTable:
     """Return a table of tensor groups: bit widths, sizes, and errors against the checkpoint.
 
     An error is the sum of squared errors over the sum of squared weights, in percent. Predicted
@@ -42,15 +55,10 @@ def plan_table(plan: BitPlan, measured: Mapping[str, float], results: str = "") 
         caption_justify="left",
         caption_style="",
     )
-    for name in (
-        "tensors",
-        "count",
-        "bits x tensors",
-        "MiB",
-        "predicted\nerror",
-        "measured\nerror",
-    ):
-        table.add_column(name, justify="left" if name in ("tensors", "bits x tensors") else "right")
+    errors = "predicted\nerror", "measured\nerror"
+    for name in ("tensors", "count", "bits x tensors", "MiB", *errors):
+        is_text = name in ("tensors", "bits x tensors")
+        table.add_column(name, justify="left" if is_text else "right")
     groups: dict[str, list[PlanRow]] = {}
     for row in plan.rows:
         groups.setdefault(group(row.name, row.role), []).append(row)
@@ -71,10 +79,10 @@ def plan_table(plan: BitPlan, measured: Mapping[str, float], results: str = "") 
     table.add_row(
         "total", str(len(plan.rows)), f"{plan.bits_per_weight:.3f} bits per weight", total
     )
-    return table
+    return FittedTable(table, ("count", errors[0]))
 
 
-def parity_table(rungs: Sequence[Rung]) -> Table:
+def parity_table(rungs: Sequence[Rung]) -> FittedTable:
     """Return a table with the worst case of each rung."""
     table = Table(title="parity", title_justify="left")
     for name in ("rung", "comparison", "worst case", "difference", "allowed", ""):
@@ -92,7 +100,7 @@ def parity_table(rungs: Sequence[Rung]) -> Table:
             largest = max(case.difference_apart for case in rung.cases)
             difference += f"\n{tokens_after_tie} tokens after a near tie of experts: {largest:.1e}"
         table.add_row(str(rung.number), rung.title, worst.case, difference, allowed, verdict)
-    return table
+    return FittedTable(table, ("worst case", "rung"))
 
 
 def _number(value: float, digits: int) -> str:
@@ -121,8 +129,9 @@ def result_lines(report: Report, quality: Quality | None, text: Path | None = No
     return "\n".join(lines)
 
 
-def memory_table(footprints: Sequence[Footprint]) -> Table:
+def memory_table(footprints: Sequence[Footprint]) -> FittedTable:
     """Return a table of memory by context, with a bar chart of the total and the estimate."""
+    chart = "# total  . estimate"
     table = Table(
         title="memory by context, MiB (weights as stored, states in float32)",
         title_justify="left",
@@ -131,7 +140,7 @@ def memory_table(footprints: Sequence[Footprint]) -> Table:
     )
     for name in ("context", "weights", "KV cache", "conv states", "total", "estimate"):
         table.add_column(name, justify="right")
-    table.add_column("# total  . estimate", no_wrap=True)
+    table.add_column(chart, no_wrap=True)
     largest = max(max(f.total, f.all_attention_total) for f in footprints)
     for f in footprints:
         sizes = (f.weights, f.attention, f.conv, f.total, f.all_attention_total)
@@ -140,7 +149,7 @@ def memory_table(footprints: Sequence[Footprint]) -> Table:
         )
         bar = "#" * total + "." * (estimate - total)
         table.add_row(f"{f.context:,}", *(f"{n / MIB:.2f}" for n in sizes), bar)
-    return table
+    return FittedTable(table, (chart, "conv states", "KV cache"))
 
 
 def _widths(rows: Sequence[PlanRow]) -> str:

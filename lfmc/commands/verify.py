@@ -9,22 +9,33 @@ import click
 
 from lfmc.commands.first_difference import showing_place
 from lfmc.commands.options import json_option, text_option, trace_option
+from lfmc.commands.param_types import CHECKS, FOLDER, Model, Word
+from lfmc.commands.progress import progress_options, start_progress
 
 
 @click.command("verify")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("model", required=False)
+@click.argument("bundle", type=FOLDER)
+@click.argument("model", required=False, type=Model())
 @click.option(
     "--check",
+    type=Word(*CHECKS[:2]),
     default="full",
     show_default=True,
     help="With MODEL. full: all parity cases. fast: two parity cases and a short text.",
 )
 @text_option
 @trace_option
+@progress_options
 @json_option
 def command(
-    bundle: Path, model: str | None, check: str, text: Path | None, trace: bool, as_json: bool
+    bundle: Path,
+    model: str | None,
+    check: str,
+    text: Path | None,
+    trace: bool,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
 ) -> None:
     """Verify that BUNDLE's files are unchanged and that it still generates the same text.
 
@@ -36,23 +47,29 @@ def command(
     ships with lfmc.
     """
     from lfmc.bundle.bundle import open_bundle
-    from lfmc.errors import InputError
+    from lfmc.errors import InputError, did_you_mean
 
     if trace and model is None:
         raise InputError("--trace needs the checkpoint to compare with", todo="add MODEL")
     if check not in ("full", "fast"):
-        raise InputError("there is no such check", expected="full, fast", got=check)
+        raise InputError(
+            "there is no such check",
+            expected="full, fast",
+            got=check,
+            todo=did_you_mean(check, CHECKS[:2]),
+        )
     exported = open_bundle(bundle)
+    progress = start_progress("verify", quiet=quiet, verbose=verbose)
+    with progress.stage("load"):
+        from lfmc.checkpoint.checkpoint import open_checkpoint
 
-    from lfmc.checkpoint.checkpoint import open_checkpoint
-    from lfmc.exporter.reverify import reverify
-    from lfmc.machine.progress import terminal_progress
+        checkpoint = None
+        if model is not None:
+            checkpoint = open_checkpoint(None if model == "demo" else model)
 
-    checkpoint = None
-    if model is not None:
-        checkpoint = open_checkpoint(None if model == "demo" else model)
+        from lfmc.exporter.reverify import reverify
     with showing_place(as_json):
-        results = reverify(exported, checkpoint, terminal_progress(), check, text, trace)
+        results = reverify(exported, checkpoint, progress, check, text, trace)
     if as_json:
         click.echo(json.dumps(results))
         return

@@ -21,7 +21,7 @@ from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.check_plan import check_plan
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import GateError
-from lfmc.lowering.build import Build, build
+from lfmc.lowering.build import BUILD_STAGES, Build, build
 from lfmc.lowering.request import Options
 from lfmc.machine.cache import Cache, default_cache
 from lfmc.machine.progress import Progress
@@ -32,6 +32,8 @@ from lfmc.targets.base import Artifact, Request, Target
 UNSPENT = 0.005  # of the budget
 ROUNDS = 4
 ADAPTIVE = ("auto", "alphaq")  # methods that can spend any number of bytes
+AUTO_PARTS = ("text from the model", "sensitivity: forward", "sensitivity: backward")
+LOWER_STAGES = BUILD_STAGES + 1
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,17 @@ def lower_within_budget(
             capabilities = replace(capabilities, graph_nbytes=reserve)
             if lowered.overshoot <= 0 and (lowered.plan.method not in ADAPTIVE):
                 break
+            progress.expect_more(1)
             plan = choose(quick)
             if _formats(plan) == _formats(lowered.plan):
                 break
+            progress.expect_more(LOWER_STAGES)
             _remove(lowered, folder)
             lowered = lower(plan)
         _require_fit(lowered)
         if options.effort == FAST:
             return lowered
+        progress.expect_more(1 + LOWER_STAGES)
         _remove(lowered, folder)
         return _require_fit(lower(choose(options)))
 
@@ -144,7 +149,8 @@ def _make_plan(
     cache: Cache,
     observe: Callable[[Allocation], None] = lambda allocation: None,
 ) -> BitPlan:
-    with progress.stage("plan"), open_workers(options.workers) as workers:
+    parts = AUTO_PARTS if options.bits in (None, "auto") and options.effort == FAST else ()
+    with progress.stage("plan", parts), open_workers(options.workers) as workers:
         return make_plan(
             checkpoint,
             capabilities,
@@ -169,8 +175,8 @@ def _lower(
     progress: Progress,
 ) -> LoweredPlan:
     export_build, applied = build(checkpoint, target, plan, request, progress)
-    with progress.stage("lower"):
-        artifact = export_build.lower(folder)
+    with progress.stage("lower", ("tensor",)):
+        artifact = export_build.lower(folder, progress.step)
     stored = sum(tensor.nbytes for tensor in artifact.tensors)
     _check_stored(plan, stored)
     nbytes = sum((folder / name).stat().st_size for name in artifact.files)

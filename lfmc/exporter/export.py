@@ -25,7 +25,7 @@ from lfmc.checkpoint.footprint import require_memory
 from lfmc.checkpoint.tokenizer_files import copy_tokenizer
 from lfmc.errors import GateError
 from lfmc.exporter.budget import lower_within_budget
-from lfmc.lowering.build import Build
+from lfmc.lowering.build import BUILD_STAGES, Build
 from lfmc.lowering.request import Options, make_request
 from lfmc.machine.progress import Progress
 from lfmc.parity.transformers_reference import is_available, require_reference
@@ -33,10 +33,12 @@ from lfmc.passes.base import Applied
 from lfmc.run.generate import golden_prompts
 from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.run.timing import require_speed
-from lfmc.targets.base import Artifact, Target
+from lfmc.targets.base import Artifact, Request, Target
 from lfmc.verification.locate.search import find_place
-from lfmc.verification.readback import read_back
-from lfmc.verification.rungs import Verification, require_parity_memory, verify
+from lfmc.verification.readback import READ_BACK_PARTS, read_back
+from lfmc.verification.rungs import Verification, count_rungs, require_parity_memory, verify
+
+# The counted steps of method "auto", in order: see `Progress.stage`.
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def export(
     _require_memory(checkpoint, target, options)
     if options.check != "off" and is_available():
         require_reference(checkpoint)
+    progress.expect(_count_stages(target, request, options))
     with atomic_folder(output, force=force) as folder:
         other_files = [
             *copy_tokenizer(checkpoint, folder),
@@ -91,20 +94,31 @@ def export(
         plan, export_build, artifact = lowered.plan, lowered.build, lowered.artifact
         verification, errors = None, {}
         if options.check != "off":
-            with progress.stage("read the file back"):
-                errors = read_back(export_build, folder, artifact)
+            with progress.stage("read the file back", READ_BACK_PARTS):
+                errors = read_back(export_build, folder, artifact, progress.step)
             verification = _verify(export_build, folder, artifact, options, progress)
         report = Report(plan, lowered.applied, verification, errors, lowered.nbytes)
-        write_json(folder / GOLDEN, _make_golden_prompts(export_build, folder))
-        (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
-        card = write_model_card(export_build, options, report.to_dict(), folder)
-        other_files += [GOLDEN, PLAN, card, *artifact.beside]
-        manifest = build_manifest(
-            export_build, options, artifact, report.to_dict(), folder, other_files
-        )
-        write_json(folder / MANIFEST, manifest)
-        check_tokens(open_bundle(folder), checkpoint)
+        with progress.stage("golden prompts and manifest"):
+            write_json(folder / GOLDEN, _make_golden_prompts(export_build, folder))
+            (folder / PLAN).write_text(plan.to_json(), encoding="utf-8")
+            card = write_model_card(export_build, options, report.to_dict(), folder)
+            other_files += [GOLDEN, PLAN, card, *artifact.beside]
+            manifest = build_manifest(
+                export_build, options, artifact, report.to_dict(), folder, other_files
+            )
+            write_json(folder / MANIFEST, manifest)
+            check_tokens(open_bundle(folder), checkpoint)
     return open_bundle(output), report
+
+
+def _count_stages(target: Target, request: Request, options: Options) -> int:
+    """Return how many stages an export has, if no rung fails."""
+    stages = 1 if options.plan is None else 0  # plan
+    stages += BUILD_STAGES + 2  # lower; golden prompts and manifest
+    if options.check != "off":
+        stages += 1 + count_rungs(target, request)  # read the file back
+        stages += options.min_speed is not None
+    return stages
 
 
 def _require_memory(checkpoint: Checkpoint, target: Target, options: Options) -> None:

@@ -12,13 +12,13 @@ from lfmc.bundle.token_ids import check_tokens
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError
-from lfmc.lowering.build import build
+from lfmc.lowering.build import BUILD_STAGES, build
 from lfmc.machine.progress import Progress
 from lfmc.run.generate import check_golden
 from lfmc.targets.base import Request, get_target
 from lfmc.verification.locate.search import find_place
-from lfmc.verification.readback import read_back, read_stored_parts
-from lfmc.verification.rungs import require_parity_memory, verify
+from lfmc.verification.readback import READ_BACK_PARTS, read_back, read_stored_parts
+from lfmc.verification.rungs import count_rungs, require_parity_memory, verify
 
 
 def reverify(
@@ -37,13 +37,17 @@ def reverify(
     Returns the results. Raises `GateError` for a check that fails, and `InputError` if the bundle
     was made from another checkpoint.
     """
+    target = get_target(bundle.target)
+    request = Request(bundle.manifest["context"], bundle.manifest["options"])
+    why_not_here = target.why_not_here(request)
+    stages = 1 if why_not_here is not None else 2  # files; golden prompts
+    if checkpoint is not None:
+        stages += BUILD_STAGES + 1 + count_rungs(target, request)  # read the file back
+    progress.expect(stages)
     with progress.stage("files"):
         bundle.check_files()
         check_tokens(bundle, checkpoint)
-    target = get_target(bundle.target)
     golden = bundle.read_json(GOLDEN)
-    request = Request(bundle.manifest["context"], bundle.manifest["options"])
-    why_not_here = target.why_not_here(request)
     results: dict[str, Any] = {"files": len(bundle.manifest["files"])}
     if why_not_here is None:
         with progress.stage("golden prompts"):
@@ -57,8 +61,8 @@ def reverify(
         plan = read_bundled_plan(bundle, checkpoint)
         artifact = artifact_from_manifest(bundle.manifest)
         export_build, _ = build(checkpoint, target, plan, request, progress)
-        with progress.stage("read the file back"):
-            read_back(export_build, bundle.path, artifact)
+        with progress.stage("read the file back", READ_BACK_PARTS):
+            read_back(export_build, bundle.path, artifact, progress.step)
         verification = verify(export_build, bundle.path, artifact, check, text, progress)
         verification.require(find_place(export_build, verification, progress) if trace else None)
         results["parity"] = [rung.to_dict() for rung in verification.rungs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,12 +23,14 @@ class PlannedWeights:
     """Tensors of a checkpoint, quantized or kept float as the plan specifies.
 
     Codes are cached, up to `cache_nbytes`, because lowering, reading back and parity use the same
-    codes, and the search for codes is slow.
+    codes, and the search for codes is slow. `observe` receives the name of each tensor that a
+    target reads.
     """
 
     checkpoint: Checkpoint
     plan: BitPlan
     cache_nbytes: int = 1 << 30
+    observe: Callable[[str], None] = lambda name: None
     _cache: dict[str, PackedTensor] = field(default_factory=dict, repr=False)
 
     def format(self, name: str) -> Format | Floats:
@@ -46,6 +49,7 @@ class PlannedWeights:
         return stack_rows([self._packed(name) for name in sources])
 
     def _packed(self, name: str) -> PackedTensor:
+        self.observe(name)
         if name not in self._cache:
             tensor = quantize_tensor(self.checkpoint, self.plan, name)
             if sum(p.codes.nbytes for p in self._cache.values()) + tensor.codes.nbytes > (
@@ -67,7 +71,11 @@ class PlannedWeights:
 
     def floats(self, sources: tuple[str, ...]) -> Tensor:
         """Return float tensors in the dtype of the plan, stacked along dim 0."""
-        return torch.cat([float_tensor(self.checkpoint, self.plan, name) for name in sources])
+        tensors = []
+        for name in sources:
+            self.observe(name)
+            tensors.append(float_tensor(self.checkpoint, self.plan, name))
+        return torch.cat(tensors)
 
     def value(self, name: str, weight: Weight) -> Tensor:
         """Return the value of a constant for `Program.bind`; floats are float32."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lfmc.calib_free.grid.formats import Format, parse_format
@@ -21,6 +21,8 @@ from lfmc.passes.pipeline import pipeline
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, Request, Target
 
+BUILD_STAGES = 2  # of `build`: trace, passes
+
 
 @dataclass(frozen=True)
 class Build:
@@ -36,9 +38,12 @@ class Build:
     def plan(self) -> BitPlan:
         return self.weights.plan
 
-    def lower(self, folder: Path) -> Artifact:
-        """Write the artifact into `folder`."""
-        return self.target.lower(self.program, self.weights, self.request, folder)
+    def lower(
+        self, folder: Path, progress: Callable[[str], None] = lambda detail: None
+    ) -> Artifact:
+        """Write the artifact into `folder`. `progress` receives a count of the tensors it reads."""
+        weights = replace(self.weights, observe=_CountTensors(len(self.plan.rows), progress))
+        return self.target.lower(self.program, weights, self.request, folder)
 
     def bind(self) -> None:
         """Bind the program to the planned weights, so that torch can run it."""
@@ -79,6 +84,19 @@ class Build:
     def tolerance(self, *, exact: bool) -> float | None:
         """Return the tolerance of rung 3; None if the difference is only reported."""
         return self.target.tolerance(self.program, exact=exact)
+
+
+class _CountTensors:
+    """Reports each tensor of the plan when a target reads it for the first time."""
+
+    def __init__(self, total: int, progress: Callable[[str], None]) -> None:
+        self._total, self._progress = total, progress
+        self._names: set[str] = set()
+
+    def __call__(self, name: str) -> None:
+        if name not in self._names:
+            self._names.add(name)
+            self._progress(f"tensor {len(self._names)} of {self._total}")
 
 
 def build(

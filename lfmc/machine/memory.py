@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 
-import torch
-
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def installed_nbytes(device: str = "cpu") -> int:
     """Return the bytes of memory of the machine, or of its first GPU for "cuda"."""
     if device == "cuda":
+        import torch
+
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from lfmc.model.config import CONV, DecoderConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 StateKind = Literal["conv", "key", "value"]
 
@@ -57,6 +58,8 @@ def initial_state(
     layer: int | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the initial states, float32 zeros, of all layers or of one `layer`."""
+    import torch
+
     specs = state_specs(config, batch, context)
     return tuple(
         torch.zeros(spec.shape, device=device) for spec in specs if layer in (None, spec.layer)

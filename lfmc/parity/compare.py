@@ -216,8 +216,8 @@ def compare(
     prompt, earlier = draw_tokens(max(case.length for case in matrix), vocab_size)
     inputs = prompt if tokens is None else tokens
     results = []
-    for case in matrix:
-        progress(case.name)
+    for index, case in enumerate(matrix):
+        progress(f"case {index + 1} of {len(matrix)}: {case.name}")
         pair = run_pair(stepper, reference, case, inputs, earlier, near_tie=near_tie)
         results.append(compare_logits(case.name, pair.actual, pair.expected, pair.clear))
     return Rung(number, title, tolerance, tuple(results))

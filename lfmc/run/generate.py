@@ -1,4 +1,4 @@
-"""Generates tokens with any stepper, greedily or by sampling; golden prompts of a bundle."""
+"""Generates tokens with any stepper; golden prompts of a bundle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lfmc.errors import GateError
+from lfmc.run.sampling import GREEDY, Sampling, choose_token
 from lfmc.run.stepper import Stepper
 
 # Text, a question and one short word: prompts of three lengths, two of them below one chunk.
@@ -25,26 +26,24 @@ def continue_tokens(
     count: int,
     stop_ids: Sequence[int] = (),
     *,
-    temperature: float = 0.0,
+    sampling: Sampling = GREEDY,
     seed: int = 0,
 ) -> Iterator[int]:
     """Yield up to `count` tokens after `prompt`, from a cleared state; end before a stop id.
 
-    Decoding is greedy at `temperature` 0, else sampled with a generator seeded by `seed`.
+    It also ends when prompt and tokens fill the context. `seed` is of the sampling.
     """
     stepper.reset()
     generator = torch.Generator().manual_seed(seed)
     logits = stepper.step(prompt)[-1]
-    for index in range(min(count, stepper.context - len(prompt))):
-        if temperature > 0:
-            probabilities = torch.softmax(logits / temperature, dim=-1)
-            token = int(torch.multinomial(probabilities, 1, generator=generator))
-        else:
-            token = int(logits.argmax())
+    tokens, num_tokens = list(prompt), min(count, stepper.context - len(prompt))
+    for index in range(num_tokens):
+        token = choose_token(logits, tokens, sampling, generator)
         if token in stop_ids:
             return
+        tokens.append(token)
         yield token
-        if index + 1 < count:
+        if index + 1 < num_tokens:
             logits = stepper.step([token])[-1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,15 @@ from lfmc.lowering.build import Build
 from lfmc.parity.place import Place, stored_tensor_place
 from lfmc.targets.base import Artifact, StoredTensor, Target
 
+READ_BACK_PARTS = ("tensor", "error of tensor")  # counted steps: see `Progress.stage`
 
-def read_back(export_build: Build, folder: Path, artifact: Artifact) -> dict[str, float]:
+
+def read_back(
+    export_build: Build,
+    folder: Path,
+    artifact: Artifact,
+    progress: Callable[[str], None] = lambda detail: None,
+) -> dict[str, float]:
     """Compare every tensor on disk with the plan, bit for bit; raise `GateError` for a difference.
 
     Returns the measured error of each quantized tensor, as computed by
@@ -28,7 +35,10 @@ def read_back(export_build: Build, folder: Path, artifact: Artifact) -> dict[str
     """
     weights = export_build.weights
     counts: Counter[tuple[str, str, int]] = Counter()
-    for stored, tensor in _read_stored_tensors(export_build.target, folder, artifact.tensors):
+    total = len(_group_pieces(artifact.tensors))
+    stored_tensors = _read_stored_tensors(export_build.target, folder, artifact.tensors)
+    for index, (stored, tensor) in enumerate(stored_tensors):
+        progress(f"tensor {index + 1} of {total}")
         for name, value in _split_sources(tensor, stored, weights.checkpoint):
             planned = _planned_part(weights, name, stored.part)
             if value.dtype != planned.dtype or not torch.equal(value, planned):
@@ -49,10 +59,13 @@ def read_back(export_build: Build, folder: Path, artifact: Artifact) -> dict[str
             got=f"{sum(counts.values())}",
             todo="this artifact is wrong; please report it",
         ).at(_place_of_count_error(*wrong[0], wrong[0] in stored_parts))
-    return {
-        name: stored_error(weights.checkpoint, weights.plan, name, weights.packed((name,)))
-        for name in sorted(name for name, part in stored_parts if part == "codes")
-    }
+    errors = {}
+    quantized = sorted(name for name, part in stored_parts if part == "codes")
+    for index, name in enumerate(quantized):
+        progress(f"error of tensor {index + 1} of {len(quantized)}")
+        packed = weights.packed((name,))
+        errors[name] = stored_error(weights.checkpoint, weights.plan, name, packed)
+    return errors
 
 
 def _place_of_count_error(name: str, part: str, is_stored: bool) -> Place:
@@ -82,12 +95,17 @@ def _read_stored_tensors(
     target: Target, folder: Path, tensors: Iterable[StoredTensor]
 ) -> Iterator[tuple[StoredTensor, Tensor]]:
     """Yield every stored tensor and its value; the pieces of one tensor are concatenated."""
+    for pieces in _group_pieces(tensors):
+        values = [target.read_tensor(folder, piece) for piece in pieces]
+        yield pieces[0], values[0] if len(values) == 1 else torch.cat(values)
+
+
+def _group_pieces(tensors: Iterable[StoredTensor]) -> list[list[StoredTensor]]:
+    """Return the pieces of each stored tensor, in order."""
     groups: dict[tuple[Any, ...], list[StoredTensor]] = {}
     for stored in tensors:
         groups.setdefault((stored.sources, stored.part, stored.copy), []).append(stored)
-    for pieces in groups.values():
-        values = [target.read_tensor(folder, piece) for piece in pieces]
-        yield pieces[0], values[0] if len(values) == 1 else torch.cat(values)
+    return list(groups.values())
 
 
 def _planned_part(weights: PlannedWeights, name: str, part: str) -> Tensor:

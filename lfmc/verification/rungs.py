@@ -27,7 +27,7 @@ from lfmc.parity.place import Place
 from lfmc.parity.text_quality import Quality, QualityMeter, windows
 from lfmc.parity.transformers_reference import TransformersStepper, is_available
 from lfmc.run.stepper import Stepper, TorchStepper, decoder_stepper, step_all_logits
-from lfmc.targets.base import Artifact
+from lfmc.targets.base import Artifact, Request, Target
 from lfmc.verification.float_twin import run_float_rungs
 
 WINDOW = 256
@@ -95,10 +95,10 @@ def verify(
     checkpoint, context = build.checkpoint, build.request.context
     matrix = cases(checkpoint.config, context, full=check == "full")
     rungs = []
-    with progress.stage("parity 1: decoder against transformers"):
+    with progress.stage("parity 1: decoder against transformers", ("case",)):
         rungs.append(_run_decoder_rung(checkpoint, matrix, context, progress))
     build.bind()
-    with progress.stage("parity 2: graph against decoder"):
+    with progress.stage("parity 2: graph against decoder", ("case",)):
         rungs.append(_run_graph_rung(build, matrix, progress))
     why_not_here = build.target.why_not_here(build.request)
     if why_not_here is not None:
@@ -107,10 +107,15 @@ def verify(
     with progress.stage("parity 3: artifact against torch"):
         rungs += run_artifact_rungs(build, folder, artifact, matrix, progress)
         rungs += run_float_rungs(build, matrix, progress)
-    with progress.stage("parity 4: quality on text"):
+    with progress.stage("parity 4: quality on text", ("window",)):
         tokens = read_passages(checkpoint, min(WINDOW, context), WINDOWS[check], text)
         quality = measure_quality(checkpoint, build.target.run(folder), tokens, progress)
     return Verification(tuple(rungs), quality)
+
+
+def count_rungs(target: Target, request: Request) -> int:
+    """Return how many rungs `verify` runs: 3 and 4 need a machine that can execute the artifact."""
+    return 4 if target.why_not_here(request) is None else 2
 
 
 def require_parity_memory(checkpoint: Checkpoint, todo: str) -> None:

@@ -106,7 +106,8 @@ def test_generate_yields_the_text_of_the_golden_prompts(bundle_path: Path) -> No
     bundle, model = lfmc.open_bundle(bundle_path), lfmc.load(bundle_path)
     for entry in bundle.read_json("golden.json"):
         count = len(entry["tokens"])
-        pieces = list(lfmc.generate(bundle, entry["text"], max_tokens=count, model=model))
+        settings = {"max_tokens": count, "model": model, "raw": True}
+        pieces = list(lfmc.generate(bundle, entry["text"], **settings))
         assert "".join(pieces) == entry["continuation"]
         assert len(pieces) > 1
 
