@@ -32,6 +32,7 @@ from lfmc.targets.base import Artifact, Request, Target
 UNSPENT = 0.005  # of the budget
 ROUNDS = 4
 ADAPTIVE = ("auto", "alphaq")  # methods that can spend any number of bytes
+# The counted steps of method "auto", in order: see `Progress.stage`.
 AUTO_PARTS = ("text from the model", "sensitivity: forward", "sensitivity: backward")
 LOWER_STAGES = BUILD_STAGES + 1
 

@@ -38,8 +38,6 @@ from lfmc.verification.locate.search import find_place
 from lfmc.verification.readback import READ_BACK_PARTS, read_back
 from lfmc.verification.rungs import Verification, count_rungs, require_parity_memory, verify
 
-# The counted steps of method "auto", in order: see `Progress.stage`.
-
 
 @dataclass(frozen=True)
 class Report:
