@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from executorch.exir import schema
+from executorch.exir._serialize._flatbuffer_program import _patch_generated_flatbuffer_aliases
 from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
 from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 from executorch.exir._serialize.data_serializer import DataEntry
@@ -101,6 +102,7 @@ def _share(data: memoryview, shared: Mapping[str, int], constants: Sequence[byte
 
     The runtime loads a segment by its offset and its size, so segments may overlap.
     """
+    _patch_generated_flatbuffer_aliases()  # without it, `Program` finds modules for its classes
     program = Program.GetRootAs(data)
     offsets = program.ConstantSegment()
     start = program.Segments(offsets.SegmentIndex()).Offset()
