@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from executorch.exir import schema
+from executorch.exir._serialize._flatbuffer_program import _patch_generated_flatbuffer_aliases
 from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
 from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 from executorch.exir._serialize.data_serializer import DataEntry
+from executorch.exir._serialize.generated.executorch_flatbuffer.Program import Program
 
+from lfmc.targets.executorch.delegate import constant_key
 from lfmc.targets.executorch.method import Method, constant_method
 from lfmc.targets.executorch.steps import (
     Input,
@@ -23,6 +28,9 @@ from lfmc.targets.executorch.steps import (
 )
 
 CONSTANT_ALIGNMENT = 16
+# A segment of one byte, until it refers to a constant: flatbuffers don't store a size of 0.
+PLACEHOLDER = b"\0"
+SEGMENT_SLOTS = (4, 6)  # of the fields `offset` and `size` in a flatbuffer table `DataSegment`
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,9 @@ def assemble(
         segments=[],
         constant_segment=schema.SubsegmentOffsets(0, []),
     )
+    shared = _find_shared(method)
     named_data = NamedDataStoreOutput(
-        buffers=list(method.constants.values()),
+        buffers=[PLACEHOLDER if key in shared else x for key, x in method.constants.items()],
         pte_data={
             key: DataEntry(index, CONSTANT_ALIGNMENT, None)
             for index, key in enumerate(method.constants)
@@ -61,18 +70,48 @@ def assemble(
         external_data={},
     )
     zeros = [schema.Buffer(bytes(nbytes)) for nbytes in method.zero_buffers]
-    file = PTEFile(program, mutable_data=zeros if len(zeros) > 1 else None, named_data=named_data)
-    data = bytes(
-        serialize_pte_binary(
-            file, extract_delegate_segments=True, segment_alignment=CONSTANT_ALIGNMENT
-        )
-    )
+    pte = PTEFile(program, mutable_data=zeros if len(zeros) > 1 else None, named_data=named_data)
+    file = io.BytesIO()
+    serialize_pte_binary(
+        pte, extract_delegate_segments=True, segment_alignment=CONSTANT_ALIGNMENT
+    ).write_to_file(file)
+    with file.getbuffer() as data:
+        _share(data, shared, method.buffers)
     work: Counter[type] = Counter()
     for step in flatten_steps(steps):
         work[type(step)] += step.work
     return AssembledProgram(
-        data,
+        file.getvalue(),
         len(method.payloads),
         Counter(step.name for step in flatten_steps(steps) if isinstance(step, RuntimeStep)),
         work[XnnpackStep] / max(1, work.total()),
     )
+
+
+def _find_shared(method: Method) -> dict[str, int]:
+    """Return the keys of delegates' constants that operators of the runtime read, too.
+
+    A value of the result is the constant's index in `method.buffers`.
+    """
+    indices = {constant_key(data): index for index, data in enumerate(method.buffers)}
+    return {key: indices[key] for key in method.constants if key in indices}
+
+
+def _share(data: memoryview, shared: Mapping[str, int], constants: Sequence[bytes]) -> None:
+    """Let the segment of each shared constant refer to bytes of the segment of all constants.
+
+    The runtime loads a segment by its offset and its size, so segments may overlap.
+    """
+    _patch_generated_flatbuffer_aliases()  # without it, `Program` finds modules for its classes
+    program = Program.GetRootAs(data)
+    offsets = program.ConstantSegment()
+    start = program.Segments(offsets.SegmentIndex()).Offset()
+    for number in range(program.NamedDataLength()):
+        entry = program.NamedData(number)
+        index = shared.get(entry.Key().decode())
+        if index is None:
+            continue
+        table = program.Segments(entry.SegmentIndex())._tab
+        fields = start + offsets.Offsets(index), len(constants[index])
+        for slot, value in zip(SEGMENT_SLOTS, fields, strict=True):
+            struct.pack_into("<Q", data, table.Pos + table.Offset(slot), value)

@@ -152,7 +152,12 @@ class Delegate:
         return self._store_bytes(as_bytes(data))
 
     def _store_bytes(self, raw: bytes) -> int:
-        key = base64.b85encode(hashlib.sha256(raw).digest()[:16]).decode()
+        key = constant_key(raw)
         self.constants[key] = raw
         self._data.append(xnn.ConstantDataOffset(UINT64_MAX, len(raw), key))
         return len(self._data) - 1
+
+
+def constant_key(raw: bytes) -> str:
+    """Return the key of a constant with these bytes."""
+    return base64.b85encode(hashlib.sha256(raw).digest()[:16]).decode()

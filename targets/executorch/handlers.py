@@ -5,84 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
-from lfmc.calib_free.grid.packed_tensor import PackedTensor
-from lfmc.errors import UnsupportedError
 from lfmc.passes.pattern import arguments
 from lfmc.targets.executorch.experts import moe
+from lfmc.targets.executorch.lookup import embedding, embedding_nbits
 from lfmc.targets.executorch.lower import Handler, Lowering
 from lfmc.targets.executorch.recorder import numel_per_token, scalar
-from lfmc.targets.executorch.steps import Integer, Length, RuntimeStep, Value, constant, max_sizes
-from lfmc.targets.executorch.stored import stored_tensor
-
-FLOAT = 6  # the code of float32 in arguments of ExecuTorch's operators
-
-
-def _embedding(m: Lowering, node: fx.Node) -> Value:
-    table, ids = arguments(node)[:2]
-    weight = m.floats(table, copy=int(m.program.config.tied_embedding))
-    args = (weight, m.value(ids), -1, False, False)
-    return m.call("aten::embedding.out", args, (1, m.length, weight.shape[1]))
-
-
-def _embedding_nbits(m: Lowering, node: fx.Node) -> Value:
-    ids, codes, *_ = arguments(node)
-    name, sources = str(codes.target).removesuffix(".codes"), m.sources(codes)
-    packed = m.weights.packed(sources)
-    copy = int(m.program.config.tied_embedding)
-    code_kind, scale_kind, operator = LOOKUPS[packed.format.bits]
-    minimum = -(1 << packed.format.bits - 1)
-
-    def make_codes() -> Any:
-        value = lookup_codes(packed)
-        return constant(value), [stored_tensor(code_kind, value, "codes", sources, copy)]
-
-    def make_scales() -> Any:
-        value = lookup_scales(packed)
-        return constant(value), [stored_tensor(scale_kind, value, "scales", sources, copy)]
-
-    codes_constant = m.constant((name, "lookup codes"), make_codes)
-    scales_constant = m.constant((name, "lookup scales"), make_scales)
-    args = (codes_constant, scales_constant, None, minimum, -minimum - 1, m.value(ids), FLOAT)
-    return m.call(operator, args, (1, m.length, packed.shape[1]))
-
-
-def lookup_codes(packed: PackedTensor) -> Tensor:
-    """Return codes for the embedding operators.
-
-    8-bit codes are signed int8 `[V, H]`. 4-bit codes are two per byte, with the first code in the
-    higher half.
-    """
-    if packed.format.bits == 8:
-        return packed.signed_codes()
-    return (packed.codes[:, 0::2] << 4) | packed.codes[:, 1::2]
-
-
-def lookup_scales(packed: PackedTensor) -> Tensor:
-    """Return scales for the embedding operators: float32 `[V]` per row, or float16 `[V, G]`.
-
-    Raises `UnsupportedError` if float16 can't represent a bfloat16 scale.
-    """
-    if packed.format.bits == 8:
-        return packed.scales.squeeze(1)
-    narrow = packed.scales.to(torch.float16)
-    if not torch.equal(narrow.to(torch.bfloat16), packed.scales):
-        raise UnsupportedError(
-            "a scale of the embedding is too small or too large for the runtime's lookup",
-            expected="numbers that float16 represents",
-            got=f"{float(packed.scales.abs().min()):g} to {float(packed.scales.abs().max()):g}",
-            todo="plan 8 bits for the embedding",
-        )
-    return narrow
-
-
-# By bits: the kinds of the stored codes and scales, and the operator.
-LOOKUPS = {
-    4: ("swapped", "float16", "quantized_decomposed::embedding_4bit.dtype_out"),
-    8: ("signed", "row_scales", "quantized_decomposed::embedding_byte.dtype_out"),
-}
+from lfmc.targets.executorch.steps import Integer, Length, RuntimeStep, Value, max_sizes
 
 
 def _linear(m: Lowering, node: fx.Node) -> Value:
@@ -244,7 +174,7 @@ def _skip(m: Lowering, node: fx.Node) -> None:
 
 HANDLERS: dict[str, Handler] = {
     "aten.add": _add,
-    "aten.embedding": _embedding,
+    "aten.embedding": embedding,
     "aten.flatten": _flatten,
     "aten.linear": _linear,
     "aten.mul": _mul,
@@ -256,7 +186,7 @@ HANDLERS: dict[str, Handler] = {
     "lfm.add_rms_norm": _add_rms_norm,
     "lfm.attention": _attention,
     "lfm.dequantize": _skip,
-    "lfm.embedding_nbits": _embedding_nbits,
+    "lfm.embedding_nbits": embedding_nbits,
     "lfm.gated_short_conv": _gated_short_conv,
     "lfm.linear_nbits": _linear_nbits,
     "lfm.moe": moe,

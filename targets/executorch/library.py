@@ -1,4 +1,4 @@
-"""Import of ExecuTorch's operator libraries, without their output."""
+"""Import of ExecuTorch's operator library, without its output."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ EXTRA = "executorch"
 
 
 def load_operators() -> None:
-    """Register the operators `llama::` and `quantized_decomposed::` with the runtime.
+    """Register the operators `llama::` with the runtime.
 
     Raises `UnsupportedError` if a package is missing.
     """
     with quiet(), mute():
         require("executorch.extension.llm.custom_ops.custom_ops", EXTRA)
-        require("executorch.kernels.quantized", EXTRA)
 
 
 @contextlib.contextmanager

@@ -103,15 +103,15 @@ class Lowering:
             return node
         return self.floats(node) if node.op == "get_attr" else self.results[node]
 
-    def floats(self, node: fx.Node, kind: str = "float32", copy: int = 0) -> Constant:
+    def floats(self, node: fx.Node, kind: str = "float32") -> Constant:
         """Return a float constant in the layout of a `kind` of `lfmc.targets.executorch.stored`."""
         sources = self.sources(node)
 
         def make() -> tuple[Constant, list[StoredTensor]]:
             data = ARRANGEMENTS[kind](self.weights.floats(sources)).contiguous()
-            return constant(data), [stored_tensor(kind, data, "values", sources, copy)]
+            return constant(data), [stored_tensor(kind, data, "values", sources)]
 
-        return self.constant((node.target, copy), make)  # type: ignore[no-any-return]
+        return self.constant(node.target, make)  # type: ignore[no-any-return]
 
     def matrix(self, codes: fx.Node) -> Matrix:
         """Return the n-bit weight of a codes node."""

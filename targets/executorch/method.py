@@ -31,7 +31,7 @@ from lfmc.targets.executorch.steps import (
 
 SCALARS = {
     torch.float32: ScalarType.FLOAT,
-    torch.float16: ScalarType.HALF,
+    torch.bfloat16: ScalarType.BFLOAT16,
     torch.int64: ScalarType.LONG,
     torch.uint8: ScalarType.BYTE,
     torch.int8: ScalarType.CHAR,

@@ -44,15 +44,13 @@ class ProgramConstants:
         return {hash_bytes(data): data for data in self.named.values()}
 
 
-def stored_tensor(
-    kind: str, value: Tensor, part: str, sources: tuple[str, ...], copy: int = 0
-) -> StoredTensor:
+def stored_tensor(kind: str, value: Tensor, part: str, sources: tuple[str, ...]) -> StoredTensor:
     """Return the record of a constant whose bytes in the program are those of `value`."""
     data = as_bytes(value)
     shape = "x".join(str(size) for size in value.shape)
     name = f"{kind}:{shape}:{hash_bytes(data)}"
     order: Arrangement = "rows"
-    return StoredTensor(name, part, sources, order, len(data), copy)
+    return StoredTensor(name, part, sources, order, len(data))
 
 
 def stored_matrix(packed: PackedTensor, sources: tuple[str, ...]) -> list[StoredTensor]:
@@ -90,11 +88,6 @@ def _decode_signed(value: Tensor) -> Tensor:
     return pack_bits((value.to(torch.int16) + 128).to(torch.uint8), 8)
 
 
-def _decode_swapped(value: Tensor) -> Tensor:
-    """Swap nibbles, so that the first code of a byte is in the lower half."""
-    return (value << 4) | (value >> 4)
-
-
 def _decode_taps(value: Tensor) -> Tensor:
     """Transpose `[taps, H]` to the checkpoint's `[H, 1, taps]`."""
     return value.T.unsqueeze(1).contiguous()
@@ -107,19 +100,13 @@ def _unchanged(value: Tensor) -> Tensor:
 STORED_AS: Mapping[str, torch.dtype] = {
     "codes": torch.uint8,
     "signed": torch.int8,
-    "swapped": torch.uint8,
     "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
     "float32": torch.float32,
-    "row_scales": torch.float32,  # without a dim for groups
     "taps": torch.float32,
 }
 DECODE: Mapping[str, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys(STORED_AS, _unchanged),
     "signed": _decode_signed,
-    "swapped": _decode_swapped,
-    "float16": lambda value: value.to(torch.bfloat16),
-    "row_scales": lambda value: value.unsqueeze(1),
     "taps": _decode_taps,
 }
 

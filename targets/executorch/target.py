@@ -58,7 +58,6 @@ class ExecutorchTarget:
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="matrix",
             graph_nbytes=_graph_nbytes(config),
-            embedding_copies=2 if config.tied_embedding else 1,
         )
 
     def check(self, config: DecoderConfig, request: Request) -> None:
