@@ -65,6 +65,7 @@ def plan(
     bits: str | None = None,
     bits_per_weight: float | None = None,
     max_size: int | None = None,
+    target_options: Mapping[str, str] | None = None,
     seed: int = 0,
     effort: Effort = FAST,
     alphaq: AlphaQOptions | None = None,
@@ -79,6 +80,7 @@ def plan(
         bits: "auto" (the default), "alphaq", "uniform", "none", or one bit width such as "4".
         bits_per_weight: Budget: all stored bits over all parameters.
         max_size: Budget in bytes of the exported files.
+        target_options: Options of the target on which its formats depend.
         seed: Random seed for text the model generates while planning.
         effort: `Effort("best", minutes=10)` also fine-tunes codes, scales and norms.
         alphaq: Options of the method "alphaq".
@@ -95,6 +97,7 @@ def plan(
     options = Options(
         bits=bits,
         budget=budget(bits_per_weight, max_size),
+        target_options=target_options or {},
         seed=seed,
         effort=effort,
         alphaq=alphaq,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,20 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
     config = (checkpoint.path / "config.json").read_text(encoding="utf-8")
     (folder / "config.json").write_text(config, encoding="utf-8")
     return [*written, "config.json"]
+
+
+def add_settings(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Add keys to the JSON files of a folder; return the names of the files that are new."""
+    new = []
+    for name, values in settings.items():
+        path = folder / name
+        if path.is_file():
+            values = {**_parse(path, _read(path)), **values}
+        else:
+            new.append(name)
+        text = json.dumps(values, indent=1, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+    return new
 
 
 def _read(path: Path) -> str:

@@ -11,13 +11,13 @@ import click
 
 from lfmc.commands.first_difference import showing_place
 from lfmc.commands.options import (
-    Setting,
     alphaq_options,
     announce,
     json_option,
     measuring_options,
     model_argument,
     plan_options,
+    target_option,
     text_option,
     trace_option,
 )
@@ -38,14 +38,7 @@ from lfmc.commands.options import (
     type=int,
     help="Maximum number of tokens, prompt included. [default: 4096, or the model's maximum]",
 )
-@click.option(
-    "-O",
-    "--option",
-    "target_options",
-    type=Setting(),
-    multiple=True,
-    help="Set an option of the target; `lfmc doctor` lists them. Repeatable.",
-)
+@target_option
 @click.option(
     "--device", help="Device to compile for, such as cpu:avx2 with tvm. Same as -O device=VALUE."
 )

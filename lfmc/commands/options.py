@@ -173,6 +173,18 @@ def plan_options(function: F) -> F:
     return function
 
 
+def target_option(function: F) -> F:
+    """Add `-O NAME=VALUE`, which may be repeated."""
+    return click.option(
+        "-O",
+        "--option",
+        "target_options",
+        type=Setting(),
+        multiple=True,
+        help="Set an option of the target; `lfmc doctor` lists them. Repeatable.",
+    )(function)
+
+
 def measuring_options(function: F) -> F:
     """Add the options for where weights are measured and cached; a plan depends on neither."""
     workers = click.option(

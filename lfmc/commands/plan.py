@@ -17,6 +17,7 @@ from lfmc.commands.options import (
     plan_options,
     report_option,
     require_absent,
+    target_option,
     write_text,
 )
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @model_argument
 @plan_options
 @measuring_options
+@target_option
 @click.option("--output", type=click.Path(path_type=Path), help="File to write the plan to.")
 @report_option
 @force_option
@@ -45,6 +47,7 @@ def command(
     gpus: int,
     workers: str | None,
     no_cache: bool,
+    target_options: tuple[tuple[str, str], ...],
     output: Path | None,
     report: Path | None,
     force: bool,
@@ -87,6 +90,7 @@ def command(
     options = Options(
         bits=bits,
         budget=budget(bits_per_weight, max_size),
+        target_options=dict(target_options),
         seed=seed,
         effort=fit_effort,
         alphaq=alphaq_options(alphaq),
@@ -98,7 +102,7 @@ def command(
     if output is not None:
         plan.save(output)
     if report is not None:
-        capabilities = backend.capabilities(checkpoint.config)
+        capabilities = backend.capabilities(checkpoint.config, options.target_options)
         measured = allocations[0].matrix_costs if allocations else None
         with progress.stage("report"):
             facts = gather_plan(checkpoint, capabilities, plan, measured, progress.step)

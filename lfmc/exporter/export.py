@@ -24,7 +24,7 @@ from lfmc.calib_free.grid.formats import Format, parse_format
 from lfmc.calib_free.make_plan import make_plan
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.check_plan import check_plan
-from lfmc.checkpoint.chat_template import copy_tokenizer
+from lfmc.checkpoint.chat_template import add_settings, copy_tokenizer
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.footprint import require_memory
 from lfmc.errors import GateError
@@ -37,7 +37,7 @@ from lfmc.passes.base import Applied
 from lfmc.run.generate import golden_prompts
 from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.run.timing import require_speed
-from lfmc.targets.base import Artifact, Target
+from lfmc.targets.base import Artifact, Target, choose_options
 from lfmc.verification.locate.search import find_place
 from lfmc.verification.readback import read_back
 from lfmc.verification.rungs import Verification, require_parity_memory, verify
@@ -77,9 +77,11 @@ def plan_for(
 ) -> BitPlan:
     """Load and check the plan of `options.plan`, or make a plan for the target's capabilities.
 
+    The capabilities are those with `options.target_options`.
     `observe` is called with the measurements if method "auto" makes a new plan.
     """
-    capabilities = target.capabilities(checkpoint.config)
+    target_options = choose_options(target, options.target_options)
+    capabilities = target.capabilities(checkpoint.config, target_options)
     if options.plan is None:
         cache = default_cache() if options.cache else NO_CACHE
         with progress.stage("plan"), open_workers(options.workers) as workers:
@@ -123,6 +125,7 @@ def export(
         export_build, applied = build(checkpoint, target, plan, request, progress)
         with progress.stage("lower"):
             artifact = export_build.lower(folder)
+        other_files += add_settings(folder, artifact.settings)
         nbytes = sum((folder / name).stat().st_size for name in artifact.files)
         _check_size(plan, artifact, nbytes)
         stored = sum(tensor.nbytes for tensor in artifact.tensors)
