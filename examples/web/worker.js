@@ -28,6 +28,7 @@ async function load({ library, bundle, device }) {
   if (manifest.options.layout !== "transformers.js") {
     throw new Error(`${bundle} has another layout: export it with -O layout=transformers.js`);
   }
+  if (device === "webgpu" && manifest.not_on_webgpu) throw new Error(manifest.not_on_webgpu);
   golden = await readJson(bundle, "golden.json");
   transformers = await importTransformers(library);
   stopping = new transformers.InterruptableStoppingCriteria();

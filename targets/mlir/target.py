@@ -18,7 +18,14 @@ from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung
 from lfmc.run.stepper import Stepper
-from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.base import (
+    DEFAULT_OPTIONS,
+    Artifact,
+    Request,
+    StoredTensor,
+    TargetOption,
+    require,
+)
 from lfmc.targets.mlir.devices import DEVICES, why_not_here
 from lfmc.targets.shared.row_blocks import FORMATS, ROWS, require_whole_blocks
 

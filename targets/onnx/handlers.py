@@ -28,9 +28,7 @@ def _embedding_nbits(lowering: Lowering, node: fx.Node) -> ir.Value:
     q, scales, zeros = lowering.quantized(codes)
     if lowering.layout.runs_in_browsers:
         table = (q, scales, zeros)
-        rows = lookup(
-            lowering.emitter, lowering.value(ids), *table, bits, group, columns // group
-        )
+        rows = lookup(lowering.emitter, lowering.value(ids), *table, bits, group, columns // group)
         return lowering.probe(node, f"Gather {bits} bit", [ids], rows)
     rows = lowering.emitter.op(
         "GatherBlockQuantized",

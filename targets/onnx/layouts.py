@@ -1,10 +1,10 @@
 """State names and shapes, and the names of files, for each runtime that loads the model.
 
-| layout | convolution state | model file | read by |
-|---|---|---|---|
-| `plain` | `past_conv.N` `[B, taps - 1, H]`, as in the kernel | `model.onnx` | your own code, lfmc |
-| `genai` | `past.N.conv` `[B, H, taps - 1]` | `model.onnx` | onnxruntime-genai |
-| `transformers.js` | `past_conv.N` `[B, H, taps]`, one column unused | `onnx/model.onnx` | transformers.js |
+| layout | convolution state | read by |
+|---|---|---|
+| `plain` | `past_conv.N` `[B, taps - 1, H]`, as in the kernel | your own code, lfmc |
+| `genai` | `past.N.conv` `[B, H, taps - 1]` | onnxruntime-genai |
+| `transformers.js` | `past_conv.N` `[B, H, taps]`, one column unused | transformers.js |
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class OnnxTarget:
         from lfmc.targets.onnx.handlers import HANDLERS
         from lfmc.targets.onnx.layouts import Layout
         from lfmc.targets.onnx.lower import Lowering
-        from lfmc.targets.onnx.transformers_js import settings
+        from lfmc.targets.onnx.transformers_js import NOT_ON_WEBGPU, settings
 
         layout = Layout(request.options["layout"])
         emitter = Emitter(folder, layout.model_file, layout.data_file)
@@ -146,6 +146,8 @@ class OnnxTarget:
             "runs_on": {"CPUExecutionProvider": 1.0},  # the only provider that the session enables
             "states": states,
         }
+        if layout.runs_in_browsers:
+            facts["not_on_webgpu"] = NOT_ON_WEBGPU if program.config.moe else None
         return Artifact(
             tuple(files),
             tuple(emitter.stored),

@@ -8,6 +8,13 @@ from typing import Any
 from lfmc.checkpoint.chat_template import TEMPLATE
 from lfmc.checkpoint.checkpoint import Checkpoint
 
+# The kernel counts the tokens of each expert with atomic additions. One workgroup sets the counts
+# to 0 while the others may already add (onnxruntime-web 1.31.0-dev.20260914, `QmoeGate`).
+NOT_ON_WEBGPU = (
+    "experts can't run on WebGPU: QMoE of transformers.js 4.3 has a data race in prompts of more "
+    "than one token, and returns wrong results at random; use wasm, or Node"
+)
+
 
 def settings(checkpoint: Checkpoint) -> Mapping[str, Mapping[str, Any]]:
     """Return, by file name, the keys that replace or extend those of the checkpoint's files.

@@ -18,7 +18,14 @@ from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped_rung
 from lfmc.run.stepper import Stepper
-from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.base import (
+    DEFAULT_OPTIONS,
+    Artifact,
+    Request,
+    StoredTensor,
+    TargetOption,
+    require,
+)
 from lfmc.targets.shared.rounded_program import RoundedActivations, round_groups
 from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 from lfmc.targets.shared.row_blocks import FORMATS, ROWS, require_whole_blocks
