@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SITE := build/lint/site
 
-.PHONY: demo test test-slow test-arm test-qualcomm test-ethos-u lint actionlint check bench docs clean
+.PHONY: demo test test-slow test-arm test-web test-qualcomm test-ethos-u lint actionlint check bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lfmc export --target onnx --bits auto --output out/demo --force
@@ -23,6 +23,16 @@ test-slow: $(VENV)/.installed
 # Requires g++-aarch64-linux-gnu, qemu-user and nlohmann-json3-dev, and a network for the Arm wheels.
 test-arm: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m arm --arm
+
+# Requires node and chromium, and a network for the first run. The packages' scripts are not run: that
+# of onnxruntime-node downloads CUDA.
+test-web: $(VENV)/.installed build/web/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m web --web
+
+build/web/.installed: tests/targets/onnx/web/package.json
+	mkdir -p build/web && cp $< build/web
+	npm install --silent --no-fund --no-audit --no-package-lock --ignore-scripts --prefix build/web
+	touch $@
 
 # Requires QNN: make test-qualcomm QNN=accept installs it, under Qualcomm's license (docs/qualcomm.md).
 # ExecuTorch loads another version of the same libraries, from the SDK in QNN_SDK_ROOT: its tests run

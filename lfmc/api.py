@@ -62,10 +62,12 @@ def default_output(checkpoint: Checkpoint, target: Target) -> Path:
 def plan(
     model: str | Path | None = None,
     *,
+    adapter: str | Path | None = None,
     target: str = "onnx",
     bits: str | None = None,
     bits_per_weight: float | None = None,
     max_size: int | None = None,
+    target_options: Mapping[str, str] | None = None,
     seed: int = 0,
     effort: Effort = FAST,
     alphaq: AlphaQOptions | None = None,
@@ -76,10 +78,12 @@ def plan(
 
     Args:
         model: A checkpoint folder or a hub id. None uses the small checkpoint in the package.
+        adapter: A LoRA adapter of the model to merge: a folder or a hub id.
         target: The target whose formats the plan may use.
         bits: "auto" (the default), "alphaq", "uniform", "none", or one bit width such as "4".
         bits_per_weight: Budget: all stored bits over all parameters.
         max_size: Budget in bytes of the exported files.
+        target_options: Options of the target on which its formats depend.
         seed: Random seed for text the model generates while planning.
         effort: `Effort("best", minutes=10)` also fine-tunes codes, scales and norms.
         alphaq: Options of the method "alphaq".
@@ -96,18 +100,20 @@ def plan(
     options = Options(
         bits=bits,
         budget=budget(bits_per_weight, max_size),
+        target_options=target_options or {},
         seed=seed,
         effort=effort,
         alphaq=alphaq,
         workers=workers,
         cache=cache,
     )
-    return plan_for(open_checkpoint(model), get_target(target), options, Silent())
+    return plan_for(open_checkpoint(model, adapter), get_target(target), options, Silent())
 
 
 def export(
     model: str | Path | None = None,
     *,
+    adapter: str | Path | None = None,
     target: str = "onnx",
     output: str | Path | None = None,
     force: bool = False,
@@ -133,6 +139,7 @@ def export(
 
     Args:
         model: A checkpoint folder or a hub id. None uses the small checkpoint in the package.
+        adapter: As in `plan`.
         target: "coreml", "ethos-u", "executorch", "mlir", "onnx", "qualcomm" or "tvm".
         output: The folder to write. None writes `NAME-TARGET` in the current folder.
         force: Replace a bundle that exists.
@@ -163,7 +170,7 @@ def export(
     from lfmc.exporter.export import export as export_bundle
     from lfmc.lowering.request import Options
 
-    checkpoint, chosen_target = open_checkpoint(model), get_target(target)
+    checkpoint, chosen_target = open_checkpoint(model, adapter), get_target(target)
     folder = default_output(checkpoint, chosen_target) if output is None else Path(output)
     options = Options(
         bits=bits,
@@ -189,15 +196,19 @@ def export(
     return bundle
 
 
-def verify(bundle: Bundle | str | Path, model: str | Path | None = None) -> dict[str, Any]:
+def verify(
+    bundle: Bundle | str | Path,
+    model: str | Path | None = None,
+    adapter: str | Path | None = None,
+) -> dict[str, Any]:
     """Check the files and golden prompts of a bundle. With its checkpoint, run all parity rungs.
 
-    Returns the numbers of files and golden prompts, and with `model` the parity and quality
+    `adapter` is the LoRA adapter that was merged into the checkpoint. Returns the numbers of files and golden prompts, and with `model` the parity and quality
     numbers. Raises `GateError` for the first check that fails.
     """
     from lfmc.exporter.reverify import reverify
 
-    checkpoint = None if model is None else open_checkpoint(model)
+    checkpoint = None if model is None else open_checkpoint(model, adapter)
     return reverify(_opened(bundle), checkpoint, Silent())
 
 

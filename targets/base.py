@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points, metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from lfmc.errors import InputError, UnsupportedError, did_you_mean
@@ -51,6 +52,8 @@ class Request:
     options: Mapping[str, str]
 
 
+DEFAULT_OPTIONS: Mapping[str, str] = MappingProxyType({})
+
 Arrangement = Literal["rows", "experts", "experts_gate_up"]
 
 
@@ -90,6 +93,7 @@ class Artifact:
     `beside` lists files that ship with the artifact but that no app loads. No budget counts them.
     The export prints the fact `known_troubles`, a list of entries with `what` and `link`.
     `probes` lists the operators of the artifact that parity can compare one by one.
+    `settings` are keys that the export adds to JSON files of the checkpoint, by file name.
     """
 
     files: tuple[str, ...]
@@ -97,6 +101,7 @@ class Artifact:
     probes: tuple[Probe, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Target(Protocol):
@@ -110,8 +115,11 @@ class Target(Protocol):
     lowering_bytes: ClassVar[float]
     exact: ClassVar[bool]  # whether the artifact can also run with float activations
 
-    def capabilities(self, config: DecoderConfig) -> Capabilities:
-        """Return the formats that a plan may use, and a bound of the bytes that are not tensors."""
+    def capabilities(self, config: DecoderConfig, options: Mapping[str, str]) -> Capabilities:
+        """Return the formats that a plan may use, and a bound of the bytes that are not tensors.
+
+        `options` are options of the target by name; an absent option has its default.
+        """
 
     def check(self, config: DecoderConfig, request: Request) -> None:
         """Raise `UnsupportedError` for a missing package or a model that can't be exported."""

@@ -23,16 +23,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden texts again")
     parser.addoption("--slow", action="store_true", help="also run tests of more than 20 seconds")
     parser.addoption("--arm", action="store_true", help="also run tests of builds for 64-bit Arm")
+    parser.addoption("--web", action="store_true", help="also run tests in Node and in Chromium")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than 20 seconds")
     config.addinivalue_line("markers", "arm: builds for 64-bit Arm and runs under qemu")
+    config.addinivalue_line("markers", "web: runs transformers.js in Node and in Chromium")
     torch.set_num_threads(1)  # every model here is too small for several threads
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for name in ("slow", "arm"):
+    for name in ("slow", "arm", "web"):
         if config.getoption(f"--{name}"):
             continue
         for item in items:

@@ -38,7 +38,7 @@ class ToyTarget:
     lowering_bytes: ClassVar[float] = 2.0
     exact: ClassVar[bool] = False  # run() rounds nothing, so it needs no exact mode
 
-    def capabilities(self, config: DecoderConfig) -> Capabilities:
+    def capabilities(self, config: DecoderConfig, options: Mapping[str, str]) -> Capabilities:
         size = 1000 * config.num_layers + 800 * config.total_num_experts + 20_000
         return Capabilities(*[FORMATS] * 3, tuple(FLOAT_NBYTES), MERGED, graph_nbytes=size)
 

@@ -75,7 +75,7 @@ def _export_table(name: str, checkpoint: Checkpoint, obstacle: str | None) -> st
     """Return the `[[export]]` table of a target, commented out if there is an obstacle."""
     target = get_target(name)
     lines = ["[[export]]", f'target = "{name}"']
-    narrowest = min(stored.bits for stored in target.capabilities(checkpoint.config).linear)
+    narrowest = min(stored.bits for stored in target.capabilities(checkpoint.config, {}).linear)
     if narrowest > BITS_PER_WEIGHT:
         comment = f"its weights have at least {narrowest} bits, plus scales"
         lines.append(f"bits-per-weight = {narrowest + 1}  # {comment}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lfmc.checkpoint.chat_template import DEFAULT, OTHER_TEMPLATES, TEMPLATE, read_templates
 from lfmc.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
@@ -41,6 +43,15 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     return list(texts)
+
+
+def add_settings(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Add keys to the JSON files of a folder; return the names of the files that are new."""
+    new = [name for name in settings if not (folder / name).is_file()]
+    for name, values in settings.items():
+        existing = {} if name in new else read_json(folder / name)
+        (folder / name).write_text(_to_text({**existing, **values}), encoding="utf-8")
+    return new
 
 
 def _to_text(value: dict[str, object]) -> str:

@@ -11,21 +11,24 @@ import click
 
 from lfmc.commands.first_difference import showing_place
 from lfmc.commands.options import (
+    adapter_option,
     alphaq_options,
     json_option,
     measuring_options,
     model_argument,
     plan_options,
     require_target,
+    target_option,
     text_option,
     trace_option,
 )
-from lfmc.commands.param_types import CHECKS, PATH, Setting, Word
+from lfmc.commands.param_types import CHECKS, PATH, Word
 from lfmc.commands.progress import announce, progress_options, start_progress
 
 
 @click.command("export")
 @model_argument
+@adapter_option
 @plan_options
 @measuring_options
 @click.option(
@@ -39,14 +42,7 @@ from lfmc.commands.progress import announce, progress_options, start_progress
     type=int,
     help="Maximum number of tokens, prompt included. [default: 4096, or the model's maximum]",
 )
-@click.option(
-    "-O",
-    "--option",
-    "target_options",
-    type=Setting(),
-    multiple=True,
-    help="Set an option of the target; `lfmc doctor` lists them. Repeatable.",
-)
+@target_option
 @click.option(
     "--device", help="Device to compile for, such as cpu:avx2 with tvm. Same as -O device=VALUE."
 )
@@ -101,6 +97,7 @@ from lfmc.commands.progress import announce, progress_options, start_progress
 @json_option
 def command(
     model: str | None,
+    adapter: str | None,
     target: str,
     bits: str | None,
     bits_per_weight: float | None,
@@ -152,7 +149,7 @@ def command(
     with progress.stage("load"):
         from lfmc.checkpoint.checkpoint import open_checkpoint
 
-        checkpoint = None if isolated else open_checkpoint(model)
+        checkpoint = None if isolated else open_checkpoint(model, adapter)
 
         from lfmc.api import budget, default_output
         from lfmc.calib_free.fit.fit import Effort

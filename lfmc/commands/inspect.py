@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from lfmc.commands.options import (
+    adapter_option,
     force_option,
     json_option,
     model_argument,
@@ -22,10 +23,13 @@ from lfmc.commands.progress import announce
 
 @click.command("inspect")
 @model_argument
+@adapter_option
 @report_option
 @force_option
 @json_option
-def command(model: str | None, report: Path | None, force: bool, as_json: bool) -> None:
+def command(
+    model: str | None, adapter: str | None, report: Path | None, force: bool, as_json: bool
+) -> None:
     """Show MODEL's layers, parameters by role and memory use by context length.
 
     Memory is the weights as stored plus the states (KV cache and convolution states, float32) of
@@ -40,7 +44,7 @@ def command(model: str | None, report: Path | None, force: bool, as_json: bool) 
     from lfmc.report.model_facts import gather_model
 
     require_absent(report, force)
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, adapter)
     announce(checkpoint, model)
     config = checkpoint.config
     facts = gather_model(checkpoint)

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lfmc.commands.param_types import EFFORTS, PATH, Bits, Model, Size, TargetName, Widths, Word
+from lfmc.commands.param_types import (
+    EFFORTS,
+    PATH,
+    Bits,
+    Model,
+    Setting,
+    Size,
+    TargetName,
+    Widths,
+    Word,
+)
 from lfmc.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +51,11 @@ ALPHAQ_HELP = {
 
 def model_argument(function: F) -> F:
     return click.argument("model", required=False, type=Model())(function)
+
+
+def adapter_option(function: F) -> F:
+    text = "LoRA adapter of MODEL to merge into its weights: a folder or a hub id, saved by peft."
+    return click.option("--adapter", type=Model(), help=text)(function)
 
 
 def json_option(function: F) -> F:
@@ -122,6 +137,18 @@ def plan_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def target_option(function: F) -> F:
+    """Add `-O NAME=VALUE`, which may be repeated."""
+    return click.option(
+        "-O",
+        "--option",
+        "target_options",
+        type=Setting(),
+        multiple=True,
+        help="Set an option of the target; `lfmc doctor` lists them. Repeatable.",
+    )(function)
 
 
 def measuring_options(function: F) -> F:

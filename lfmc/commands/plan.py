@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lfmc.commands.options import (
+    adapter_option,
     alphaq_options,
     force_option,
     json_option,
@@ -17,6 +18,7 @@ from lfmc.commands.options import (
     report_option,
     require_absent,
     require_target,
+    target_option,
     write_text,
 )
 from lfmc.commands.param_types import PATH
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 
 @click.command("plan")
 @model_argument
+@adapter_option
 @plan_options
 @measuring_options
+@target_option
 @click.option("--output", type=PATH, help="File to write the plan to.")
 @report_option
 @force_option
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 @json_option
 def command(
     model: str | None,
+    adapter: str | None,
     target: str,
     bits: str | None,
     bits_per_weight: float | None,
@@ -49,6 +54,7 @@ def command(
     gpus: int,
     workers: str | None,
     no_cache: bool,
+    target_options: tuple[tuple[str, str], ...],
     output: Path | None,
     report: Path | None,
     force: bool,
@@ -74,7 +80,7 @@ def command(
     with progress.stage("load"):
         from lfmc.checkpoint.checkpoint import open_checkpoint
 
-        checkpoint = open_checkpoint(model)
+        checkpoint = open_checkpoint(model, adapter)
 
         from lfmc.api import budget
         from lfmc.calib_free.fit.fit import Effort
@@ -97,6 +103,7 @@ def command(
     options = Options(
         bits=bits,
         budget=budget(bits_per_weight, max_size),
+        target_options=dict(target_options),
         seed=seed,
         effort=fit_effort,
         alphaq=alphaq_options(alphaq),
@@ -109,7 +116,7 @@ def command(
     if output is not None:
         plan.save(output)
     if report is not None:
-        capabilities = backend.capabilities(checkpoint.config)
+        capabilities = backend.capabilities(checkpoint.config, options.target_options)
         measured = allocations[0].matrix_costs if allocations else None
         with progress.stage("report"):
             facts = gather_plan(checkpoint, capabilities, plan, measured, progress.step)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from lfmc.commands.first_difference import showing_place
-from lfmc.commands.options import json_option, text_option, trace_option
+from lfmc.commands.options import adapter_option, json_option, text_option, trace_option
 from lfmc.commands.param_types import CHECKS, FOLDER, Model, Word
 from lfmc.commands.progress import progress_options, start_progress
 
@@ -23,6 +23,7 @@ from lfmc.commands.progress import progress_options, start_progress
     show_default=True,
     help="With MODEL. full: all parity cases. fast: two parity cases and a short text.",
 )
+@adapter_option
 @text_option
 @trace_option
 @progress_options
@@ -30,6 +31,7 @@ from lfmc.commands.progress import progress_options, start_progress
 def command(
     bundle: Path,
     model: str | None,
+    adapter: str | None,
     check: str,
     text: Path | None,
     trace: bool,
@@ -58,6 +60,8 @@ def command(
             got=check,
             todo=did_you_mean(check, CHECKS[:2]),
         )
+    if adapter is not None and model is None:
+        raise InputError("--adapter needs the checkpoint that it changes", todo="add MODEL")
     exported = open_bundle(bundle)
     progress = start_progress("verify", quiet=quiet, verbose=verbose)
     with progress.stage("load"):
@@ -65,7 +69,7 @@ def command(
 
         checkpoint = None
         if model is not None:
-            checkpoint = open_checkpoint(None if model == "demo" else model)
+            checkpoint = open_checkpoint(None if model == "demo" else model, adapter)
 
         from lfmc.exporter.reverify import reverify
     with showing_place(as_json):

@@ -27,7 +27,7 @@ from lfmc.machine.cache import Cache, default_cache
 from lfmc.machine.progress import Progress
 from lfmc.machine.workers import open_workers
 from lfmc.passes.base import Applied
-from lfmc.targets.base import Artifact, Request, Target
+from lfmc.targets.base import Artifact, Request, Target, choose_options
 
 UNSPENT = 0.005  # of the budget
 ROUNDS = 4
@@ -73,7 +73,7 @@ def plan_for(
 
     `observe` is called with the measurements if method "auto" makes a new plan.
     """
-    capabilities = target.capabilities(checkpoint.config)
+    capabilities = _capabilities(checkpoint, target, options)
     if options.plan is not None:
         plan = BitPlan.load(options.plan)
         check_plan(plan, checkpoint, capabilities)
@@ -102,7 +102,7 @@ def lower_within_budget(
     if options.plan is not None:
         return _require_fit(lower(plan_for(checkpoint, target, options, progress)))
     quick = replace(options, effort=FAST)
-    capabilities = target.capabilities(checkpoint.config)
+    capabilities = _capabilities(checkpoint, target, options)
     with _measurements(options) as cache:
 
         def choose(settings: Options) -> BitPlan:
@@ -129,6 +129,11 @@ def lower_within_budget(
         progress.expect_more(1 + LOWER_STAGES)
         _remove(lowered, folder)
         return _require_fit(lower(choose(options)))
+
+
+def _capabilities(checkpoint: Checkpoint, target: Target, options: Options) -> Capabilities:
+    """Return what the target can store with the target options."""
+    return target.capabilities(checkpoint.config, choose_options(target, options.target_options))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from lfmc.bundle.token_ids import check_tokens
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.footprint import require_memory
-from lfmc.checkpoint.tokenizer_files import copy_tokenizer
+from lfmc.checkpoint.tokenizer_files import add_settings, copy_tokenizer
 from lfmc.errors import GateError
 from lfmc.exporter.budget import lower_within_budget
 from lfmc.lowering.build import BUILD_STAGES, Build
@@ -90,6 +90,7 @@ def export(
         ]
         lowered = lower_within_budget(checkpoint, target, request, options, folder, progress)
         plan, export_build, artifact = lowered.plan, lowered.build, lowered.artifact
+        other_files += add_settings(folder, artifact.settings)
         verification, errors = None, {}
         if options.check != "off":
             with progress.stage("read the file back", READ_BACK_PARTS):

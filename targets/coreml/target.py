@@ -21,7 +21,7 @@ from lfmc.model import DecoderConfig
 from lfmc.model.config import CONV
 from lfmc.parity.compare import Rung
 from lfmc.run.stepper import Stepper
-from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
+from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.coreml.states import DIGIT, LAYOUTS, package_states
 
 # constexpr_blockwise_shift_scale: int4 and int8 without an offset, uint4 and uint8 with one.
@@ -67,7 +67,9 @@ class CoremlTarget:
     lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = True
 
-    def capabilities(self, config: DecoderConfig) -> Capabilities:
+    def capabilities(
+        self, config: DecoderConfig, options: Mapping[str, str] = DEFAULT_OPTIONS
+    ) -> Capabilities:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
         return Capabilities(

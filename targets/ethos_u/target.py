@@ -16,7 +16,7 @@ from lfmc.machine.isolated import FLAG
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import Rung
 from lfmc.run.stepper import Stepper
-from lfmc.targets.base import Artifact, Request, TargetOption
+from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, TargetOption
 from lfmc.targets.ethos_u.accelerators import ACCELERATORS
 from lfmc.targets.ethos_u.vgf import SUFFIX, VGF, convert, require_converter
 from lfmc.targets.npu.constants import FORMATS
@@ -52,7 +52,9 @@ class EthosUTarget(NpuTarget):
     )
     lowering_bytes: ClassVar[float] = 30.0  # 29 for 17M parameters, more than for a tiny model
 
-    def capabilities(self, config: DecoderConfig) -> Capabilities:
+    def capabilities(
+        self, config: DecoderConfig, options: Mapping[str, str] = DEFAULT_OPTIONS
+    ) -> Capabilities:
         return Capabilities(
             linear=EIGHT_BITS,
             embedding=EIGHT_BITS,

@@ -18,7 +18,7 @@ from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped_rung
 from lfmc.run.stepper import Stepper
-from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
+from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 
 # The formats of XNNPACK's kernels. Without an error, XNNPACK drops zero points, rounds scales of
@@ -47,7 +47,9 @@ class ExecutorchTarget:
     lowering_bytes: ClassVar[float] = 5.0
     exact: ClassVar[bool] = False
 
-    def capabilities(self, config: DecoderConfig) -> Capabilities:
+    def capabilities(
+        self, config: DecoderConfig, options: Mapping[str, str] = DEFAULT_OPTIONS
+    ) -> Capabilities:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
         return Capabilities(

@@ -18,7 +18,14 @@ from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung
 from lfmc.run.stepper import Stepper
-from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.base import (
+    DEFAULT_OPTIONS,
+    Artifact,
+    Request,
+    StoredTensor,
+    TargetOption,
+    require,
+)
 from lfmc.targets.mlir.devices import DEVICES, why_not_here
 from lfmc.targets.shared.row_blocks import FORMATS, ROWS, require_whole_blocks
 
@@ -46,7 +53,9 @@ class MlirTarget:
     lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = False
 
-    def capabilities(self, config: DecoderConfig) -> Capabilities:
+    def capabilities(
+        self, config: DecoderConfig, options: Mapping[str, str] = DEFAULT_OPTIONS
+    ) -> Capabilities:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
         return Capabilities(

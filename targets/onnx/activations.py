@@ -89,16 +89,20 @@ def _table_codes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
 class KernelReference(nn.Module):
     """A bound program whose n-bit operators round activations as ONNX Runtime's kernels do.
 
-    `exact` selects accuracy level 0; otherwise the level is 4, as in the artifact.
+    `exact` selects accuracy level 0; otherwise the level is 4. `exact_experts` selects level 0 for
+    experts only, as in an artifact whose QMoE nodes have no level.
     """
 
-    def __init__(self, program: fx.GraphModule, *, exact: bool) -> None:
+    def __init__(
+        self, program: fx.GraphModule, *, exact: bool, exact_experts: bool = False
+    ) -> None:
         super().__init__()
         self.program = program
-        self.exact = exact
+        self.exact, self.exact_experts = exact, exact or exact_experts
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return _Interpreter(self.program, self.exact).run(*inputs)  # type: ignore[no-any-return]
+        interpreter = _Interpreter(self.program, self.exact, self.exact_experts)
+        return interpreter.run(*inputs)  # type: ignore[no-any-return]
 
 
 def rounds_always(program: Program) -> bool:
@@ -111,14 +115,17 @@ def rounds_always(program: Program) -> bool:
     )
 
 
-def run_alone(program: Program, node: fx.Node, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def run_alone(
+    program: Program, node: fx.Node, inputs: Sequence[Tensor], *, exact_experts: bool
+) -> tuple[Tensor, Tensor]:
     """Run one n-bit operator of the program, with the rounding of the artifact, on `inputs`.
 
-    `inputs` are its tensors other than the weights. Returns the result `[..., N]` and a bool for
+    `inputs` are its tensors other than the weights. `exact_experts` is as in `KernelReference`.
+    Returns the result `[..., N]` and a bool for
     each of its rows that depends on a rounding tie.
     """
     remaining_inputs = iter(inputs)
-    interpreter = _Interpreter(program.module, exact=False)
+    interpreter = _Interpreter(program.module, exact=False, exact_experts=exact_experts)
 
     def value(argument: fx.Node) -> Any:
         if argument.op == "get_attr":
@@ -137,9 +144,9 @@ def run_alone(program: Program, node: fx.Node, inputs: Sequence[Tensor]) -> tupl
 
 
 class _Interpreter(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, exact: bool) -> None:
+    def __init__(self, module: fx.GraphModule, exact: bool, exact_experts: bool) -> None:
         super().__init__(module, garbage_collect_values=False)
-        self.exact = exact
+        self.exact, self.exact_experts = exact, exact_experts
         self.ties: Tensor | None = None  # rows of the last n-bit operator that depend on a tie
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -172,10 +179,10 @@ class _Interpreter(fx.Interpreter):
             if len(token) == 0:
                 continue
             rows = x[token]
-            gate, gate_ties = _matmul(rows, gate_weight, self.exact)
-            up, _ = _matmul(rows, up_weight, self.exact)
+            gate, gate_ties = _matmul(rows, gate_weight, self.exact_experts)
+            up, _ = _matmul(rows, up_weight, self.exact_experts)
             inner, slack = F.silu(gate) * up, _slack(rows, gate, up, gate_weight, up_weight)
-            out, down_ties = _matmul(inner, down_weight, self.exact, slack)
+            out, down_ties = _matmul(inner, down_weight, self.exact_experts, slack)
             y.index_add_(0, token, out * weights[token, slot].unsqueeze(-1))
             self.ties[token] |= gate_ties | down_ties
         return y

@@ -15,6 +15,9 @@ from lfmc.targets.base import Arrangement, StoredTensor
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
+WEB_MODEL_FILE = "onnx/model.onnx"  # the names that transformers.js loads
+WEB_DATA_FILE = "onnx/model.onnx_data"
+NUM_LOGITS = "num_logits_to_keep"  # an input that transformers.js sets if a model has it
 CONTRIB = "com.microsoft"
 OPSETS = {"": 23, CONTRIB: 1}
 ALIGNMENT = 64
@@ -29,17 +32,26 @@ _DTYPES = {
 }
 
 
+def model_path(folder: Path) -> Path:
+    """Return the model file of the artifact in `folder`, in any layout."""
+    web = folder / WEB_MODEL_FILE
+    return web if web.is_file() else folder / MODEL_FILE
+
+
 class Emitter:
     """Collect the nodes of one graph. `stored` lists the checkpoint tensors that were written."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, model_file: str = MODEL_FILE, data_file: str = DATA_FILE
+    ) -> None:
         self.tape = ir.tape.Tape()
         self.inputs: list[ir.Value] = []
         self.outputs: list[ir.Value] = []
         self.stored: list[StoredTensor] = []
         self._constants: dict[str, ir.Value] = {}
-        self._data = (folder / DATA_FILE).open("wb")
-        self._folder = folder
+        self._model_path, self._data_path = folder / model_file, folder / data_file
+        self._data_path.parent.mkdir(exist_ok=True)
+        self._data = self._data_path.open("wb")
 
     def op(
         self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
@@ -97,13 +109,13 @@ class Emitter:
         raw = value.flatten().view(torch.uint8).numpy().tobytes()
         self._data.write(b"\0" * (-self._data.tell() % ALIGNMENT))
         tensor = ir.ExternalTensor(
-            DATA_FILE,
+            self._data_path.name,
             self._data.tell(),
             len(raw),
             _DTYPES[value.dtype],
             shape=ir.Shape(value.shape),
             name=full_name,
-            base_dir=self._folder,
+            base_dir=self._data_path.parent,
         )
         self._data.write(raw)
         result = self.tape.initializer(tensor)
@@ -126,4 +138,4 @@ class Emitter:
         )
         model = ir.Model(graph, ir_version=11, producer_name="lfmc")
         model.metadata_props.update(metadata)
-        ir.save(model, self._folder / MODEL_FILE)
+        ir.save(model, self._model_path)

@@ -13,6 +13,7 @@ from lfmc.graph.program import operator_name
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
 from lfmc.targets.onnx.emitter import CONTRIB
+from lfmc.targets.onnx.lookup import lookup
 from lfmc.targets.onnx.lower import Handler, Lowering
 from lfmc.targets.onnx.moe import lower_moe
 
@@ -23,8 +24,12 @@ def _embedding(lowering: Lowering, node: fx.Node) -> ir.Value:
 
 
 def _embedding_nbits(lowering: Lowering, node: fx.Node) -> ir.Value:
-    ids, codes, _, _, bits, group, _ = arguments(node)
+    ids, codes, _, _, bits, group, columns = arguments(node)
     q, scales, zeros = lowering.quantized(codes)
+    if lowering.layout.runs_in_browsers:
+        table = (q, scales, zeros)
+        rows = lookup(lowering.emitter, lowering.value(ids), *table, bits, group, columns // group)
+        return lowering.probe(node, f"Gather {bits} bit", [ids], rows)
     rows = lowering.emitter.op(
         "GatherBlockQuantized",
         *(q, lowering.value(ids), scales, zeros),
@@ -41,7 +46,7 @@ def _linear(lowering: Lowering, node: fx.Node) -> ir.Value:
     x, weight, bias = arguments(node)
     # ONNX Runtime folds the Transpose when a session starts.
     transposed = lowering.emitter.op("Transpose", lowering.value(weight), perm=[1, 0])
-    y = lowering.emitter.op("MatMul", lowering.value(x), transposed)
+    y = lowering.emitter.op("MatMul", lowering.head_input(node, lowering.value(x)), transposed)
     return y if bias is None else lowering.emitter.op("Add", y, lowering.value(bias))
 
 
@@ -54,7 +59,7 @@ def _linear_nbits(lowering: Lowering, node: fx.Node) -> ir.Value:
     blocks = lowering.emitter.op("Reshape", q, lowering.emitter.ints(rows, groups, width // groups))
     y = lowering.emitter.op(
         "MatMulNBits",
-        *(lowering.value(x), blocks, scales, zeros),
+        *(lowering.head_input(node, lowering.value(x)), blocks, scales, zeros),
         domain=CONTRIB,
         K=columns,
         N=rows,

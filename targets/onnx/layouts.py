@@ -1,4 +1,4 @@
-"""State names and shapes for each runtime that loads the model.
+"""State names and shapes, and the names of files, for each runtime that loads the model.
 
 | layout | convolution state | read by |
 |---|---|---|
@@ -14,14 +14,41 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lfmc.model import StateSpec
-from lfmc.targets.onnx.emitter import CONTRIB, Emitter
+from lfmc.targets.onnx.emitter import (
+    CONTRIB,
+    DATA_FILE,
+    MODEL_FILE,
+    WEB_DATA_FILE,
+    WEB_MODEL_FILE,
+    Emitter,
+)
+
+TRANSFORMERS_JS = "transformers.js"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The state names and shapes that one runtime expects."""
+    """The names and shapes that one runtime expects."""
 
     name: str
+
+    @property
+    def runs_in_browsers(self) -> bool:
+        """Whether the graph is limited to operators and inputs that browsers' runtimes have."""
+        return self.name == TRANSFORMERS_JS
+
+    @property
+    def model_file(self) -> str:
+        return WEB_MODEL_FILE if self.runs_in_browsers else MODEL_FILE
+
+    @property
+    def data_file(self) -> str:
+        return WEB_DATA_FILE if self.runs_in_browsers else DATA_FILE
+
+    @property
+    def batch(self) -> str:
+        """The name of the batch dim. transformers.js takes any dim of another name as 0."""
+        return "batch_size" if self.runs_in_browsers else "batch"
 
     def past(self, state: StateSpec) -> str:
         if state.kind != "conv":
@@ -39,11 +66,11 @@ class Layout:
         """Return the dims of a state; `time` names the dim that grows."""
         if state.kind != "conv":
             _, heads, _, head_dim = state.shape
-            return ["batch", heads, time, head_dim]
+            return [self.batch, heads, time, head_dim]
         _, channels, taps = state.shape
         if self.name == "plain":
-            return ["batch", taps, channels]
-        return ["batch", channels, taps + (self.name == "transformers.js")]
+            return [self.batch, taps, channels]
+        return [self.batch, channels, taps + self.runs_in_browsers]
 
     def conv(
         self,
@@ -59,7 +86,7 @@ class Layout:
         The filter reads `taps` earlier inputs.
         """
         kernel_state = past
-        if self.name == "transformers.js":
+        if self.runs_in_browsers:
             kernel_state = emitter.op(
                 "Slice", past, emitter.ints(1), emitter.ints(taps + 1), emitter.ints(2)
             )
@@ -79,7 +106,7 @@ class Layout:
         )
         if self.name == "genai":
             present = emitter.op("Transpose", present, perm=[0, 2, 1])
-        if self.name == "transformers.js":
+        if self.runs_in_browsers:
             inputs = emitter.op("Concat", past, emitter.op("Transpose", x, perm=[0, 2, 1]), axis=2)
             last = (emitter.ints(-taps - 1), emitter.ints(2**62), emitter.ints(2))
             present = emitter.op("Slice", inputs, *last)

@@ -18,7 +18,7 @@ from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
 from lfmc.passes.pattern import arguments
 from lfmc.targets.base import Probe, find_handler
-from lfmc.targets.onnx.emitter import Emitter
+from lfmc.targets.onnx.emitter import NUM_LOGITS, Emitter
 from lfmc.targets.onnx.layouts import Layout
 
 Result = ir.Value | Sequence[ir.Value] | None
@@ -79,6 +79,19 @@ class Lowering:
             None if zeros is None else write(name, "zeros", sources, zeros, "rows"),
         )
 
+    def head_input(self, node: fx.Node, x: ir.Value) -> ir.Value:
+        """Return the rows of `x` `[B, T, H]` for which the matmul `node` computes results.
+
+        These are all rows. If `node` computes the logits and the layout has `num_logits_to_keep`,
+        these are the last rows; 0 keeps all.
+        """
+        output = self.program.graph.output_node()
+        if not self.layout.runs_in_browsers or arguments(output)[0][0] is not node:
+            return x
+        emitter = self.emitter
+        start = emitter.op("Unsqueeze", emitter.op("Neg", self.num_logits), emitter.ints(0))
+        return emitter.op("Slice", x, start, emitter.ints(2**62), emitter.ints(1))
+
     def probe(self, node: fx.Node, kind: str, inputs: Sequence[Any], output: ir.Value) -> ir.Value:
         """Record an n-bit operator for operator parity, and return its output."""
         self.probe_values.append((node, kind, tuple(map(self.value, inputs)), output))
@@ -94,9 +107,10 @@ class Lowering:
     def _inputs(self) -> None:
         emitter, int64 = self.emitter, ir.DataType.INT64
         tokens, positions, *states = self.program.inputs
-        self.values[tokens] = emitter.input("input_ids", int64, ["batch", "time"])
+        batch = self.layout.batch
+        self.values[tokens] = emitter.input("input_ids", int64, [batch, "time"])
         self.values[positions] = None  # attention derives positions from the mask
-        mask = emitter.input("attention_mask", int64, ["batch", "total"])
+        mask = emitter.input("attention_mask", int64, [batch, "total"])
         # All rows have equal length: the last position of a row is its number of ones minus one.
         last = emitter.op(
             "Sub", emitter.op("ReduceSum", mask, emitter.ints(1), keepdims=0), emitter.ints(1)
@@ -104,13 +118,16 @@ class Lowering:
         self.last = emitter.op("Cast", last, to=int(ir.DataType.INT32))
         total = emitter.op("Squeeze", emitter.op("Shape", mask, start=1, end=2))
         self.total = emitter.op("Cast", total, to=int(ir.DataType.INT32))
+        if self.layout.runs_in_browsers:
+            self.num_logits = emitter.input(NUM_LOGITS, int64, [])
         for node, state in zip(states, self.program.states, strict=True):
             shape = self.layout.shape(state, "past")
             self.values[node] = emitter.input(self.layout.past(state), ir.DataType.FLOAT, shape)
 
     def _outputs(self, node: fx.Node) -> None:
         logits, *states = arguments(node)[0]
-        shape: list[int | str] = ["batch", "time", self.program.config.vocab_size]
+        time = "logits_to_keep" if self.layout.runs_in_browsers else "time"
+        shape: list[int | str] = [self.layout.batch, time, self.program.config.vocab_size]
         self.emitter.output(self.value(logits), "logits", shape)
         for value, state in zip(states, self.program.states, strict=True):
             name, dims = self.layout.present(state), self.layout.shape(state, "total")

@@ -8,6 +8,11 @@ each group gets all tokens, and its columns of one routing matrix:
 
 QMoE skips a token for an expert whose share is 0, so no product is wasted, and the routing (with
 the 1e-6 of transformers) is exact. `tests/benchmarks/experts.py` measures the cost.
+
+QMoE on WebGPU has no input for shares: it computes a softmax of its router logits over the k
+largest. In the layout for browsers, the logits are therefore logarithms of the shares:
+
+    softmax(log shares[:, group]) * sum(shares[:, group]) = shares[:, group]
 """
 
 from __future__ import annotations
@@ -27,6 +32,9 @@ from lfmc.targets.onnx.lower import Lowering
 # The router logit of an expert that was not chosen: far below every relevant log-sigmoid, and its
 # exponential is 0.
 _EXCLUDED = -1e4
+# The least share whose logarithm QMoE gets on WebGPU, where the softmax subtracts no maximum: the
+# exponentials of a group without a chosen expert must not all be 0.
+_LEAST_SHARE = 1e-30
 
 
 def lower_moe(lowering: Lowering, node: fx.Node) -> ir.Value:
@@ -134,24 +142,39 @@ def _quantized_moe(
     prefix = f"{down[0].split('.experts.')[0]}.experts.{format.bits}bit"
     q1, s1, z1 = _stack(lowering, f"{prefix}.w1+w3", gate_up, gate_up_pairs=True)
     q2, s2, z2 = _stack(lowering, f"{prefix}.w2", down, gate_up_pairs=False)
-    inputs = [x, group_shares, q1, s1, None, q2, s2]
-    inputs += [None, None, None, None, z1, z2, None, group_shares]
-    return emitter.op(
+    attributes: dict[str, Any] = {
+        "k": min(top_k, len(experts)),
+        "block_size": format.group,
+        "expert_weight_bits": format.bits,
+        "activation_type": "swiglu",
+        "swiglu_fusion": 1,  # rows of gate and up interleaved: the only layout on CPU
+        "activation_alpha": 1.0,
+        "activation_beta": 0.0,
+    }
+    weights = [q1, s1, None, q2, s2, None, None, None, None, z1, z2]
+    if not lowering.layout.runs_in_browsers:
+        return emitter.op(
+            "QMoE",
+            *(x, group_shares, *weights, None, group_shares),
+            domain=CONTRIB,
+            **attributes,
+            normalize_routing_weights=0,
+            accuracy_level=lowering.accuracy_level,
+            quant_type="int",
+            use_sparse_mixer=0,
+        )
+    logits = emitter.op("Log", emitter.op("Max", group_shares, emitter.number(_LEAST_SHARE)))
+    y = emitter.op(
         "QMoE",
-        *inputs,
+        *(x, logits, *(weights if z1 is not None else weights[:5])),
         domain=CONTRIB,
-        k=min(top_k, len(experts)),
-        block_size=format.group,
-        expert_weight_bits=format.bits,
-        activation_type="swiglu",
-        swiglu_fusion=1,  # rows of gate and up interleaved: the only layout on CPU
-        activation_alpha=1.0,
-        activation_beta=0.0,
-        normalize_routing_weights=0,
-        accuracy_level=lowering.accuracy_level,
+        **attributes,  # no accuracy_level: ONNX Runtime 1.30, of transformers.js, refuses it
+        normalize_routing_weights=1,
         quant_type="int",
         use_sparse_mixer=0,
     )
+    total = emitter.op("ReduceSum", group_shares, emitter.ints(-1), keepdims=1)
+    return emitter.op("Mul", y, total)
 
 
 def _stack(

@@ -20,7 +20,8 @@ from lfmc.graph.program import Program
 from lfmc.parity.compare import FLOAT_TOLERANCE, CaseResult, Rung, operators_rung, skipped_rung
 from lfmc.targets.base import Artifact, require
 from lfmc.targets.onnx.activations import run_alone
-from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE
+from lfmc.targets.onnx.emitter import CONTEXT_KEY, NUM_LOGITS, model_path
+from lfmc.targets.onnx.runtime import experts_are_exact
 
 TITLE = "every n-bit operator of the artifact, alone, as shipped"
 TOKENS = 100
@@ -36,11 +37,14 @@ def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
 
 
 def _results(program: Program, folder: Path, artifact: Artifact) -> Iterator[CaseResult]:
+    if not artifact.probes:
+        return
     values = _run_with_values(program, folder, artifact)
     nodes = {node.name: node for node in program.graph.nodes}
+    exact_experts = experts_are_exact(folder)
     for probe in artifact.probes:
         inputs = [torch.from_numpy(values[name]) for name in probe.inputs]
-        expected, ties = run_alone(program, nodes[probe.node], inputs)
+        expected, ties = run_alone(program, nodes[probe.node], inputs, exact_experts=exact_experts)
         actual = torch.from_numpy(values[probe.output])
         yield _compare_rows(probe.kind, actual.reshape(expected.shape), expected, ties)
 
@@ -65,7 +69,8 @@ def _run_with_values(
 ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
     """Run a prompt, and return the inputs and outputs of every probed operator by name."""
     onnx, ort = require("onnx", "onnx"), require("onnxruntime", "onnx")
-    model = onnx.load(folder / MODEL_FILE, load_external_data=False)
+    path = model_path(folder)
+    model = onnx.load(path, load_external_data=False)
     graph_inputs = {value.name for value in model.graph.input}
     graph_outputs = {value.name for value in model.graph.output}
     probe_names = {name for probe in artifact.probes for name in (*probe.inputs, probe.output)}
@@ -74,7 +79,7 @@ def _run_with_values(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     key = "session.model_external_initializers_file_folder_path"
-    options.add_session_config_entry(key, str(folder))
+    options.add_session_config_entry(key, str(path.parent))
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -84,8 +89,11 @@ def _run_with_values(
     ids = torch.randint(program.config.vocab_size, shape, generator=generator).numpy()
     feeds = {"input_ids": ids, "attention_mask": np.ones(shape, np.int64)}
     for value in session.get_inputs():
-        if value.name not in feeds:
-            dims = [{"batch": 1, "past": 0}.get(d, d) for d in value.shape]
+        if value.name == NUM_LOGITS:
+            feeds[value.name] = np.zeros((), np.int64)  # of every token
+        elif value.name not in feeds:
+            sizes = {"batch": 1, "batch_size": 1, "past": 0}
+            dims = [sizes.get(d, d) for d in value.shape]
             feeds[value.name] = np.zeros(dims, np.float32)
     names = sorted(probe_names - graph_inputs)
     results = dict(zip(names, session.run(names, feeds), strict=True))

@@ -11,18 +11,19 @@ from torch import Tensor
 
 from lfmc.errors import InputError
 from lfmc.targets.base import require
-from lfmc.targets.onnx.emitter import MODEL_FILE
+from lfmc.targets.onnx.emitter import model_path
 
 
 def read_initializer(folder: Path, name: str) -> Tensor:
     """Read an initializer in its stored dtype (uint8, float16, bfloat16 or float32)."""
     onnx = require("onnx", "onnx")
-    initializers = _initializers(folder, (folder / MODEL_FILE).stat().st_mtime_ns)
+    path = model_path(folder)
+    initializers = _initializers(path, path.stat().st_mtime_ns)
     if name not in initializers:
-        raise InputError(f"the model has no constant '{name}'", where=folder / MODEL_FILE)
+        raise InputError(f"the model has no constant '{name}'", where=path)
     proto = onnx.TensorProto()
     proto.CopyFrom(initializers[name])
-    onnx.external_data_helper.load_external_data_for_tensor(proto, str(folder))
+    onnx.external_data_helper.load_external_data_for_tensor(proto, str(path.parent))
     dtypes = {
         onnx.TensorProto.UINT8: torch.uint8,
         onnx.TensorProto.FLOAT: torch.float32,
@@ -34,8 +35,8 @@ def read_initializer(folder: Path, name: str) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _initializers(folder: Path, stamp: int) -> dict[str, Any]:
+def _initializers(path: Path, stamp: int) -> dict[str, Any]:
     """Return the constants of a model file by name, without data. `stamp` is its mtime."""
     onnx = require("onnx", "onnx")
-    model = onnx.load(folder / MODEL_FILE, load_external_data=False)
+    model = onnx.load(path, load_external_data=False)
     return {tensor.name: tensor for tensor in model.graph.initializer}

@@ -14,7 +14,9 @@ from torch import Tensor
 from lfmc.errors import InputError, first_line
 from lfmc.run.stepper import require_tokens
 from lfmc.targets.base import require
-from lfmc.targets.onnx.emitter import CONTEXT_KEY, MODEL_FILE
+from lfmc.targets.onnx.emitter import CONTEXT_KEY, NUM_LOGITS, model_path
+
+ACCURACY_LEVEL_KEY = "accuracy_level"
 
 
 class OnnxStepper:
@@ -28,17 +30,18 @@ class OnnxStepper:
         ort = require("onnxruntime", "onnx")
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        model: str | bytes = str(folder / MODEL_FILE)
+        path = model_path(folder)
+        model: str | bytes = str(path)
         if exact:
-            model = _with_float_activations(folder)
+            model = _with_float_activations(path)
             key = "session.model_external_initializers_file_folder_path"
-            options.add_session_config_entry(key, str(folder))
+            options.add_session_config_entry(key, str(path.parent))
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's errors have no base class
             raise InputError(
                 "ONNX Runtime can't load the model",
-                where=folder / MODEL_FILE,
+                where=path,
                 got=first_line(error),
                 todo="export it again; files of different bundles can't be mixed",
             ) from error
@@ -53,7 +56,7 @@ class OnnxStepper:
         self._state: dict[str, Any] = {}
         for model_input in self._session.get_inputs():
             if model_input.name.startswith("past"):
-                sizes = {"batch": self._batch, "past": self.context}
+                sizes = {"batch": self._batch, "batch_size": self._batch, "past": self.context}
                 shape = [sizes.get(d, d) for d in model_input.shape]
                 self._state[model_input.name] = self._ort.OrtValue.ortvalue_from_numpy(
                     np.zeros(shape, np.float32)
@@ -67,6 +70,8 @@ class OnnxStepper:
         binding = self._session.io_binding()
         binding.bind_cpu_input("input_ids", ids.numpy())
         binding.bind_cpu_input("attention_mask", np.ones((self._batch, total), np.int64))
+        if any(value.name == NUM_LOGITS for value in self._session.get_inputs()):
+            binding.bind_cpu_input(NUM_LOGITS, np.zeros((), np.int64))  # of every token
         new_states = {}
         binding.bind_output("logits", "cpu")
         for past, value in self._state.items():
@@ -102,13 +107,21 @@ def _present(past: str) -> str:
     return past.replace("past", "present", 1)
 
 
-def _with_float_activations(folder: Path) -> bytes:
+def experts_are_exact(folder: Path) -> bool:
+    """Return whether the model's experts have no accuracy level: then it is 0, as in `exact`."""
+    onnx = require("onnx", "onnx")
+    model = onnx.load(model_path(folder), load_external_data=False)
+    nodes = [node for node in model.graph.node if node.op_type == "QMoE"]
+    return not any(a.name == ACCURACY_LEVEL_KEY for node in nodes for a in node.attribute)
+
+
+def _with_float_activations(path: Path) -> bytes:
     """Return the model with accuracy level 0 in every node, for parity without int8 activations."""
     onnx = require("onnx", "onnx")
-    model = onnx.load(folder / MODEL_FILE, load_external_data=False)
+    model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
+            if attribute.name == ACCURACY_LEVEL_KEY:
                 attribute.i = 0
     data: bytes = model.SerializeToString()
     return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +19,14 @@ from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung
 from lfmc.run.stepper import Stepper
-from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.base import (
+    DEFAULT_OPTIONS,
+    Artifact,
+    Request,
+    StoredTensor,
+    TargetOption,
+    require,
+)
 from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 
 # Bit widths of QMoE and MatMulNBits on CPU. Others fail when a session starts (onnxruntime 1.31).
@@ -32,6 +39,10 @@ FORMATS = tuple(
     for symmetric in (True, False)
 )
 
+# Without `Cast` of 16-bit constants and zero points of experts, which WebGPU refuses, and 2-bit
+# experts, which it does not have.
+WEB_FORMATS = tuple(replace(f, scale_dtype="float32") for f in FORMATS)
+WEB_EXPERT_FORMATS = tuple(f for f in WEB_FORMATS if f.symmetric and f.bits > 2)
 
 # Level 4 rounds the activations of n-bit matmuls to int8, which the fast kernels need. Level 0
 # keeps them float; a step then takes 3 times as long at 4 bits and 100 times at 2 and 8 bits.
@@ -54,14 +65,17 @@ class OnnxTarget:
     lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = True
 
-    def capabilities(self, config: DecoderConfig) -> Capabilities:
-        moe = config.moe
+    def capabilities(
+        self, config: DecoderConfig, options: Mapping[str, str] = DEFAULT_OPTIONS
+    ) -> Capabilities:
+        moe, web = config.moe, options.get("layout") == "transformers.js"
+        formats, experts = (WEB_FORMATS, WEB_EXPERT_FORMATS) if web else (FORMATS, FORMATS)
         return Capabilities(
-            linear=FORMATS,
+            linear=formats,
             # These two kernels support whole groups only. MatMulNBits pads the last group.
-            embedding=unpadded_formats(FORMATS, config.hidden_size),
-            expert=unpadded_formats(FORMATS, config.hidden_size, moe.ffn_size) if moe else (),
-            floats=("float32", "bfloat16", "float16"),
+            embedding=unpadded_formats(formats, config.hidden_size),
+            expert=unpadded_formats(experts, config.hidden_size, moe.ffn_size) if moe else (),
+            floats=("float32",) if web else ("float32", "bfloat16", "float16"),
             merged=(("q_proj", "k_proj", "v_proj"), ("w1", "w3")),
             expert_unit="expert",  # a QMoE node has one bit width for all three matrices
             expert_layer_shares_group=True,  # so a layer needs one node per width, not per format
@@ -73,13 +87,13 @@ class OnnxTarget:
         for package in self.packages:
             require(package, self.extra)
         layout = request.options["layout"]
-        if layout != "plain" and config.model_type == "lfm3":
+        if layout == "genai" and config.model_type == "lfm3":
             raise UnsupportedError(
-                f"layout '{layout}' does not support this model",
+                "layout 'genai' does not support this model",
                 expected="lfm2 or lfm2_moe",
                 got=config.model_type,
-                todo="neither onnxruntime-genai 0.18 nor transformers.js supports lfm3; "
-                "use -O layout=plain",
+                todo="onnxruntime-genai 0.18 does not support lfm3; use -O layout=plain or "
+                "transformers.js",
             )
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
@@ -96,21 +110,22 @@ class OnnxTarget:
     def lower(
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
-        from lfmc.targets.onnx.emitter import CONTEXT_KEY, DATA_FILE, MODEL_FILE, OPSETS, Emitter
+        from lfmc.targets.onnx.emitter import CONTEXT_KEY, OPSETS, Emitter
         from lfmc.targets.onnx.genai import CONFIG_FILE, genai_config
         from lfmc.targets.onnx.handlers import HANDLERS
         from lfmc.targets.onnx.layouts import Layout
         from lfmc.targets.onnx.lower import Lowering
+        from lfmc.targets.onnx.transformers_js import NOT_ON_WEBGPU, settings
 
         layout = Layout(request.options["layout"])
-        emitter = Emitter(folder)
+        emitter = Emitter(folder, layout.model_file, layout.data_file)
         lowering = Lowering(
             program, weights, layout, request.context, ACCURACY_LEVEL, emitter, HANDLERS
         )
         lowering.run()
         emitter.save(program.config.model_type, {CONTEXT_KEY: json.dumps(request.context)})
-        files = [MODEL_FILE, DATA_FILE]
-        if request.options["layout"] == "genai":
+        files = [layout.model_file, layout.data_file]
+        if layout.name == "genai":
             text = genai_config(weights.checkpoint, request.context)
             (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
             files.append(CONFIG_FILE)
@@ -131,7 +146,15 @@ class OnnxTarget:
             "runs_on": {"CPUExecutionProvider": 1.0},  # the only provider that the session enables
             "states": states,
         }
-        return Artifact(tuple(files), tuple(emitter.stored), lowering.probes(), facts)
+        if layout.runs_in_browsers:
+            facts["not_on_webgpu"] = NOT_ON_WEBGPU if program.config.moe else None
+        return Artifact(
+            tuple(files),
+            tuple(emitter.stored),
+            lowering.probes(),
+            facts,
+            settings=settings(weights.checkpoint) if layout.runs_in_browsers else {},
+        )
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> Tensor:
         from lfmc.targets.onnx.readback import read_initializer
@@ -154,8 +177,10 @@ class OnnxTarget:
         self, program: Program, request: Request, folder: Path, *, exact: bool
     ) -> torch.nn.Module:
         from lfmc.targets.onnx.activations import KernelReference
+        from lfmc.targets.onnx.runtime import experts_are_exact
 
-        return KernelReference(program.module, exact=exact)
+        exact_experts = exact or experts_are_exact(folder)
+        return KernelReference(program.module, exact=exact, exact_experts=exact_experts)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
         from lfmc.targets.onnx.activations import rounds_always
@@ -168,11 +193,13 @@ class OnnxTarget:
         """Compare every n-bit operator in isolation, and then the whole artifact."""
         from lfmc.targets.onnx.activations import KernelReference
         from lfmc.targets.onnx.probe import operator_parity
+        from lfmc.targets.onnx.runtime import experts_are_exact
 
         operators = operator_parity(program, folder, artifact)
         if not has_nbit_products(program):
             return (operators,)
-        rounded_module = KernelReference(program.module, exact=False)
+        exact_experts = experts_are_exact(folder)
+        rounded_module = KernelReference(program.module, exact=False, exact_experts=exact_experts)
         return operators, noise_rung(program, rounded_module, self.run(folder))
 
 

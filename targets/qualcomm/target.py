@@ -15,7 +15,7 @@ from lfmc.graph.program import Program
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import Rung
 from lfmc.run.stepper import Stepper
-from lfmc.targets.base import Artifact, Request, TargetOption, require
+from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, TargetOption, require
 from lfmc.targets.npu.constants import FORMATS
 from lfmc.targets.npu.target import GraphSize, NpuTarget
 from lfmc.targets.qualcomm.socs import SOCS
@@ -46,7 +46,9 @@ class QualcommTarget(NpuTarget):
     )
     lowering_bytes: ClassVar[float] = 14.0
 
-    def capabilities(self, config: DecoderConfig) -> Capabilities:
+    def capabilities(
+        self, config: DecoderConfig, options: Mapping[str, str] = DEFAULT_OPTIONS
+    ) -> Capabilities:
         return Capabilities(
             linear=FORMATS,
             embedding=FORMATS,

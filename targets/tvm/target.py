@@ -18,7 +18,14 @@ from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped_rung
 from lfmc.run.stepper import Stepper
-from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption, require
+from lfmc.targets.base import (
+    DEFAULT_OPTIONS,
+    Artifact,
+    Request,
+    StoredTensor,
+    TargetOption,
+    require,
+)
 from lfmc.targets.shared.rounded_program import RoundedActivations, round_groups
 from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 from lfmc.targets.shared.row_blocks import FORMATS, ROWS, require_whole_blocks
@@ -53,7 +60,9 @@ class TvmTarget:
     lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = True
 
-    def capabilities(self, config: DecoderConfig) -> Capabilities:
+    def capabilities(
+        self, config: DecoderConfig, options: Mapping[str, str] = DEFAULT_OPTIONS
+    ) -> Capabilities:
         moe, hidden = config.moe, config.hidden_size
         inner = config.num_heads * config.head_dim
         return Capabilities(

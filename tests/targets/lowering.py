@@ -64,7 +64,7 @@ def build_for(
 ) -> Build:
     """Trace and fuse a checkpoint for a target, with the formats that `choose` returns."""
     target = get_target(name)
-    plan = choose_formats(checkpoint, choose, target.capabilities(checkpoint.config))
+    plan = choose_formats(checkpoint, choose, target.capabilities(checkpoint.config, options))
     request = make_request(checkpoint, target, Options(context=context, target_options=options))
     return build(checkpoint, target, plan, request, Silent())[0]
 
@@ -126,6 +126,14 @@ def wide_groups(row: PlanRow) -> Format:
 
 def two_bit(row: PlanRow) -> Format:
     return Format(2, 32, True, "float16")
+
+
+def for_browsers(row: PlanRow) -> Format:
+    """Formats of ONNX's layout for transformers.js: float32 scales, experts without zero points."""
+    if row.role == "expert":
+        return Format((4, 8)[expert_of(row) % 2], 32, True, "float32")
+    bits = 8 if row.role in ("embedding", "head") else 4
+    return Format(bits, 32, False, "float32")
 
 
 def floats(row: PlanRow) -> Floats:

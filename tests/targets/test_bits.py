@@ -28,7 +28,7 @@ def test_every_method_is_planned_or_refused(
     any_checkpoint: Callable[[str], Checkpoint], target: str, family: str
 ) -> None:
     checkpoint = any_checkpoint(family)
-    capabilities = get_target(target).capabilities(checkpoint.config)
+    capabilities = get_target(target).capabilities(checkpoint.config, {})
     supported = {str(bits) for bits in capabilities.bits()}
     for method in METHODS:
         if method.isdigit() and method not in supported:

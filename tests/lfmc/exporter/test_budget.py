@@ -42,8 +42,8 @@ def estimate_graph(patch: pytest.MonkeyPatch, nbytes: int) -> None:
     """Let the ONNX target estimate this number of bytes for the graph."""
     capabilities = OnnxTarget.capabilities
 
-    def with_estimate(self: OnnxTarget, config: Any) -> Capabilities:
-        return replace(capabilities(self, config), graph_nbytes=nbytes)
+    def with_estimate(self: OnnxTarget, config: Any, options: Any) -> Capabilities:
+        return replace(capabilities(self, config, options), graph_nbytes=nbytes)
 
     patch.setattr(OnnxTarget, "capabilities", with_estimate)
 
@@ -72,7 +72,7 @@ def test_a_plan_file_that_is_larger_than_its_budget_is_refused(
     checkpoint: Checkpoint,
 ) -> None:
     estimate_graph(monkeypatch, 0)
-    plan = make_plan(checkpoint, get_target("onnx").capabilities(checkpoint.config), "8", None)
+    plan = make_plan(checkpoint, get_target("onnx").capabilities(checkpoint.config, {}), "8", None)
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     replace(plan, limit_nbytes=plan.nbytes).save(path)
     with pytest.raises(GateError, match="larger than its budget"):
@@ -82,7 +82,7 @@ def test_a_plan_file_that_is_larger_than_its_budget_is_refused(
 def test_without_a_budget_a_plan_has_the_default_or_the_smallest_size(
     checkpoint: Checkpoint,
 ) -> None:
-    capabilities = get_target("onnx").capabilities(checkpoint.config)
+    capabilities = get_target("onnx").capabilities(checkpoint.config, {})
     small = make_plan(checkpoint, replace(capabilities, graph_nbytes=0), "auto", None)
     assert small.limit_nbytes == int(4.5 * checkpoint.num_params / 8)
     large = make_plan(checkpoint, replace(capabilities, graph_nbytes=1_000_000), "auto", None)
@@ -94,7 +94,7 @@ def test_without_a_budget_a_plan_has_the_default_or_the_smallest_size(
 def test_files_with_other_bytes_than_the_plan_are_refused() -> None:
     checkpoint = open_checkpoint()
     padded = Format(4, 96, False, "float16")  # 3 groups of 256 columns
-    plan = make_plan(checkpoint, get_target("onnx").capabilities(checkpoint.config), "4", None)
+    plan = make_plan(checkpoint, get_target("onnx").capabilities(checkpoint.config, {}), "4", None)
     rows = [
         replace(row, format=padded.name, nbytes=padded.nbytes(row.shape))
         for row in plan.rows

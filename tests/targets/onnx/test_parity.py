@@ -80,6 +80,12 @@ def test_every_operator_in_isolation_as_shipped(lowered: Make, name: str, choose
     assert ("QMoE 2+4+8 bit" in kinds) == (choose is mixed)
 
 
+def test_an_artifact_without_nbit_operators_has_none_to_compare(lowered: Make) -> None:
+    build = lowered("lfm2_moe", floats)
+    rung = operator_parity(build.program, build.folder, build.artifact)
+    assert rung.skipped == "the artifact has no n-bit operators"
+
+
 def symmetric(row: PlanRow) -> Format:
     return Format(4, 32, True, "float16")
 
