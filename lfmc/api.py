@@ -203,8 +203,9 @@ def verify(
 ) -> dict[str, Any]:
     """Check the files and golden prompts of a bundle. With its checkpoint, run all parity rungs.
 
-    `adapter` is the LoRA adapter that was merged into the checkpoint. Returns the numbers of files and golden prompts, and with `model` the parity and quality
-    numbers. Raises `GateError` for the first check that fails.
+    `adapter` is the LoRA adapter that was merged into the checkpoint. Returns the numbers of files
+    and golden prompts, and with `model` the parity and quality numbers. Raises `GateError` for the
+    first check that fails.
     """
     from lfmc.exporter.reverify import reverify
 

@@ -18,7 +18,7 @@ from lfmc.calib_free.fit.distill import distill
 from lfmc.calib_free.fit.training_loop import SingleProcess, TrainingOptions, TrainingSchedule
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.fitted_tensors import FittedFolder, Parts, save_fitted
-from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import UnsupportedError
 
 POLL_SECONDS = 0.2
@@ -86,7 +86,7 @@ def distill_multi_process(
         messages: Any = context.Queue()
         arguments = (
             {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()},
-            (str(checkpoint.path), folder, texts.device.type, schedule),
+            (checkpoint, folder, texts.device.type, schedule),
             (options.seed, options.deadline, options.state_path),
             messages,
         )
@@ -100,20 +100,20 @@ def distill_multi_process(
 def _train_process(
     rank: int,
     environment: dict[str, str],
-    job: tuple[str, Path, str, TrainingSchedule],
+    job: tuple[Checkpoint, Path, str, TrainingSchedule],
     settings: tuple[int, float | None, Path | None],
     messages: Any,
 ) -> None:
     """Train as process `rank`; the first process writes the result."""
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
-    path, folder, device, schedule = job
+    checkpoint, folder, device, schedule = job
     processes = MultiProcess(device)
     rank_device = f"cuda:{rank}" if device == "cuda" else "cpu"
     seed, deadline, state_path = settings
     progress = messages.put if rank == 0 else (lambda message: None)
     texts = load_file(folder / "texts.safetensors", device=rank_device)["texts"]
     options = TrainingOptions(seed, progress, deadline, state_path, processes)
-    checkpoint, plan = open_checkpoint(path), BitPlan.load(folder / "plan.json")
+    plan = BitPlan.load(folder / "plan.json")
     fitted = distill(checkpoint, plan, texts, options, schedule)
     if rank == 0:
         (folder / "fitted").mkdir()
