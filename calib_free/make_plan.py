@@ -8,7 +8,11 @@ from lfmc.calib_free.allocate.budget import Budget
 from lfmc.calib_free.allocate.decision import Decision, float_decision, float_nbytes, unit_choice
 from lfmc.calib_free.allocate.knapsack import min_nbytes
 from lfmc.calib_free.allocate.resources import LOCAL, Resources
-from lfmc.calib_free.allocate.uniform import allocate_uniform, allocate_width
+from lfmc.calib_free.allocate.uniform import (
+    allocate_uniform,
+    allocate_width,
+    smallest_uniform_nbytes,
+)
 from lfmc.calib_free.alphaq.allocation import AlphaQOptions
 from lfmc.calib_free.alphaq.method import allocate_alphaq
 from lfmc.calib_free.auto.method import Allocation, allocate_auto
@@ -70,8 +74,10 @@ def make_plan(
     fixed = capabilities.graph_nbytes + float_nbytes(checkpoint, capabilities, float_decisions)
     limit, units_limit = None, None
     if budget is not None or method in BUDGETED:
-        smallest = fixed + min_nbytes([unit_choice(checkpoint, capabilities, u) for u in units])
-        limit = _limit(checkpoint, budget, smallest, bool(units))
+        smallest = min_nbytes([unit_choice(checkpoint, capabilities, unit) for unit in units])
+        if budget is None and method == "uniform":
+            smallest = smallest_uniform_nbytes(checkpoint, capabilities, units)
+        limit = _limit(checkpoint, budget, fixed + smallest, bool(units))
         units_limit = limit - fixed
     predicted_kl = None
     if method == "auto":

@@ -72,6 +72,22 @@ def nearest_formats(
     return [nearest_format(ideal, capabilities.formats(unit.role)) for unit in units]
 
 
+def smallest_uniform_nbytes(
+    checkpoint: Checkpoint, capabilities: Capabilities, units: Sequence[Unit]
+) -> int:
+    """Return the bytes of the units in the smallest of the formats that `uniform` tries."""
+    formats = formats_by_preference(capabilities, units)
+    return min(_size(checkpoint, capabilities, units, candidate) for candidate in formats)
+
+
+def _size(
+    checkpoint: Checkpoint, capabilities: Capabilities, units: Sequence[Unit], ideal: Format
+) -> int:
+    """Return the bytes of the units, each in its format nearest to `ideal`."""
+    pairs = zip(units, nearest_formats(capabilities, units, ideal), strict=True)
+    return sum(unit_nbytes(checkpoint, unit, unit_format) for unit, unit_format in pairs)
+
+
 def _body_formats(capabilities: Capabilities, units: Sequence[Unit]) -> set[Format]:
     """Return the formats of every role except the embedding.
 
@@ -100,8 +116,7 @@ def _first_that_fits(
 ) -> dict[str, Decision]:
     sizes = []
     for number_format in formats:
-        pairs = zip(units, nearest_formats(capabilities, units, number_format), strict=True)
-        size = sum(unit_nbytes(checkpoint, unit, unit_format) for unit, unit_format in pairs)
+        size = _size(checkpoint, capabilities, units, number_format)
         if size <= limit:
             reason = f"{method}: the finest that fits the budget"
             return _decide_all(capabilities, units, number_format, reason)

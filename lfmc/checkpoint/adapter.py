@@ -10,15 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lfmc.checkpoint.tensor_names import EMBEDDING, HEAD, decoder_name
 from lfmc.checkpoint.weight_files import LowRank, TensorInfo, read_json, read_stored
 from lfmc.errors import InputError
+from lfmc.model import DecoderConfig
 from lfmc.model.config_section import Section
-
-if TYPE_CHECKING:
-    from lfmc.checkpoint.checkpoint import Checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -54,51 +52,63 @@ def adapter_files(folder: Path) -> set[Path]:
     return {folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS}
 
 
-def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """Return the checkpoint with the adapter in `folder` merged into its tensors.
+@dataclass(frozen=True)
+class MergedModel:
+    """A configuration and its tensors, with an adapter."""
+
+    config: DecoderConfig
+    raw_config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+
+def merge_adapter(
+    folder: Path,
+    config: DecoderConfig,
+    raw_config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+) -> MergedModel:
+    """Merge the adapter in `folder` into the tensors of a checkpoint.
 
     A tied embedding is untied if the adapter changes only the embedding or only the head, because
     the adapted model then has two different matrices. Raises `InputError` if the adapter does not
     fit the checkpoint, or if it is not a LoRA adapter that a merged matrix can express.
     """
     adapter = read_adapter(folder)
-    tensors = dict(checkpoint.tensors)
+    merged = dict(tensors)
     changes = {**adapter.low_rank, **adapter.copies}
-    config, raw = checkpoint.config, checkpoint.raw_config
     if config.tied_embedding and {HEAD, EMBEDDING} & changes.keys() and not adapter.ties_weights:
-        tensors[HEAD] = replace(tensors[EMBEDDING], name=HEAD)
+        merged[HEAD] = replace(tensors[EMBEDDING], name=HEAD)
         config = replace(config, tied_embedding=False)
-        raw = {**raw, "tie_word_embeddings": False}
-        raw = {**raw, "tie_embedding": False} if "tie_embedding" in raw else raw
+        untied = [key for key in ("tie_word_embeddings", "tie_embedding") if key in raw_config]
+        raw_config = {**raw_config, **dict.fromkeys(["tie_word_embeddings", *untied], False)}
     if any(".experts." in name for name in changes):
         raise InputError(
             "the adapter changes experts, which lfmc can't merge",
             where=folder,
             todo="merge it with peft's merge_and_unload, save the model, and export that",
         )
-    unknown = sorted(set(changes) - set(tensors))
+    unknown = sorted(set(changes) - set(merged))
     if unknown:
         raise InputError(
             "the adapter changes tensors that the checkpoint does not have",
             where=folder,
-            expected=f"an adapter of {checkpoint.name}",
+            expected="an adapter of this model",
             got=f"{len(unknown)} such tensors: {', '.join(unknown[:4])}",
         )
     for name, change in changes.items():
-        base = tensors[name]
-        shape = change.shape
-        if shape != base.shape:
+        base = merged[name]
+        if change.shape != base.shape:
             raise InputError(
                 f"the adapter's change of '{name}' has another shape than the tensor",
                 where=folder,
                 expected=list(base.shape),
-                got=list(shape),
+                got=list(change.shape),
             )
         if isinstance(change, LowRank):
-            tensors[name] = replace(base, stored_dtype="F32", adapter=change)
+            merged[name] = replace(base, stored_dtype="F32", adapter=change)
         else:
-            tensors[name] = replace(change, name=name, gain=base.gain)
-    return replace(checkpoint, config=config, raw_config=raw, tensors=tensors, adapter=folder)
+            merged[name] = replace(change, name=name, gain=base.gain)
+    return MergedModel(config, raw_config, merged)
 
 
 def read_adapter(folder: Path) -> Adapter:

@@ -209,7 +209,7 @@ def open_checkpoint(
         )
     raw = read_json(config_path)
     config = read_config(raw, str(config_path))
-    _require_known_tokens(config, config_path)
+    _require_known_tokens(config, raw, config_path)
     if raw.get("quantization_config"):
         _log.warning("'quantization_config' in config.json is not used: the weights are floats")
     tensors: dict[str, TensorInfo] = {}
@@ -220,7 +220,14 @@ def open_checkpoint(
     if adapter is None:
         return checkpoint
     folder, _ = _find(adapter)
-    return merge_adapter(checkpoint, folder)
+    merged = merge_adapter(folder, config, raw, tensors)
+    return replace(
+        checkpoint,
+        config=merged.config,
+        raw_config=merged.raw_config,
+        tensors=merged.tensors,
+        adapter=folder,
+    )
 
 
 def _find(model: str | Path) -> tuple[Path, str | None]:
@@ -314,8 +321,11 @@ def _match(
     return {name: tensors[name] for name in shapes}
 
 
-def _require_known_tokens(config: DecoderConfig, where: Path) -> None:
-    """Raise `InputError` if a special token is outside the vocabulary."""
+def _require_known_tokens(
+    config: DecoderConfig, raw_config: Mapping[str, Any], where: Path
+) -> None:
+    """Raise `InputError` if `config.json` names a special token outside the vocabulary."""
+    stated = raw_config.get("text_config", raw_config)
     tokens = {
         "bos_token_id": (config.bos_id,),
         "eos_token_id": config.eos_ids,
@@ -323,7 +333,7 @@ def _require_known_tokens(config: DecoderConfig, where: Path) -> None:
     }
     for key, ids in tokens.items():
         for token in ids:
-            if token is not None and token >= config.vocab_size:
+            if key in stated and token is not None and token >= config.vocab_size:
                 raise InputError(
                     f"config.json: '{key}' is outside the vocabulary",
                     where=where,
