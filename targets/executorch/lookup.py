@@ -12,7 +12,7 @@ from torch import fx
 
 from lfmc.passes.pattern import arguments
 from lfmc.targets.executorch.lower import Lowering
-from lfmc.targets.executorch.steps import Constant, Shape, Value, constant
+from lfmc.targets.executorch.steps import Constant, Value, constant
 
 # The two values of each byte of 4-bit codes, the lower half first: float32 `[256, 2]`.
 BYTE_VALUES = torch.tensor([[byte % 16 - 8.0, byte // 16 - 8.0] for byte in range(256)])
@@ -26,7 +26,7 @@ def embedding(m: Lowering, node: fx.Node) -> Value:
 def embedding_nbits(m: Lowering, node: fx.Node) -> Value:
     """Multiply the codes of each token's row by their scales."""
     ids, codes, *_ = arguments(node)
-    matrix, ids_value = m.matrix(codes), m.value(ids)
+    matrix, ids_value, recorder = m.matrix(codes), m.value(ids), m.recorder
     values = _rows(m, constant(matrix.codes), ids_value)
     if matrix.bits == 4:
         values = _rows(m, constant(BYTE_VALUES), _convert(m, values, torch.int64))
@@ -35,14 +35,13 @@ def embedding_nbits(m: Lowering, node: fx.Node) -> Value:
     scales = _rows(m, constant(matrix.scales), ids_value)
     if scales.dtype != torch.float32:
         scales = _convert(m, scales, torch.float32)
-    shape: Shape = (1, m.length, matrix.shape[1])
-    groups = matrix.shape[1] // matrix.group
-    recorder = m.recorder
-    grouped = recorder.multiply(
+    columns = matrix.shape[1]
+    groups = columns // matrix.group
+    products = recorder.multiply(
         recorder.reshape(values, (1, m.length, groups, matrix.group)),
         recorder.reshape(scales, (1, m.length, groups, 1)),
     )
-    return recorder.reshape(grouped, shape)
+    return recorder.reshape(products, (1, m.length, columns))
 
 
 def _rows(m: Lowering, table: Constant, indices: Value) -> Value:
