@@ -75,7 +75,7 @@ def merge_adapter(
     """
     adapter = read_adapter(folder)
     merged = dict(tensors)
-    changes = {**adapter.low_rank, **adapter.copies}
+    changes: dict[str, LowRank | TensorInfo] = {**adapter.low_rank, **adapter.copies}
     if config.tied_embedding and {HEAD, EMBEDDING} & changes.keys() and not adapter.ties_weights:
         merged[HEAD] = replace(tensors[EMBEDDING], name=HEAD)
         config = replace(config, tied_embedding=False)

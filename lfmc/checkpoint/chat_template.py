@@ -130,7 +130,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     class GenerationBlock(Extension):
         """`{% generation %}...{% endgeneration %}`, which marks the model's replies."""
 
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012 (the type of the base class)
 
         def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno
