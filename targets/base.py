@@ -91,8 +91,11 @@ class Artifact:
     """The result of lowering: relative file names, the stored tensors, and facts for the manifest.
 
     `beside` lists files that ship with the artifact but that no app loads. No budget counts them.
-    The export prints the fact `known_troubles`, a list of entries with `what` and `link`.
-    `probes` lists the operators of the artifact that parity can compare one by one.
+    The fact `states` has an entry for each state with its `reset`, which starts a conversation:
+    "zeros" (fill it with zeros), "empty" (pass it with length 0), or "start_pos_0" (the program
+    resets it in a call at position 0). The export prints the fact `known_troubles`, a list of
+    entries with `what` and `link`. `probes` lists the operators of the artifact that parity can
+    compare one by one.
     `settings` are keys that the export adds to JSON files of the checkpoint, by file name.
     """
 

@@ -7,10 +7,14 @@ import os
 import platform
 import shutil
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import click
 
 from lfmc.commands.options import json_option
+
+if TYPE_CHECKING:
+    from lfmc.targets.base import Target
 
 
 @click.command("doctor")
@@ -30,9 +34,10 @@ def command(as_json: bool) -> None:
     from lfmc.targets.base import get_target, install_advice, target_names
 
     packages = {name: (installed_version(name), tested) for name, tested in TESTED.items()}
+    targets = {name: get_target(name) for name in target_names()}
     missing_packages = {
-        name: [package for package in get_target(name).packages if find_spec(package) is None]
-        for name in target_names()
+        name: [package for package in target.packages if find_spec(package) is None]
+        for name, target in targets.items()
     }
     memory = installed_nbytes()
     disk = shutil.disk_usage(".").free
@@ -45,12 +50,10 @@ def command(as_json: bool) -> None:
             "packages": {n: {"installed": i, "tested": t} for n, (i, t) in packages.items()},
             "targets": {
                 name: {
-                    "ready": not missing,
+                    "ready": not missing and not _missing_by_default(targets[name]),
                     "missing": missing,
-                    "missing_tools": {
-                        k: list(v) for k, v in get_target(name).missing_tools().items()
-                    },
-                    "options": {o.name: o.choices for o in get_target(name).options},
+                    "missing_tools": {k: list(v) for k, v in targets[name].missing_tools().items()},
+                    "options": {o.name: o.choices for o in targets[name].options},
                 }
                 for name, missing in missing_packages.items()
             },
@@ -71,11 +74,23 @@ def command(as_json: bool) -> None:
         table.add_row(name, version or "-", tested, verdict)
     terminal.print(FittedTable(table))
     for name, missing in missing_packages.items():
-        remedy = install_advice(get_target(name).extra)
-        state = f"missing {', '.join(missing)}: {remedy}" if missing else "ready"
-        terminal.print(f"target {name}: {state}")
-        for choice, tools in get_target(name).missing_tools().items():
+        target, tools_by_choice = targets[name], targets[name].missing_tools()
+        blocked = _missing_by_default(target)
+        state = "ready"
+        if missing:
+            state = f"missing {', '.join(missing)}: {install_advice(target.extra)}"
+        elif blocked:
+            state = f"not ready: an export with the default options needs {', '.join(blocked)}"
+        terminal.print(f"target {name}: {state}", markup=False)
+        for choice, tools in tools_by_choice.items():
             terminal.print(f"  {choice} needs {', '.join(tools)}", markup=False)
-        for option in get_target(name).options:
+        for option in target.options:
             choices = " | ".join(option.choices)
             terminal.print(f"  -O {option.name}={choices}: {option.help}", markup=False)
+
+
+def _missing_by_default(target: Target) -> list[str]:
+    """Return the tools that an export with default options needs and this machine lacks."""
+    defaults = {f"{option.name}={option.choices[0]}" for option in target.options}
+    missing = target.missing_tools().items()
+    return [tool for choice, tools in missing if choice in defaults for tool in tools]

@@ -79,6 +79,19 @@ class Emitter:
         value.shape = ir.Shape(shape)
         self.outputs.append(value)
 
+    def describe(self, values: Sequence[ir.Value]) -> list[dict[str, Any]]:
+        """Return name, dtype (as in NumPy) and shape of inputs or outputs, as JSON values."""
+        return [
+            {
+                "name": value.name,
+                "dtype": str(value.dtype.numpy()) if value.dtype else None,
+                "shape": [
+                    dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()
+                ],
+            }
+            for value in values
+        ]
+
     def constant(self, value: np.ndarray[Any, Any]) -> ir.Value:
         """Add a small constant to the graph; equal constants are stored once."""
         name = f"c{value.dtype}_{list(value.shape)}_{value.tobytes().hex()}"

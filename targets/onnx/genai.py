@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.checkpoint.sampling import read_sampling
 from lfmc.model.config import CONV
 from lfmc.targets.onnx.emitter import MODEL_FILE
 
+SEARCH_SETTINGS = ("temperature", "top_k", "top_p", "repetition_penalty")
 CONFIG_FILE = "genai_config.json"
 
 
@@ -47,7 +49,14 @@ def genai_config(checkpoint: Checkpoint, context: int) -> str:
         "type": config.model_type,
         "vocab_size": config.vocab_size,
     }
-    search = {"do_sample": False, "max_length": context, "past_present_share_buffer": True}
+    sampling = read_sampling(checkpoint.path)
+    search: dict[str, Any] = {
+        "do_sample": sampling.get("temperature", 0) > 0,
+        "max_length": context,
+        "past_present_share_buffer": True,
+        # genai has no min_p, and divides by the temperature also without sampling
+        **{key: sampling[key] for key in SEARCH_SETTINGS if sampling.get(key)},
+    }
     return json.dumps({"model": model, "search": search}, indent=2) + "\n"
 
 

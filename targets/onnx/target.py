@@ -136,7 +136,7 @@ class OnnxTarget:
                 "output": layout.present(state),
                 "shape": layout.shape(state, "past"),
                 "dtype": "float32",
-                "reset": "zeros; keys and values of length 0",
+                "reset": "zeros" if state.kind == "conv" else "empty",
             }
             for state in program.states
         ]
@@ -144,6 +144,8 @@ class OnnxTarget:
             "opsets": OPSETS,
             "accuracy_level": ACCURACY_LEVEL,
             "runs_on": {"CPUExecutionProvider": 1.0},  # the only provider that the session enables
+            "inputs": emitter.describe(emitter.inputs),
+            "outputs": emitter.describe(emitter.outputs),
             "states": states,
         }
         if layout.runs_in_browsers:

@@ -73,7 +73,8 @@ class QualcommTarget(NpuTarget):
         missing = _missing_tool(options)
         if missing:
             raise UnsupportedError(
-                f"compiling for a chip needs QNN: {missing}", todo="see lfmc doctor"
+                f"compiling for a chip needs QNN: {missing}",
+                todo="install it, or use -O stage=edge, which leaves compiling to the device",
             )
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:

@@ -31,7 +31,7 @@ def test_the_manifest_contains_what_an_app_needs(bundle: Bundle, source: Checkpo
     assert manifest["operators_outside"]["llama::custom_sdpa.out"] == 2
     kinds = [state["name"].split("_")[0] for state in manifest["states"]]
     assert (kinds.count("conv"), kinds.count("key"), kinds.count("value")) == (2, 2, 2)
-    assert {state["reset"] for state in manifest["states"]} == {"start_pos 0"}
+    assert {state["reset"] for state in manifest["states"]} == {"start_pos_0"}
 
 
 def test_the_program_has_the_methods_of_language_models(bundle: Bundle, source: Checkpoint) -> None:
