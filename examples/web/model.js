@@ -15,6 +15,20 @@ export async function loadBundle(transformers, folder, device, onProgress) {
   });
 }
 
+/**
+ * Request WebGPU devices without subgroups where a subgroup has fewer than 8 lanes, as on some phones
+ * and with SwiftShader: ONNX Runtime's flash attention, for 32 tokens and more, is wrong there.
+ */
+export function avoidSmallSubgroups() {
+  const requestDevice = GPUAdapter.prototype.requestDevice;
+  GPUAdapter.prototype.requestDevice = function (descriptor = {}) {
+    const features = [...(descriptor.requiredFeatures ?? [])].filter(
+      (feature) => this.info.subgroupMinSize >= 8 || !feature.startsWith("subgroup"),
+    );
+    return requestDevice.call(this, { ...descriptor, requiredFeatures: features });
+  };
+}
+
 /** Generate the reply to `messages` (`{role, content}` objects); `onText` gets it in pieces. */
 export async function reply(transformers, generator, messages, options) {
   const { maxTokens, onText, stopping } = options;

@@ -2,7 +2,9 @@
 // Messages to the page: {kind, ...}, with one of the kinds "status", "loaded", "text", "done",
 // "tested" and "error".
 
-import { countTokens, failedPrompts, loadBundle, reply } from "./model.js";
+import { avoidSmallSubgroups, countTokens, failedPrompts, loadBundle, reply } from "./model.js";
+
+if ("gpu" in navigator) avoidSmallSubgroups();
 
 let transformers, generator, manifest, golden, stopping;
 

@@ -30,7 +30,7 @@ SCRIPTS = Path(__file__).parent / "web"
 MODULES = ROOT / "build" / "web" / "node_modules"
 DEVICES = ("webgpu", "wasm")
 # A checkpoint, a bit width, and how far the best logit must lead, relative to the largest, for a
-# token to be compared: runtimes round activations differently, and logits of random models are
+# token to be compared: runtimes round activations differently, and logits of a random model are
 # close. Trained checkpoints that users do not have are skipped.
 BUNDLES = {
     "lfm2-float": ("lfm2", "none", 1e-3),
