@@ -23,7 +23,7 @@ from lfmc.commands.options import (
     trace_option,
 )
 from lfmc.commands.param_types import CHECKS, PATH, Word
-from lfmc.commands.progress import announce, progress_options, start_progress
+from lfmc.commands.progress import announce, announce_budget, progress_options, start_progress
 
 
 @click.command("export")
@@ -190,6 +190,7 @@ def command(
         make_request(checkpoint, backend, options)
         progress.expect(1)
         plan = plan_for(checkpoint, backend, options, progress)
+        announce_budget(plan, options.budget, quiet=quiet)
         if as_json:
             click.echo(plan.to_json(), nl=False)
         else:
@@ -201,6 +202,7 @@ def command(
         bundle, report = export(
             checkpoint, backend, folder, options, force=force, progress=progress
         )
+    announce_budget(report.plan, options.budget, quiet=quiet)
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle.path), **report.to_dict()}))
         return

@@ -22,7 +22,7 @@ from lfmc.commands.options import (
     write_text,
 )
 from lfmc.commands.param_types import PATH
-from lfmc.commands.progress import announce, progress_options, start_progress
+from lfmc.commands.progress import announce, announce_budget, progress_options, start_progress
 from lfmc.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def command(
     allocations: list[Allocation] = []
     progress.expect(1 if report is None else 2)
     plan = plan_for(checkpoint, backend, options, progress, allocations.append)
+    announce_budget(plan, options.budget, quiet=quiet)
     if output is not None:
         plan.save(output)
     if report is not None:

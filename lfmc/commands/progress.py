@@ -11,6 +11,8 @@ import click
 from lfmc.machine.progress import Lines, Progress, Silent, write_stderr
 
 if TYPE_CHECKING:
+    from lfmc.calib_free.allocate.budget import Budget
+    from lfmc.calib_free.plan.bit_plan import BitPlan
     from lfmc.checkpoint.checkpoint import Checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,4 +52,18 @@ def announce(checkpoint: Checkpoint, model: str | None, *, quiet: bool = False) 
         write_stderr(
             f"no MODEL given: using {checkpoint.name}, which ships with lfmc "
             "(a tiny test model; its text is not meaningful)"
+        )
+
+
+def announce_budget(plan: BitPlan, budget: Budget | None, *, quiet: bool = False) -> None:
+    """Print a note to stderr if a plan without a budget is larger than the default budget."""
+    from lfmc.calib_free.make_plan import BUDGETED, DEFAULT_BITS_PER_WEIGHT
+
+    if quiet or budget is not None or plan.method not in BUDGETED or plan.limit_nbytes is None:
+        return
+    least = 8 * plan.limit_nbytes / plan.num_params
+    if least > DEFAULT_BITS_PER_WEIGHT:
+        write_stderr(
+            f"no budget given: {plan.target} needs {least:.2f} bits per weight for this model "
+            f"(the default is {DEFAULT_BITS_PER_WEIGHT})"
         )
