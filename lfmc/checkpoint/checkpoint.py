@@ -325,7 +325,8 @@ def _require_known_tokens(
     config: DecoderConfig, raw_config: Mapping[str, Any], where: Path
 ) -> None:
     """Raise `InputError` if `config.json` names a special token outside the vocabulary."""
-    stated = raw_config.get("text_config", raw_config)
+    text_config = raw_config.get("text_config")
+    stated = text_config if isinstance(text_config, dict) else raw_config
     tokens = {
         "bos_token_id": (config.bos_id,),
         "eos_token_id": config.eos_ids,

@@ -180,7 +180,20 @@ def _check(config: DecoderConfig, where: str) -> None:
         raise InputError("config.json: 'partial_rotary_factor' is above 1", where=where)
     if config.conv_kernel < 2 and CONV in config.layer_types:
         raise InputError("config.json: 'conv_L_cache' must be at least 2", where=where)
+    if not config.rope:
+        raise InputError(
+            "config.json: the model has no attention layer",
+            where=where,
+            expected="at least one: transformers can't run such a model with a cache, either",
+        )
     moe = config.moe
+    if moe and moe.num_experts == 1:
+        raise InputError(
+            "config.json: the sparse layers have one expert",
+            where=where,
+            expected="num_experts of 2 or more",
+            todo="save the expert as a dense feed-forward, or set num_dense_layers",
+        )
     if moe and moe.top_k > moe.num_experts:
         raise InputError(
             "config.json: more experts per token than experts",

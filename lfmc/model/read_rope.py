@@ -82,7 +82,7 @@ def _yarn(settings: Section, factor: float, length: int, theta: float) -> Yarn:
     if theta <= 1:
         raise InputError("config.json: YaRN needs a 'rope_theta' above 1", where=settings.where)
     numbers = {
-        key: settings.number(key, 0.0)
+        key: settings.number(key, minimum=0.0 if key == "attention_factor" else 1e-6)
         for key in ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow")
         if settings.raw.get(key) is not None
     }

@@ -168,6 +168,9 @@ def test_the_outer_config_of_a_vision_language_model_decides_tying(key: str) -> 
         ("lfm3", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ("lfm2", {"layer_types": ["conv"] * 3 + ["sliding_attention"]}, "sliding_attention"),
         ("lfm2", {"layer_types": ["conv"] * 3 + [{}]}, "{}"),
+        ("lfm2", {"layer_types": ["conv"] * 4}, "no attention layer"),
+        ("lfm2_moe", {"num_experts": 1, "num_experts_per_tok": 1}, "one expert"),
+        ("lfm2_moe", {"layer_types": None}, "layer_types"),
         ("lfm2", {"num_key_value_heads": 3}, "3 key/value heads"),
         ("lfm2", {"num_attention_heads": 128, "num_key_value_heads": 128}, "head_dim"),
         ("lfm3", {"head_dim": 31}, "head_dim"),
@@ -202,7 +205,9 @@ _JSON = st.recursive(
     | st.sampled_from([0, -1, 1, 2**31, 2**63, 10**400])
     | st.floats()
     | st.text(max_size=3)
-    | st.sampled_from(["conv", "full_attention", "default", "proportional"]),
+    | st.sampled_from(
+        ["conv", "full_attention", "default", "proportional", "linear", "yarn", "llama3"]
+    ),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=4,
 )
@@ -211,11 +216,24 @@ _KEYS = sorted(
         *(key for kind in KINDS.values() for key in kind if key != "vision"),
         *("bos_token_id", "conv_bias", "conv_L_cache", "full_attn_idxs", "norm_eps"),
         *("rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor"),
-        *("tie_embedding", "block_ff_dim", "block_ffn_dim_multiplier", "text_config"),
+        *(
+            "architectures",
+            "tie_embedding",
+            "block_ff_dim",
+            "block_ffn_dim_multiplier",
+            "text_config",
+        ),
     }
 )
 _ROPE = st.dictionaries(
-    st.sampled_from(["rope_type", "type", "rope_theta", "factor", "partial_rotary_factor"]), _JSON
+    st.sampled_from(
+        [
+            *("rope_type", "type", "rope_theta", "factor", "partial_rotary_factor"),
+            *("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
+            *("mscale", "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor"),
+        ]
+    ),
+    _JSON,
 )
 
 
