@@ -44,12 +44,9 @@ def test_the_configuration_lists_every_stop_id(lowered: Callable[..., Lowered]) 
     assert config["model"]["context_length"] == build.request.context
 
 
-@pytest.mark.parametrize("layout", ["genai", "transformers.js"])
-def test_lfm3_is_refused_before_any_work(
-    any_checkpoint: Callable[..., object], layout: str
-) -> None:
+def test_lfm3_is_refused_before_any_work(any_checkpoint: Callable[..., object]) -> None:
     checkpoint = any_checkpoint("lfm3")
-    options = Options(target_options={"layout": layout})
+    options = Options(target_options={"layout": "genai"})
     with pytest.raises(UnsupportedError, match="does not support this model") as error:
         make_request(checkpoint, get_target("onnx"), options)  # type: ignore[arg-type]
     assert error.value.exit_code == 4

@@ -21,6 +21,7 @@ from tests.targets.lowering import (
     Choose,
     Lowered,
     floats,
+    for_browsers,
     four_bit,
     lower,
     mixed,
@@ -38,6 +39,8 @@ FLOAT_KERNELS: list[tuple[str, Choose, str]] = [
     ("lfm2_moe", floats, "plain"),
     ("lfm2_moe-scaled", four_bit, "plain"),
     ("lfm2_moe-scaled", floats, "plain"),
+    ("lfm2-untied", for_browsers, "transformers.js"),
+    ("lfm3", for_browsers, "transformers.js"),
     ("lfm2_moe-no-bias", four_bit, "transformers.js"),
     ("lfm3", four_bit, "plain"),
     ("lfm3-attention-bias", mixed, "plain"),
@@ -78,6 +81,16 @@ def test_every_operator_in_isolation_as_shipped(lowered: Make, name: str, choose
     kinds = {case.case for case in rung.cases}
     assert any(kind.startswith("MatMulNBits") for kind in kinds)
     assert ("QMoE 2+4+8 bit" in kinds) == (choose is mixed)
+
+
+@pytest.mark.parametrize("name", ["lfm2_moe", "lfm3"])
+def test_every_operator_in_isolation_in_the_layout_for_browsers(lowered: Make, name: str) -> None:
+    build = lowered(name, for_browsers, layout="transformers.js")
+    rung = operator_parity(build.program, build.folder, build.artifact)
+    assert rung.passed, rung
+    kinds = {case.case for case in rung.cases}
+    assert {"Gather 8 bit", "MatMulNBits 4 bit"} <= kinds
+    assert ("QMoE 4+8 bit" in kinds) == (name == "lfm2_moe")
 
 
 def test_an_artifact_without_nbit_operators_has_none_to_compare(lowered: Make) -> None:
