@@ -35,7 +35,9 @@ class Section:
         return value
 
     def positive(self, key: str, default: Any = ..., maximum: int = MAX_SIZE) -> int:
-        value: int = self.get(key, int, default)
+        value = self.get(key, int, default)
+        if value is None:
+            raise InputError(f"config.json has no '{key}'", where=self.where, expected="int")
         if not 0 < value <= maximum:
             raise InputError(
                 f"config.json: '{key}' is out of range",
@@ -43,7 +45,7 @@ class Section:
                 expected=f"1 to {maximum}",
                 got=value if abs(value) <= MAX_SIZE else f"a number of {value.bit_length()} bits",
             )
-        return value
+        return int(value)
 
     def number(self, key: str, default: Any = ..., minimum: float = 0.0) -> float:
         """Return an int or a finite float, at least `minimum`, as a float."""

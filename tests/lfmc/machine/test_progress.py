@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lfmc.checkpoint.checkpoint import open_checkpoint
-from lfmc.exporter.export import AUTO_PARTS, plan_for
+from lfmc.exporter.budget import AUTO_PARTS, plan_for
 from lfmc.lowering.request import Options
 from lfmc.machine.progress import Lines, Silent, StageCount, StepCount
 from lfmc.machine.progress_bars import clock_time
