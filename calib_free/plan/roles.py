@@ -35,14 +35,12 @@ class Unit:
     """Tensors that must share one format; `layer` is None outside the layers.
 
     `experts` names the sparse layer (`model.layers.2.feed_forward.experts`) of an expert unit.
-    `copies` is the number of copies in an artifact.
     """
 
     names: tuple[str, ...]
     role: str
     layer: int | None
     experts: str | None = None
-    copies: int = 1
 
     @property
     def kind(self) -> str:
@@ -118,5 +116,4 @@ def _build_unit(checkpoint: Checkpoint, names: tuple[str, ...], capabilities: Ca
         role,
         int(layer.group(1)) if layer else None,
         expert.group(1) if expert else None,
-        capabilities.copies(role),
     )
