@@ -63,13 +63,13 @@ def _group_length(number_format: Format) -> int:
 def float_decision(info: TensorInfo, role: str, capabilities: Capabilities) -> Decision:
     """Return the decision to store floats: in the tensor's dtype if supported, or in float32."""
     dtype = str(info.dtype).removeprefix("torch.")
-    reason = FLOAT_ROLES.get(role, "kept: as stored")
+    reason = FLOAT_ROLES.get(role, "float: as in the checkpoint")
     if dtype in capabilities.floats:
         return Decision(Floats(dtype), "none", reason)
     if not capabilities.floats:
         raise UnsupportedError("the target stores no floating-point tensors", where=info.name)
     fallback = "float32" if "float32" in capabilities.floats else capabilities.floats[0]
-    return Decision(Floats(fallback), "none", f"{reason}; the target has no {dtype}")
+    return Decision(Floats(fallback), "none", f"{reason}; the target does not store {dtype}")
 
 
 def float_nbytes(checkpoint: Checkpoint, decisions: Mapping[str, Decision]) -> int:

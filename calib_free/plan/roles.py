@@ -16,12 +16,12 @@ HEAD = "lm_head.weight"
 # plan.
 QUANTIZED_ROLES = ("embedding", "head", "linear", "expert")
 FLOAT_ROLES: Mapping[str, str] = {
-    "router": "kept: rounding a router sends tokens to other experts",
-    "expert_bias": "kept: it decides which experts are chosen",
-    "norm": "kept: tiny and sensitive",
-    "conv": "kept: tiny and sensitive",
-    "gate": "kept: one row a head, tiny and sensitive",
-    "bias": "kept: tiny and sensitive",
+    "router": "float: a rounded router sends tokens to other experts",
+    "expert_bias": "float: it decides which experts are chosen",
+    "norm": "float: small and sensitive",
+    "conv": "float: small and sensitive",
+    "gate": "float: one row per head, small and sensitive",
+    "bias": "float: small and sensitive",
 }
 
 # Leaf modules of every `nn.Linear` in `lfmc.model` except the head and the gate.
