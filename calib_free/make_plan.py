@@ -71,7 +71,7 @@ def make_plan(
     units = [] if method == "none" else quantization_units(checkpoint, capabilities)
     _require_formats(capabilities, units)
     float_decisions = _float_decisions(checkpoint, capabilities, units)
-    fixed = capabilities.graph_nbytes + float_nbytes(checkpoint, capabilities, float_decisions)
+    fixed = capabilities.graph_nbytes + float_nbytes(checkpoint, float_decisions)
     limit, units_limit = None, None
     if budget is not None or method in BUDGETED:
         smallest = min_nbytes([unit_choice(checkpoint, capabilities, unit) for unit in units])
@@ -202,7 +202,7 @@ def _plan_rows(
                 role=role,
                 format=decision.format.name,
                 grid=decision.grid,
-                nbytes=capabilities.copies(role) * decision.format.nbytes(info.shape),
+                nbytes=decision.format.nbytes(info.shape),
                 reason=decision.reason,
                 error=float(f"{error:.6g}"),
                 alpha=decision.alpha,

@@ -64,8 +64,7 @@ class StoredTensor:
     `part` is `codes`, `scales`, `zeros` or `values`. `arrangement` is how the sources are joined:
     `rows` (concatenated along the rows), `experts` (stacked on a new first dim) or
     `experts_gate_up` (stacked like `experts`, with the rows of w1 and w3 interleaved). Constants
-    with equal sources and part store consecutive blocks of rows, in the order of the list. A
-    constant with another `copy` number belongs to a further full copy of the rows.
+    with equal sources and part store consecutive blocks of rows, in the order of the list.
     """
 
     name: str
@@ -73,7 +72,6 @@ class StoredTensor:
     sources: tuple[str, ...]
     arrangement: Arrangement
     nbytes: int
-    copy: int = 0
 
 
 @dataclass(frozen=True)

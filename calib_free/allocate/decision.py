@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 
 from lfmc.calib_free.allocate.knapsack_problem import Choice, Option
 from lfmc.calib_free.grid.formats import Capabilities, Floats, Format
-from lfmc.calib_free.plan.roles import FLOAT_ROLES, Unit, tensor_role
+from lfmc.calib_free.plan.roles import FLOAT_ROLES, Unit
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.weight_files import TensorInfo
 from lfmc.errors import UnsupportedError
@@ -63,24 +63,21 @@ def _group_length(number_format: Format) -> int:
 def float_decision(info: TensorInfo, role: str, capabilities: Capabilities) -> Decision:
     """Return the decision to store floats: in the tensor's dtype if supported, or in float32."""
     dtype = str(info.dtype).removeprefix("torch.")
-    reason = FLOAT_ROLES.get(role, "kept: as stored")
+    reason = FLOAT_ROLES.get(role, "float: as in the checkpoint")
     if dtype in capabilities.floats:
         return Decision(Floats(dtype), "none", reason)
     if not capabilities.floats:
         raise UnsupportedError("the target stores no floating-point tensors", where=info.name)
     fallback = "float32" if "float32" in capabilities.floats else capabilities.floats[0]
-    return Decision(Floats(fallback), "none", f"{reason}; the target has no {dtype}")
+    return Decision(Floats(fallback), "none", f"{reason}; the target does not store {dtype}")
 
 
-def float_nbytes(
-    checkpoint: Checkpoint, capabilities: Capabilities, decisions: dict[str, Decision]
-) -> int:
-    """Return the bytes of the tensors that stay floats, including all copies."""
-    total = 0
-    for name, decision in decisions.items():
-        shape = checkpoint.tensors[name].shape
-        total += capabilities.copies(tensor_role(name, shape)) * decision.format.nbytes(shape)
-    return total
+def float_nbytes(checkpoint: Checkpoint, decisions: Mapping[str, Decision]) -> int:
+    """Return the bytes of the tensors that stay floats."""
+    return sum(
+        decision.format.nbytes(checkpoint.tensors[name].shape)
+        for name, decision in decisions.items()
+    )
 
 
 def unit_choice(
@@ -99,6 +96,6 @@ def unit_choice(
 
 
 def unit_nbytes(checkpoint: Checkpoint, unit: Unit, number_format: Format) -> int:
-    """Return the bytes of all tensors of a unit in one format, including all copies."""
+    """Return the bytes of all tensors of a unit in one format."""
     shapes = (checkpoint.tensors[name].shape for name in unit.names)
-    return unit.copies * sum(map(number_format.nbytes, shapes))
+    return sum(map(number_format.nbytes, shapes))

@@ -89,7 +89,7 @@ class Effort:
         if self.minutes is not None and not 0 < self.minutes < 1e6:
             raise InputError("minutes must be a positive number", got=self.minutes)
         if self.minutes is not None and self.level == "fast":
-            raise InputError("effort 'fast' does no fitting that minutes could bound")
+            raise InputError("minutes limit the fine-tuning, and effort 'fast' does none")
         if self.device not in ("cpu", "cuda"):
             raise InputError("there is no such device", expected="cpu, cuda", got=self.device)
         if self.gpus != 1 and (self.device != "cuda" or self.gpus not in GPUS):

@@ -163,8 +163,7 @@ class Capabilities:
     "expert", or "layer". With `expert_layer_shares_group`, all experts of a layer share group size,
     symmetry and scale dtype, and only bit widths differ. `negative_scales` means that the target's
     kernels accept negative scales. `graph_nbytes` is reserved for the graph: everything in an
-    artifact that is not a tensor. `embedding_copies` is 2 if a tied embedding is stored twice: once
-    for lookup and once for the head's matmul.
+    artifact that is not a tensor.
     """
 
     linear: tuple[Format, ...]
@@ -176,11 +175,6 @@ class Capabilities:
     expert_layer_shares_group: bool = False
     negative_scales: bool = False
     graph_nbytes: int = 0
-    embedding_copies: int = 1
-
-    def copies(self, role: str) -> int:
-        """Return how many copies of a tensor of this role an artifact stores."""
-        return self.embedding_copies if role == "embedding" else 1
 
     def bits(self) -> tuple[int, ...]:
         """Return all bit widths that the target supports for any role, in ascending order."""

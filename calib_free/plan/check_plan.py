@@ -128,7 +128,7 @@ def _check_row(row: PlanRow, checkpoint: Checkpoint, capabilities: Capabilities)
             expected=row.shape[-1],
             got=len(row.importance),
         )
-    nbytes = capabilities.copies(row.role) * number_format.nbytes(row.shape)
+    nbytes = number_format.nbytes(row.shape)
     _check_equal(f"{row.name}, nbytes", nbytes, row.nbytes)
 
 

@@ -16,12 +16,12 @@ HEAD = "lm_head.weight"
 # plan.
 QUANTIZED_ROLES = ("embedding", "head", "linear", "expert")
 FLOAT_ROLES: Mapping[str, str] = {
-    "router": "kept: rounding a router sends tokens to other experts",
-    "expert_bias": "kept: it decides which experts are chosen",
-    "norm": "kept: tiny and sensitive",
-    "conv": "kept: tiny and sensitive",
-    "gate": "kept: one row a head, tiny and sensitive",
-    "bias": "kept: tiny and sensitive",
+    "router": "float: a rounded router sends tokens to other experts",
+    "expert_bias": "float: it decides which experts are chosen",
+    "norm": "float: small and sensitive",
+    "conv": "float: small and sensitive",
+    "gate": "float: one row per head, small and sensitive",
+    "bias": "float: small and sensitive",
 }
 
 # Leaf modules of every `nn.Linear` in `lfmc.model` except the head and the gate.
@@ -35,14 +35,12 @@ class Unit:
     """Tensors that must share one format; `layer` is None outside the layers.
 
     `experts` names the sparse layer (`model.layers.2.feed_forward.experts`) of an expert unit.
-    `copies` is the number of copies in an artifact.
     """
 
     names: tuple[str, ...]
     role: str
     layer: int | None
     experts: str | None = None
-    copies: int = 1
 
     @property
     def kind(self) -> str:
@@ -118,5 +116,4 @@ def _build_unit(checkpoint: Checkpoint, names: tuple[str, ...], capabilities: Ca
         role,
         int(layer.group(1)) if layer else None,
         expert.group(1) if expert else None,
-        capabilities.copies(role),
     )

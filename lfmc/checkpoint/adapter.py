@@ -23,7 +23,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 _MATRIX = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
-_COPY = re.compile(r"^(?P<module>.+?)(\.modules_to_save(\.default)?)?\.weight$")
+# `base_layer`: peft stores an embedding together with its adapter.
+_COPY = re.compile(r"^(?P<module>.+?)(\.base_layer|\.modules_to_save(\.default)?)?\.weight$")
 # Settings that change the arithmetic in ways that a merged matrix of this module can't express.
 _UNSUPPORTED = (
     "use_dora",
@@ -39,7 +40,8 @@ _UNSUPPORTED = (
 class Adapter:
     """The tensors of an adapter by the name of the decoder's tensor that they change.
 
-    `low_rank` are added to tensors, `copies` replace them.
+    `copies` replace tensors, then `low_rank` are added. `ties_weights` means that the embedding and
+    the head have the same adapter.
     """
 
     low_rank: Mapping[str, LowRank]
@@ -75,19 +77,15 @@ def merge_adapter(
     """
     adapter = read_adapter(folder)
     merged = dict(tensors)
-    changes: dict[str, LowRank | TensorInfo] = {**adapter.low_rank, **adapter.copies}
-    if config.tied_embedding and {HEAD, EMBEDDING} & changes.keys() and not adapter.ties_weights:
+    names = {*adapter.low_rank, *adapter.copies}
+    if config.tied_embedding and adapter.ties_weights:
+        names -= {HEAD}  # peft stores the adapter of the embedding for both
+    elif config.tied_embedding and {HEAD, EMBEDDING} & names:
         merged[HEAD] = replace(tensors[EMBEDDING], name=HEAD)
         config = replace(config, tied_embedding=False)
         untied = [key for key in ("tie_word_embeddings", "tie_embedding") if key in raw_config]
         raw_config = {**raw_config, **dict.fromkeys(["tie_word_embeddings", *untied], False)}
-    if any(".experts." in name for name in changes):
-        raise InputError(
-            "the adapter changes experts, which lfmc can't merge",
-            where=folder,
-            todo="merge it with peft's merge_and_unload, save the model, and export that",
-        )
-    unknown = sorted(set(changes) - set(merged))
+    unknown = sorted(names - set(merged))
     if unknown:
         raise InputError(
             "the adapter changes tensors that the checkpoint does not have",
@@ -95,19 +93,20 @@ def merge_adapter(
             expected="an adapter of this model",
             got=f"{len(unknown)} such tensors: {', '.join(unknown[:4])}",
         )
-    for name, change in changes.items():
-        base = merged[name]
-        if change.shape != base.shape:
-            raise InputError(
-                f"the adapter's change of '{name}' has another shape than the tensor",
-                where=folder,
-                expected=list(base.shape),
-                got=list(change.shape),
-            )
-        if isinstance(change, LowRank):
-            merged[name] = replace(base, stored_dtype="F32", adapter=change)
-        else:
-            merged[name] = replace(change, name=name, gain=base.gain)
+    for name in sorted(names):
+        base, copy, low_rank = merged[name], adapter.copies.get(name), adapter.low_rank.get(name)
+        for change in (copy, low_rank):
+            if change is not None and change.shape != base.shape:
+                raise InputError(
+                    f"the adapter's change of '{name}' has another shape than the tensor",
+                    where=folder,
+                    expected=list(base.shape),
+                    got=list(change.shape),
+                )
+        if copy is not None:
+            merged[name] = replace(copy, name=name, gain=base.gain)
+        if low_rank is not None:
+            merged[name] = replace(merged[name], stored_dtype="F32", adapter=low_rank)
     return MergedModel(config, raw_config, merged)
 
 
@@ -126,6 +125,12 @@ def read_adapter(folder: Path) -> Adapter:
     embeddings: set[str] = set()
     for info in read_stored(folder / ADAPTER_WEIGHTS):
         disk_name = info.disk_name.removeprefix(_PREFIX)
+        if ".experts." in disk_name:
+            raise InputError(
+                "the adapter changes experts, which lfmc can't merge",
+                where=folder,
+                todo="merge it with peft's merge_and_unload, save the model, and export that",
+            )
         matrix, copy = _MATRIX.match(disk_name), _COPY.match(disk_name)
         if matrix is not None:
             name = decoder_name(f"{matrix['module']}.weight")

@@ -96,7 +96,7 @@ def require_memory(
         raise UnsupportedError(
             f"{task} of this model does not fit in memory",
             where=checkpoint.path,
-            expected=f"{required_nbytes / 2**30:.1f} GiB ({per_param:.0f} bytes a parameter)",
+            expected=f"{required_nbytes / 2**30:.1f} GiB ({per_param:.0f} bytes per parameter)",
             got=f"{installed / 2**30:.1f} GiB {place}",
             todo=todo,
         )

@@ -13,9 +13,9 @@ SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def read_sampling(folder: Path) -> dict[str, float]:
-    """Return the settings of `SETTINGS` that a checkpoint states, as transformers applies them.
+    """Return the settings of `SETTINGS` that a checkpoint recommends.
 
-    Without `do_sample`, decoding is greedy: `temperature` is 0, and only the repetition penalty
+    If `do_sample` is false, decoding is greedy: `temperature` is 0, and only the repetition penalty
     applies. Returns {} for a checkpoint that states nothing. Raises `InputError` for a setting that
     is not a number.
     """
@@ -34,7 +34,7 @@ def read_sampling(folder: Path) -> dict[str, float]:
                 f"'{key}' is not a number of 0 or more", where=path, got=repr(value)[:80]
             )
         sampling[key] = value
-    if not config.get("do_sample", False) and sampling:
+    if config.get("do_sample") is False and sampling:
         penalty = sampling.get("repetition_penalty")
         sampling = {"temperature": 0.0}
         sampling |= {} if penalty is None else {"repetition_penalty": penalty}

@@ -128,7 +128,9 @@ def _apply_adapter(model: Any, adapter: Adapter) -> None:
     for name, info in adapter.copies.items():
         modules[name].weight = torch.nn.Parameter(read_tensor(info).float())
     for name, low_rank in adapter.low_rank.items():
-        names = {EMBEDDING, HEAD} if adapter.ties_weights and name in (EMBEDDING, HEAD) else {name}
+        names = {name}
+        if adapter.ties_weights and name == EMBEDDING and HEAD not in adapter.low_rank:
+            names = {EMBEDDING, HEAD}
         for adapted in names:
             modules[adapted].register_forward_hook(_add_product(low_rank.values()))
 

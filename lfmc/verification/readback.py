@@ -34,7 +34,7 @@ def read_back(
     `calib_free.plan.planned_tensors.stored_error`.
     """
     weights = export_build.weights
-    counts: Counter[tuple[str, str, int]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     total = len(_group_pieces(artifact.tensors))
     stored_tensors = _read_stored_tensors(export_build.target, folder, artifact.tensors)
     for index, (stored, tensor) in enumerate(stored_tensors):
@@ -47,11 +47,11 @@ def read_back(
                     where=f"{folder}: {stored.name}",
                     todo="this artifact is wrong; please report it",
                 ).at(stored_tensor_place(name, stored.part, value, planned))
-            counts[name, stored.part, stored.copy] += 1
+            counts[name, stored.part] += 1
     expected = {(row.name, part) for row in weights.plan.rows for part in weights.parts(row.name)}
-    stored_parts = {(name, part) for name, part, _ in counts}
+    stored_parts = set(counts)
     if stored_parts != expected or max(counts.values()) > 1:
-        wrong = sorted(stored_parts ^ expected) or [key[:2] for key, n in counts.items() if n > 1]
+        wrong = sorted(stored_parts ^ expected) or [key for key, n in counts.items() if n > 1]
         raise GateError(
             "the artifact does not contain every planned tensor exactly once",
             where=f"{folder}: {wrong[0]}",
@@ -104,7 +104,7 @@ def _group_pieces(tensors: Iterable[StoredTensor]) -> list[list[StoredTensor]]:
     """Return the pieces of each stored tensor, in order."""
     groups: dict[tuple[Any, ...], list[StoredTensor]] = {}
     for stored in tensors:
-        groups.setdefault((stored.sources, stored.part, stored.copy), []).append(stored)
+        groups.setdefault((stored.sources, stored.part), []).append(stored)
     return list(groups.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lfmc.checkpoint.chat_template import TEMPLATE
+from lfmc.checkpoint.chat_template import DEFAULT, read_templates
 from lfmc.checkpoint.checkpoint import Checkpoint
 
 # The kernel counts the tokens of each expert with atomic additions. One workgroup sets the counts
@@ -25,9 +25,9 @@ def settings(checkpoint: Checkpoint) -> Mapping[str, Mapping[str, Any]]:
     `generation_config.json` replace those of `config.json` there, so it gets the tokens of both.
     """
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    template = checkpoint.path / TEMPLATE
-    if template.is_file():
-        tokenizer["chat_template"] = template.read_text(encoding="utf-8")
+    templates = read_templates(checkpoint.path)
+    if templates:
+        tokenizer["chat_template"] = templates[DEFAULT]
     return {
         "config.json": {
             **_text_config(checkpoint),

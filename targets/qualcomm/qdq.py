@@ -131,7 +131,7 @@ def _name_values(graph: ir.Graph, count: int) -> None:
     values = [node.outputs[0] for node in graph if node.op_type == DQ]
     if len(values) != count:
         raise GateError(
-            "the ONNX graph does not round what the program rounds",
+            "the ONNX graph quantizes another number of values than the program",
             expected=f"{count} values",
             got=len(values),
             todo="this is a bug in lfmc; please report it",

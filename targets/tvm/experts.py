@@ -128,7 +128,7 @@ def _require_same_group_size(stacks: Sequence[Stack], name: str) -> None:
     groups = {stack.group if isinstance(stack, Format) else 0 for stack in stacks}
     if len(groups) > 1:
         raise UnsupportedError(
-            "an expert's w1 and w3 have groups of different sizes, or only one of them has any",
+            "w1 and w3 of an expert have different group sizes",
             where=name,
             todo="give both the same group; widths may differ",
         )

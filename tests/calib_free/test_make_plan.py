@@ -311,7 +311,7 @@ def test_floats_keep_their_dtype_if_the_target_supports_it(demo: Checkpoint) -> 
     assert generic.row("model.layers.1.feed_forward.expert_bias").format == "float32"
     embedding = make_plan(demo, PHONE, "none", None).row("model.embed_tokens.weight")
     assert embedding.format == "float32"
-    assert embedding.reason.endswith("the target has no bfloat16")
+    assert embedding.reason.endswith("the target does not store bfloat16")
 
 
 def test_a_target_without_integers_stores_floats(demo: Checkpoint) -> None:

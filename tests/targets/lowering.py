@@ -97,7 +97,7 @@ def _row(row: PlanRow, choose: Choose, capabilities: Capabilities) -> PlanRow:
         grid = (
             PALETTE if tensor_format.palette else symmetric if tensor_format.symmetric else "minmax"
         )
-    nbytes = capabilities.copies(row.role) * tensor_format.nbytes(row.shape)
+    nbytes = tensor_format.nbytes(row.shape)
     return replace(row, format=tensor_format.name, grid=grid, nbytes=nbytes)
 
 

@@ -117,10 +117,28 @@ def test_embedding_and_head(
     assert_like_the_adapted_model(checkpoint, base)
 
 
-def test_a_tied_adapter_changes_both_sides(base: Path, tmp_path: Path) -> None:
-    folder = save_adapter(tmp_path / "adapter", embedding(8192, 64), ensure_weight_tying=True)
+@pytest.mark.parametrize("both", [True, False])
+def test_a_tied_adapter_changes_both_sides(base: Path, tmp_path: Path, both: bool) -> None:
+    tensors = embedding(8192, 64)
+    if both:  # peft stores the adapter of the head, too: the same product, transposed
+        side_a, side_b = (value.T.contiguous() for value in tensors.values())
+        names = [f"{PREFIX}lm_head.lora_{side}.weight" for side in "AB"]
+        tensors |= dict(zip(names, (side_b, side_a), strict=True))
+    folder = save_adapter(tmp_path / "adapter", tensors, ensure_weight_tying=True)
     checkpoint = open_checkpoint(base, folder)
     assert checkpoint.config.tied_embedding
+    assert_like_the_adapted_model(checkpoint, base)
+
+
+def test_an_embedding_that_is_stored_with_its_adapter(base: Path, tmp_path: Path) -> None:
+    table = noise(8192, 64, seed=2)
+    name = f"{PREFIX}model.embed_tokens.base_layer.weight"
+    checkpoint = open_checkpoint(
+        base, save_adapter(tmp_path / "a", {name: table, **embedding(8192, 64)})
+    )
+    product = checkpoint.tensors[EMBEDDING].adapter.values()
+    torch.testing.assert_close(checkpoint.load(EMBEDDING), table + product)
+    assert torch.equal(checkpoint.load(HEAD), open_checkpoint(base).load(EMBEDDING))
     assert_like_the_adapted_model(checkpoint, base)
 
 

@@ -54,7 +54,7 @@ def test_a_model_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("os.sysconf", lambda name: 1024)  # a page of 1 KiB, 1024 of them
     with pytest.raises(UnsupportedError, match="does not fit") as caught:
         require_memory(demo, 12 * demo.num_params, "this", "buy memory")
-    assert "0.1 GiB (12 bytes a parameter)" in str(caught.value)
+    assert "0.1 GiB (12 bytes per parameter)" in str(caught.value)
     assert caught.value.exit_code == 4
 
 

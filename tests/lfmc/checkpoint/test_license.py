@@ -59,9 +59,10 @@ def test_the_license_of_the_bundled_model() -> None:
             {"temperature": 0.3, "min_p": 0.15},
         ),
         (
-            {"temperature": 0.3, "repetition_penalty": 1.05},
+            {"do_sample": False, "temperature": 0.3, "repetition_penalty": 1.05},
             {"temperature": 0.0, "repetition_penalty": 1.05},
         ),
+        ({"temperature": 0.3, "top_p": 0.9}, {"temperature": 0.3, "top_p": 0.9}),
     ],
 )
 def test_sampling_settings(tmp_path: Path, config: Any, expected: Any) -> None:
