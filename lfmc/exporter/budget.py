@@ -30,7 +30,7 @@ from lfmc.passes.base import Applied
 from lfmc.targets.base import Artifact, Request, Target, choose_options
 
 UNSPENT = 0.005  # of the budget
-ROUNDS = 4
+ROUNDS = 8
 ADAPTIVE = ("auto", "alphaq")  # methods that can spend any number of bytes
 # The counted steps of method "auto", in order: see `Progress.stage`.
 AUTO_PARTS = ("text from the model", "sensitivity: forward", "sensitivity: backward")
@@ -108,14 +108,16 @@ def lower_within_budget(
         def choose(settings: Options) -> BitPlan:
             return _make_plan(checkpoint, target, settings, progress, capabilities, cache)
 
-        lowered = lower(choose(quick))
+        lowered, too_large = lower(choose(quick)), 0  # rounds that did not fit
         for _ in range(ROUNDS - 1):
-            if lowered.spends_the_budget:
+            is_final = lowered.plan.method not in ADAPTIVE or too_large > 0
+            if lowered.spends_the_budget or (lowered.overshoot <= 0 and is_final):
                 break
-            reserve = max(lowered.plan.graph_nbytes, capabilities.graph_nbytes + lowered.overshoot)
+            # A graph may grow with the number of formats, so every miss adds more than the last.
+            too_large += lowered.overshoot > 0
+            missing = lowered.overshoot * too_large
+            reserve = max(lowered.plan.graph_nbytes, capabilities.graph_nbytes + missing)
             capabilities = replace(capabilities, graph_nbytes=reserve)
-            if lowered.overshoot <= 0 and (lowered.plan.method not in ADAPTIVE):
-                break
             progress.expect_more(1)
             plan = choose(quick)
             if _formats(plan) == _formats(lowered.plan):

@@ -32,13 +32,11 @@ TIED_TOLERANCE = 2e-2
 def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
     """Return the worst operator of each kind; `program` is bound to its weights."""
     if not artifact.probes:
-        return skipped_rung(3, TITLE, "the artifact has no n-bit operator")
+        return skipped_rung(3, TITLE, "the artifact has no n-bit operators")
     return operators_rung(TITLE, FLOAT_TOLERANCE, _results(program, folder, artifact))
 
 
 def _results(program: Program, folder: Path, artifact: Artifact) -> Iterator[CaseResult]:
-    if not artifact.probes:
-        return
     values = _run_with_values(program, folder, artifact)
     nodes = {node.name: node for node in program.graph.nodes}
     exact_experts = experts_are_exact(folder)

@@ -37,7 +37,7 @@ def test_a_plan_takes_the_knobs_of_alphaq() -> None:
 
 
 def test_verify_returns_what_it_found(bundle_path: Path) -> None:
-    assert lfmc.verify(bundle_path) == {"files": 9, "golden": 3}
+    assert lfmc.verify(bundle_path) == {"files": 11, "golden": 3}
 
 
 def test_load_refuses_a_manifest_that_disagrees(bundle_path: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_an_error_in_a_process_is_raised(make_checkpoint: MakeCheckpoint) -> Non
     checkpoint = make_checkpoint("lfm2")
     plan = make_plan(checkpoint, GENERIC, "2", None)
     texts = sample_texts(StreamedDecoder(checkpoint), 4, 8, 1, lambda message: None)
-    (checkpoint.path / "config.json").unlink()
+    (checkpoint.path / "model.safetensors").unlink()
     options = TrainingOptions(0, lambda message: None)
     with pytest.raises(Exception, match=InputError.__name__):
         distill_multi_process(checkpoint, plan, texts, options, SCHEDULE, 2)
