@@ -25,7 +25,7 @@ def run_on_terminal(
         stdin=side,
         stdout=side,
         stderr=side,
-        env={**os.environ, "TERM": "xterm-256color", **(env or {})},
+        env={**_environment(), "TERM": "xterm-256color", **(env or {})},
     )
     os.close(side)
     output = b""
@@ -33,6 +33,11 @@ def run_on_terminal(
         output += block
     os.close(main)
     return process.wait(), output.decode()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without a size, which rich prefers to that of the terminal."""
+    return {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
 
 
 def _read(file: int) -> bytes:
