@@ -113,14 +113,18 @@ def lower_within_budget(
             is_final = lowered.plan.method not in ADAPTIVE or too_large > 0
             if lowered.spends_the_budget or (lowered.overshoot <= 0 and is_final):
                 break
-            # A graph may grow with the number of formats, so every miss adds more than the last.
-            too_large += lowered.overshoot > 0
-            missing = lowered.overshoot * too_large
-            reserve = max(lowered.plan.graph_nbytes, capabilities.graph_nbytes + missing)
+            reserve = lowered.plan.graph_nbytes
+            if lowered.overshoot > 0:
+                # A graph may grow with the number of formats, so every miss adds more.
+                too_large += 1
+                larger = capabilities.graph_nbytes + too_large * lowered.overshoot
+                reserve = max(reserve, larger)
             capabilities = replace(capabilities, graph_nbytes=reserve)
             progress.expect_more(1)
             plan = choose(quick)
             if _formats(plan) == _formats(lowered.plan):
+                if lowered.overshoot > 0:
+                    continue  # the reserve is still too small to change a format
                 break
             progress.expect_more(LOWER_STAGES)
             _remove(lowered, folder)
