@@ -169,7 +169,7 @@ def test_verify_rejects_a_changed_bundle(bundle_path: Path, tmp_path: Path) -> N
         (["plan", "--output", "a", "--report", "a"], 2, "same file"),
         (["plan", "--effort", "best"], 2, "--output plan.json"),
         (["plan", "--effort", "utmost"], 2, "no such effort"),
-        (["export", "--minutes", "3"], 2, "no fitting"),
+        (["export", "--minutes", "3"], 2, "minutes limit"),
         (["export", "--effort", "best", "--bits", "none"], 2, "nothing to fit"),
         (["inspect", "--report", "nowhere/a.html"], 2, "can't be written"),
         (["plan", "--alphaq-gamma", "1"], 2, "for method 'alphaq'"),

@@ -28,7 +28,7 @@ BEST = Effort("best")
         (("most",), "no such effort"),
         (("best", 0.0), "positive"),
         (("best", float("nan")), "positive"),
-        (("fast", 3.0), "no fitting"),
+        (("fast", 3.0), "minutes limit"),
         (("best", None, "tpu"), "no such device"),
         (("max", None, "cpu", 2), "number of GPUs"),
         (("max", None, "cuda", 3), "number of GPUs"),
