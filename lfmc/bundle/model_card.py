@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.license import MODEL_CARD, License
 from lfmc.lowering.build import Build
@@ -30,7 +32,7 @@ def write_legal_files(checkpoint: Checkpoint, folder: Path) -> list[str]:
     text = original.read_text(encoding="utf-8", errors="replace") if original.is_file() else ""
     changes = (
         f"The weights in this folder are those of {checkpoint.base_model}, changed by lfmc "
-        f"{__version__}: they were quantized and written in another file format.\n"
+        f"{__version__}: they are in another file format, in the number formats of plan.json.\n"
     )
     (folder / NOTICE).write_text(f"{text.rstrip()}\n\n{changes}".lstrip(), encoding="utf-8")
     return [*copied, NOTICE]
@@ -72,9 +74,8 @@ def write_model_card(
         _command(export_build, options),
         "```",
         "",
-        f"The bit widths were chosen from the weights alone, by the method "
-        f"`{export_build.plan.method}`; no calibration data was used. `plan.json` has the format "
-        "of every tensor, `manifest.json` has all measurements and the versions of all tools.",
+        "No calibration data was used. `plan.json` has the number format of every tensor, "
+        "`manifest.json` has all measurements and the versions of all tools.",
         "",
         "## Use",
         "",
@@ -104,9 +105,9 @@ def _front_matter(checkpoint: Checkpoint, target: str) -> list[str]:
         "library_name": LIBRARIES.get(target),
         "pipeline_tag": "text-generation",
     }
-    stated = [f"{key}: {value}" for key, value in metadata.items() if value is not None]
-    tags = [f"- {tag}" for tag in ("lfmc", checkpoint.config.model_type, target)]
-    return ["---", *stated, "tags:", *tags, "---"]
+    stated: dict[str, Any] = {key: value for key, value in metadata.items() if value is not None}
+    stated["tags"] = ["lfmc", checkpoint.config.model_type, target]
+    return ["---", yaml.safe_dump(stated, sort_keys=False).rstrip(), "---"]
 
 
 def _quality_rows(quality: Mapping[str, Any] | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfmc.checkpoint.checkpoint import Checkpoint
-from lfmc.checkpoint.weight_files import read_json
+from lfmc.checkpoint.weight_files import read_json, read_text
 from lfmc.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def read_templates(folder: Path) -> dict[str, str]:
     can't be read, or if none of several templates is named "default".
     """
     files = sorted((folder / OTHER_TEMPLATES).glob("*.jinja"))
-    templates: dict[str, Any] = {path.stem: _read_text(path) for path in files}
+    templates: dict[str, Any] = {path.stem: read_text(path) for path in files}
     if (folder / TEMPLATE).is_file():
-        templates[DEFAULT] = _read_text(folder / TEMPLATE)
+        templates[DEFAULT] = read_text(folder / TEMPLATE)
     source = folder / "tokenizer_config.json"
     if not templates and source.is_file():
         templates = _by_name(read_json(source).get("chat_template"))
@@ -183,10 +183,3 @@ def _token_text(token: Any) -> str | None:
     """Return the text of a special token; older files store it in an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path.name} can't be read", where=path, got=error) from error

@@ -9,8 +9,7 @@ from typing import Any
 
 from lfmc.checkpoint.chat_template import DEFAULT, OTHER_TEMPLATES, TEMPLATE, read_templates
 from lfmc.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
-from lfmc.checkpoint.weight_files import read_json
-from lfmc.errors import InputError
+from lfmc.checkpoint.weight_files import read_json, read_text
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
@@ -23,7 +22,7 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
     """
     checkpoint.tokenizer()
     texts = {
-        name: _read(checkpoint.path / name)
+        name: read_text(checkpoint.path / name)
         for name in TOKENIZER_FILES
         if (checkpoint.path / name).is_file()
     }
@@ -36,7 +35,7 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> list[str]:
         if not isinstance(settings.get("chat_template", ""), str):
             del settings["chat_template"]  # several templates, now in files
         texts["tokenizer_config.json"] = _to_text(settings)
-    texts["config.json"] = _read(checkpoint.path / "config.json")
+    texts["config.json"] = read_text(checkpoint.path / "config.json")
     if json.loads(texts["config.json"]) != checkpoint.raw_config:
         texts["config.json"] = _to_text(dict(checkpoint.raw_config))  # an adapter changed it
     for name, text in texts.items():
@@ -56,10 +55,3 @@ def add_settings(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> lis
 
 def _to_text(value: dict[str, object]) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path.name} can't be read", where=path, got=error) from error

@@ -217,11 +217,19 @@ def read_tensor(info: TensorInfo) -> Tensor:
     return tensor
 
 
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file of a checkpoint; raise `InputError` if it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name} can't be read", where=path, got=error) from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file of a checkpoint; raise `InputError` if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, 5000 digits
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:  # bad JSON, 5000 digits
         raise InputError(f"{path.name} can't be read", where=path, got=error) from error
     if not isinstance(value, dict):
         raise InputError(f"{path.name} is not a JSON object", where=path)

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ def command(as_json: bool) -> None:
         name: [package for package in target.packages if find_spec(package) is None]
         for name, target in targets.items()
     }
+    tools = {name: target.missing_tools() for name, target in targets.items()}
     memory = installed_nbytes()
     disk = shutil.disk_usage(".").free
     if as_json:
@@ -50,9 +52,9 @@ def command(as_json: bool) -> None:
             "packages": {n: {"installed": i, "tested": t} for n, (i, t) in packages.items()},
             "targets": {
                 name: {
-                    "ready": not missing and not _missing_by_default(targets[name]),
+                    "ready": not missing and not _missing_by_default(targets[name], tools[name]),
                     "missing": missing,
-                    "missing_tools": {k: list(v) for k, v in targets[name].missing_tools().items()},
+                    "missing_tools": {choice: list(t) for choice, t in tools[name].items()},
                     "options": {o.name: o.choices for o in targets[name].options},
                 }
                 for name, missing in missing_packages.items()
@@ -74,23 +76,22 @@ def command(as_json: bool) -> None:
         table.add_row(name, version or "-", tested, verdict)
     terminal.print(FittedTable(table))
     for name, missing in missing_packages.items():
-        target, tools_by_choice = targets[name], targets[name].missing_tools()
-        blocked = _missing_by_default(target)
+        target = targets[name]
+        blocked = _missing_by_default(target, tools[name])
         state = "ready"
         if missing:
             state = f"missing {', '.join(missing)}: {install_advice(target.extra)}"
         elif blocked:
             state = f"not ready: an export with the default options needs {', '.join(blocked)}"
         terminal.print(f"target {name}: {state}", markup=False)
-        for choice, tools in tools_by_choice.items():
-            terminal.print(f"  {choice} needs {', '.join(tools)}", markup=False)
+        for choice, choice_tools in tools[name].items():
+            terminal.print(f"  {choice} needs {', '.join(choice_tools)}", markup=False)
         for option in target.options:
             choices = " | ".join(option.choices)
             terminal.print(f"  -O {option.name}={choices}: {option.help}", markup=False)
 
 
-def _missing_by_default(target: Target) -> list[str]:
-    """Return the tools that an export with default options needs and this machine lacks."""
+def _missing_by_default(target: Target, missing: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return those of the missing tools that an export with default options needs."""
     defaults = {f"{option.name}={option.choices[0]}" for option in target.options}
-    missing = target.missing_tools().items()
-    return [tool for choice, tools in missing if choice in defaults for tool in tools]
+    return [tool for choice, tools in missing.items() if choice in defaults for tool in tools]

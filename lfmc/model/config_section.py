@@ -1,8 +1,9 @@
-"""Reads typed values from a section of `config.json`; a bad value is an `InputError`."""
+"""Reads typed values from a section of a JSON file; a bad value is an `InputError`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lfmc.errors import InputError
@@ -11,23 +12,24 @@ MAX_SIZE = 1 << 24  # far beyond every model, and products stay below 2^63
 
 
 class Section:
-    """A section of `config.json`; its methods raise `InputError` with the file and the key."""
+    """A section of a file such as `config.json`; errors name the file, `where`, and the key."""
 
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
         self.raw = raw
         self.where = where
+        self.file = Path(where).name
 
     def get(self, key: str, kind: type, default: Any = ...) -> Any:
         value = self.raw.get(key, default)
         if value is ... or (value is None and default is not None):
             raise InputError(
-                f"config.json has no '{key}'", where=self.where, expected=kind.__name__
+                f"{self.file} has no '{key}'", where=self.where, expected=kind.__name__
             )
         if value is not None and (
             not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
         ):
             raise InputError(
-                f"config.json: '{key}' has the wrong type",
+                f"{self.file}: '{key}' has the wrong type",
                 where=self.where,
                 expected=kind.__name__,
                 got=repr(value),
@@ -37,10 +39,10 @@ class Section:
     def positive(self, key: str, default: Any = ..., maximum: int = MAX_SIZE) -> int:
         value = self.get(key, int, default)
         if value is None:
-            raise InputError(f"config.json has no '{key}'", where=self.where, expected="int")
+            raise InputError(f"{self.file} has no '{key}'", where=self.where, expected="int")
         if not 0 < value <= maximum:
             raise InputError(
-                f"config.json: '{key}' is out of range",
+                f"{self.file}: '{key}' is out of range",
                 where=self.where,
                 expected=f"1 to {maximum}",
                 got=value if abs(value) <= MAX_SIZE else f"a number of {value.bit_length()} bits",
@@ -51,11 +53,11 @@ class Section:
         """Return an int or a finite float, at least `minimum`, as a float."""
         value = self.raw.get(key, default)
         if value is ...:
-            raise InputError(f"config.json has no '{key}'", where=self.where, expected="a number")
+            raise InputError(f"{self.file} has no '{key}'", where=self.where, expected="a number")
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not minimum <= value <= 1e30:
             raise InputError(
-                f"config.json: '{key}' is not a usable number",
+                f"{self.file}: '{key}' is not a usable number",
                 where=self.where,
                 expected=f"a number of {minimum:g} or more",
                 got=repr(value)[:80],
