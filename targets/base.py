@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 from lfmc.errors import InputError, UnsupportedError, did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a list of target names does not need it
-    import torch
     from torch import Tensor, fx
 
     from lfmc.calib_free.grid.formats import Capabilities
@@ -22,6 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a list of target names d
     from lfmc.graph.trace import TraceSpec
     from lfmc.model import DecoderConfig
     from lfmc.parity.compare import Rung
+    from lfmc.run.conversation import ConversationModel
     from lfmc.run.stepper import Stepper
 
 TARGETS: Mapping[str, str] = {
@@ -151,7 +151,7 @@ class Target(Protocol):
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> torch.nn.Module:
+    ) -> ConversationModel:
         """Return the bound program in torch, with activations rounded as the runtime rounds them
         for the artifact in `folder`."""
 

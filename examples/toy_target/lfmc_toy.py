@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lfmc.calib_free.grid.formats import FLOAT_NBYTES, Capabilities, Format, parse_format
 from lfmc.graph.planned_weights import PlannedWeights
@@ -21,6 +21,8 @@ from lfmc.model.rope import inverse_frequencies
 from lfmc.parity.compare import FLOAT_TOLERANCE
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
+from lfmc.reference.layerwise_program import LayerwiseProgram
+from lfmc.run.conversation import ConversationModel
 from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
 
@@ -76,21 +78,21 @@ class ToyTarget:
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
         with safe_open(folder / MODEL, "pt") as file:
             raw, context, formats = json.loads(file.metadata()["lfmc"])
-            program = trace(read_config(raw), TraceSpec(context))
-            apply(pipeline({k: parse_format(v) for k, v in formats.items()}), program)
+        tensors = load_file(folder / MODEL)
+        program = trace(read_config(raw), TraceSpec(context))
+        apply(pipeline({k: parse_format(v) for k, v in formats.items()}), program)
 
-            def value(name: str, weight: Weight) -> torch.Tensor:
-                if weight.part == "constant":
-                    return inverse_frequencies(program.config, name.removeprefix("rope."))
-                tensor = file.get_tensor(name)
-                return tensor.float() if weight.part == "values" else tensor
+        def value(name: str, weight: Weight) -> torch.Tensor:
+            if weight.part == "constant":
+                return inverse_frequencies(program.config, name.removeprefix("rope."))
+            return tensors[name].float() if weight.part == "values" else tensors[name]
 
-            return TorchStepper(program.bind(value), program.config, context)
+        return TorchStepper(program.bind(value), program.config, context)
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> torch.nn.Module:
-        return program.module  # bound to the weights of the plan, not of the file
+    ) -> ConversationModel:
+        return LayerwiseProgram(program, request.context)  # weights of the plan, not of the file
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
         return FLOAT_TOLERANCE

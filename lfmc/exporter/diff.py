@@ -17,10 +17,9 @@ from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError
 from lfmc.exporter.reverify import read_bundled_plan
 from lfmc.machine.progress import Progress
-from lfmc.model import Decoder
-from lfmc.parity.module_outputs import record_module_outputs
+from lfmc.reference.layerwise_decoder import LayerwiseDecoder
 from lfmc.report.tensor_labels import group
-from lfmc.run.stepper import decoder_stepper
+from lfmc.run.conversation import Conversation
 from lfmc.verification.rungs import WINDOW, WINDOWS, read_passages
 
 STREAM_TOLERANCE = 0.05  # relative to the float stream: above this distance two plans diverge
@@ -152,12 +151,12 @@ def compare_activations(
     length = min(WINDOW, checkpoint.config.max_context)
     tokens = read_passages(checkpoint, length, WINDOWS["fast"])
     progress.step("float32")
-    reference = _residual_streams(checkpoint.decoder(), tokens)
+    reference = _residual_streams(checkpoint, checkpoint.weights, tokens)
     streams = []
     for source in (first, second):
         progress.step(str(source.path))
         weights = dequantized_weights(checkpoint, _full_plan(source, checkpoint))
-        streams.append(_residual_streams(checkpoint.decoder(weights), tokens))
+        streams.append(_residual_streams(checkpoint, weights, tokens))
     distances = [
         StreamDistance(
             part,
@@ -182,17 +181,18 @@ def _full_plan(source: DiffInput, checkpoint: Checkpoint) -> BitPlan:
     return source.plan if source.bundle is None else read_bundled_plan(source.bundle, checkpoint)
 
 
-def _residual_streams(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
+def _residual_streams(
+    checkpoint: Checkpoint, weights: Mapping[str, Tensor], tokens: Tensor
+) -> dict[str, Tensor]:
     """Return the residual stream `[N * T, H]` after the embedding and each layer, for `[N, T]`."""
-    layers = range(len(decoder.model.layers))
-    parts = {"model.embed_tokens": "embedding"}
-    parts |= {f"model.layers.{index}": f"layer {index}" for index in layers}
-    stepper = decoder_stepper(decoder, tokens.shape[1])
-    with record_module_outputs(decoder, parts) as outputs:
-        for text in tokens:
-            stepper.reset()
-            stepper.step(text)
-    return {parts[name]: torch.cat(values).flatten(0, 1) for name, values in outputs.items()}
+    streams: dict[str, Tensor] = {}
+
+    def observe(part: str, texts: list[Tensor]) -> None:
+        streams[part] = torch.cat(texts)
+
+    decoder = LayerwiseDecoder(checkpoint.config, weights, tokens.shape[1], observe=observe)
+    decoder.hidden([Conversation((text,)) for text in tokens])
+    return streams
 
 
 def _distance(first: Tensor, second: Tensor, floats: Tensor) -> float:

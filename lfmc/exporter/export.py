@@ -28,10 +28,11 @@ from lfmc.exporter.budget import lower_within_budget
 from lfmc.lowering.build import BUILD_STAGES, Build
 from lfmc.lowering.request import Options, make_request
 from lfmc.machine.progress import Progress
-from lfmc.parity.transformers_reference import is_available, require_reference
 from lfmc.passes.base import Applied
+from lfmc.reference.transformers_model import is_available, require_reference
+from lfmc.run.conversation import ReplayStepper
 from lfmc.run.generate import golden_prompts
-from lfmc.run.stepper import Stepper, TorchStepper
+from lfmc.run.stepper import Stepper
 from lfmc.run.timing import require_speed
 from lfmc.targets.base import Artifact, Request, Target
 from lfmc.verification.locate.search import find_place
@@ -156,9 +157,8 @@ def _make_golden_prompts(export_build: Build, folder: Path) -> list[dict[str, An
     if target.why_not_here(request) is None:
         stepper = target.run(folder)
     else:
-        export_build.bind()
         reference = target.reference(export_build.program, request, folder, exact=False)
-        stepper = TorchStepper(reference, checkpoint.config, request.context)
+        stepper = ReplayStepper(reference, request.context)
     return golden_prompts(stepper, checkpoint.tokenizer(), checkpoint.config.bos_id)
 
 

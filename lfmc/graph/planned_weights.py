@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,8 +13,8 @@ from lfmc.calib_free.grid.packed_tensor import PackedTensor, stack_rows
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.planned_tensors import float_tensor, quantize_tensor
 from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.checkpoint.weight_files import LazyTensors
 from lfmc.graph.program import Part, Weight
-from lfmc.model import Decoder
 from lfmc.model.rope import inverse_frequencies
 
 
@@ -65,9 +65,10 @@ class PlannedWeights:
             return self.floats((name,)).float()
         return self._packed(name).dequantize()
 
-    def decoder(self) -> Decoder:
-        """Return the float32 decoder with all tensors dequantized."""
-        return self.checkpoint.decoder({n: self.dequantized(n) for n in self.checkpoint.tensors})
+    @property
+    def dequantized_tensors(self) -> Mapping[str, Tensor]:
+        """All tensors as float32, dequantized when they are accessed."""
+        return LazyTensors(self.checkpoint.tensors, self.dequantized)
 
     def floats(self, sources: tuple[str, ...]) -> Tensor:
         """Return float tensors in the dtype of the plan, stacked along dim 0."""

@@ -28,18 +28,23 @@ class Weight:
     part: Part = "values"
 
 
+ReadValue = Callable[[str, Weight], Tensor]
+
+
 @dataclass
 class Program:
     """An `fx` graph whose constants are `get_attr` nodes; inputs are tokens, positions and states.
 
     Outputs are the logits `[B, T, V]`, then the new states in the order of `states`. The constants
-    of `module` are fake tensors until `bind` replaces them by real values.
+    of `module` are fake tensors, which have a shape and a dtype only; `bind` sets the function that
+    returns their real values.
     """
 
     module: fx.GraphModule
     config: DecoderConfig
     states: tuple[StateSpec, ...]
     weights: dict[str, Weight] = field(default_factory=dict)
+    _value: ReadValue | None = field(default=None, repr=False)
 
     @property
     def graph(self) -> fx.Graph:
@@ -91,12 +96,23 @@ class Program:
             candidates.extend(node.all_input_nodes)
             self.graph.erase_node(node)
 
-    def bind(self, value: Callable[[str, Weight], Tensor]) -> nn.Module:
-        """Set every constant to its real value; return the module, which then runs in torch."""
-        for name, weight in self.weights.items():
-            set_attribute(self.module, name, value(name, weight))
-        self.module.recompile()
-        return self.module
+    def bind(self, value: ReadValue) -> Callable[..., tuple[Any, ...]]:
+        """Set the function that returns the real value of a constant each time it is read.
+
+        Returns `run`, which runs the bound program in torch.
+        """
+        self._value = value
+        return self.run
+
+    def constant(self, name: str) -> Tensor:
+        """Return the real value of a constant. Raises `ValueError` if the program is not bound."""
+        if self._value is None:
+            raise ValueError("the program is not bound to weights")
+        return self._value(name, self.weights[name])
+
+    def run(self, *inputs: Tensor) -> tuple[Any, ...]:
+        """Run the bound program in torch; every constant is read when a node uses it."""
+        return tuple(_Interpreter(self).run(*inputs))
 
     def text(self) -> str:
         """Return the graph as text, one operator per line, for people and for golden tests."""
@@ -113,6 +129,17 @@ class Program:
                 values += [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
                 lines.append(f"%{node.name} = {operator_name(node)}({', '.join(values)})")
         return "\n".join(lines)
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.module)
+        self._program = program
+
+    def fetch_attr(self, target: str) -> Any:
+        if target in self._program.weights:
+            return self._program.constant(target)
+        return super().fetch_attr(target)  # a submodule
 
 
 def operator_name(node: fx.Node) -> str:

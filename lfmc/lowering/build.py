@@ -15,10 +15,9 @@ from lfmc.graph.program import Program
 from lfmc.graph.trace import trace
 from lfmc.machine.progress import Progress
 from lfmc.parity.compare import Case, Rung, compare
-from lfmc.parity.expert_choices import ExpertChoiceStepper
 from lfmc.passes.base import Applied, apply
 from lfmc.passes.pipeline import pipeline
-from lfmc.run.stepper import Stepper
+from lfmc.run.conversation import ConversationModel, SteppedModel
 from lfmc.targets.base import Artifact, Request, Target
 
 BUILD_STAGES = 2  # of `build`: trace, passes
@@ -26,7 +25,10 @@ BUILD_STAGES = 2  # of `build`: trace, passes
 
 @dataclass(frozen=True)
 class Build:
-    """The fused program and the planned weights, from which a target lowers an artifact."""
+    """The fused program and the planned weights, from which a target lowers an artifact.
+
+    The program is bound to the weights.
+    """
 
     checkpoint: Checkpoint
     weights: PlannedWeights
@@ -45,41 +47,25 @@ class Build:
         weights = replace(self.weights, observe=_CountTensors(len(self.plan.rows), progress))
         return self.target.lower(self.program, weights, self.request, folder)
 
-    def bind(self) -> None:
-        """Bind the program to the planned weights, so that torch can run it."""
-        self.program.bind(self.weights.value)
-
     def compare(
-        self,
-        title: str,
-        folder: Path,
-        matrix: Sequence[Case],
-        progress: Progress,
-        *,
-        exact: bool,
-        near_tie: float,
+        self, title: str, folder: Path, matrix: Sequence[Case], *, exact: bool, near_tie: float
     ) -> Rung:
-        """Run rung 3: the matrix on the artifact in `folder` and on the bound program in torch."""
-        artifact_stepper, reference = self.open_steppers(folder, exact=exact)
+        """Run rung 3: the matrix on the artifact in `folder` and on the program in torch."""
         return compare(
             3,
             title,
-            artifact_stepper,
-            reference,
+            *self.open_models(folder, exact=exact),
             matrix,
             self.program.config.vocab_size,
             tolerance=self.tolerance(exact=exact),
             near_tie=near_tie,
-            progress=progress.step,
         )
 
-    def open_steppers(self, folder: Path, *, exact: bool) -> tuple[Stepper, ExpertChoiceStepper]:
-        """Open the artifact in `folder`, and the bound program with the runtime's rounding."""
+    def open_models(self, folder: Path, *, exact: bool) -> tuple[SteppedModel, ConversationModel]:
+        """Open the artifact in `folder`, and the program with the runtime's rounding."""
+        artifact = SteppedModel(self.target.run(folder, exact=exact))
         reference = self.target.reference(self.program, self.request, folder, exact=exact)
-        return (
-            self.target.run(folder, exact=exact),
-            ExpertChoiceStepper(reference, self.program.config, self.request.context),
-        )
+        return artifact, reference
 
     def tolerance(self, *, exact: bool) -> float | None:
         """Return the tolerance of rung 3; None if the difference is only reported."""
@@ -112,7 +98,9 @@ def build(
         formats = {row.name: parse_format(row.format) for row in plan.rows}
         applied = apply(pipeline(formats), program)
     _check_coverage(plan, program)
-    return Build(checkpoint, PlannedWeights(checkpoint, plan), program, target, request), applied
+    weights = PlannedWeights(checkpoint, plan)
+    program.bind(weights.value)
+    return Build(checkpoint, weights, program, target, request), applied
 
 
 def _check_coverage(plan: BitPlan, program: Program) -> None:

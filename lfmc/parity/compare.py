@@ -12,22 +12,16 @@ The number of the first rung that fails shows which stage is wrong. Rungs 1 to 3
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lfmc.model import DecoderConfig
-from lfmc.parity.expert_choices import (
-    ExpertChoice,
-    RecordsExpertChoice,
-    concat_choices,
-    find_changed_choice,
-)
-from lfmc.run.stepper import Stepper, returns_last_only
+from lfmc.parity.expert_choices import find_changed_choice
+from lfmc.run.conversation import Conversation, ConversationModel, Reply
 
 # Largest logit difference over the largest logit, for float32 arithmetic in a different order.
 FLOAT_TOLERANCE = 1e-5
@@ -49,6 +43,11 @@ class Case:
     @property
     def length(self) -> int:
         return sum(self.calls)
+
+    def conversation(self, tokens: Tensor, earlier: Tensor) -> Conversation:
+        """Return the case with the first of `tokens`, and of `earlier` before the reset."""
+        calls = tokens[: self.length].split(list(self.calls))
+        return Conversation(calls, earlier[: self.earlier] if self.earlier else None)
 
 
 @dataclass(frozen=True)
@@ -128,27 +127,6 @@ def _truncate_calls(calls: tuple[int, ...], context: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def run_case(
-    stepper: Stepper, case: Case, tokens: Tensor, earlier: Tensor, *, last_only: bool = False
-) -> tuple[Tensor, ExpertChoice | None]:
-    """Feed the first `case.length` of `tokens` to `stepper`, in the calls of the case.
-
-    Returns logits `[T, V]` of all tokens, or with `last_only` of the last token of each call; and
-    the experts that the tokens chose, if the stepper records them.
-    """
-    stepper.reset()
-    if case.earlier:
-        stepper.step(earlier[: case.earlier])
-        stepper.reset()
-    logits, choices = [], []
-    for piece in tokens[..., : case.length].split(list(case.calls), dim=-1):
-        call_logits = stepper.step(piece)
-        logits.append(call_logits[..., -1:, :] if last_only else call_logits)
-        if isinstance(stepper, RecordsExpertChoice) and stepper.choice is not None:
-            choices.append(stepper.choice)
-    return torch.cat(logits, dim=-2), concat_choices(choices) if choices else None
-
-
 @dataclass(frozen=True)
 class LogitsPair:
     """Logits `[T, V]` of a model and of its reference for one case.
@@ -169,57 +147,64 @@ def draw_tokens(length: int, vocab_size: int) -> tuple[Tensor, Tensor]:
     return tokens[:length], tokens[length:]
 
 
-def run_pair(
-    stepper: Stepper,
-    reference: Stepper,
-    case: Case,
-    tokens: Tensor,
-    earlier: Tensor,
+def run_pairs(
+    model: ConversationModel,
+    reference: ConversationModel,
+    conversations: Sequence[Conversation],
     *,
     near_tie: float = 0.0,
-) -> LogitsPair:
-    """Run a case on a model and on its reference.
+) -> list[LogitsPair]:
+    """Run conversations on a model and on its reference.
 
-    If `stepper` returns logits of a call's last token only, both results contain only these.
+    If `model` returns logits of a call's last token only, both results contain only these.
     """
-    last_only = returns_last_only(stepper)
-    actual, actual_choice = run_case(stepper, case, tokens, earlier, last_only=last_only)
-    expected, choice = run_case(reference, case, tokens, earlier, last_only=last_only)
+    replies = model.run(conversations), reference.run(conversations)
+    return [
+        _pair(actual, expected, conversation, model.last_only, near_tie)
+        for actual, expected, conversation in zip(*replies, conversations, strict=True)
+    ]
+
+
+def _pair(
+    actual: Reply, expected: Reply, conversation: Conversation, last_only: bool, near_tie: float
+) -> LogitsPair:
+    ends = conversation.ends
+    rows = [end - 1 for end in ends] if last_only else slice(None)
     clear = None
-    if actual_choice is not None and choice is not None:
-        change = find_changed_choice(actual_choice, choice)
+    if actual.choice is not None and expected.choice is not None:
+        change = find_changed_choice(actual.choice, expected.choice)
         if change is not None and change[1] <= near_tie:
-            num_calls = sum(end <= change[0] for end in accumulate(case.calls))
+            num_calls = sum(end <= change[0] for end in ends)
             clear = num_calls if last_only else change[0]
-    return LogitsPair(actual, expected, clear)
+    return LogitsPair(actual.logits, expected.logits[rows], clear)
 
 
 def compare(
     number: int,
     title: str,
-    stepper: Stepper,
-    reference: Stepper,
+    model: ConversationModel,
+    reference: ConversationModel,
     matrix: Sequence[Case],
     vocab_size: int,
     *,
     tolerance: float | None,
     near_tie: float = 0.0,
     tokens: Tensor | None = None,
-    progress: Callable[[str], None] = lambda _: None,
 ) -> Rung:
-    """Run the matrix on both steppers with the same tokens (`[T]` int64; random ones by default).
+    """Run the matrix on a model and its reference, on the same tokens.
 
-    If both steppers record the chosen experts, a choice may differ if its margin is at most
-    `near_tie`; the tokens from there on are compared separately. If `stepper` returns logits of a
-    call's last token only, only these are compared.
+    `tokens` are `[T]` int64, random ones by default. If both record the chosen experts, a choice
+    may differ if its margin is at most `near_tie`; the tokens from there on are compared
+    separately. If `model` returns logits of a call's last token only, only these are compared.
     """
     prompt, earlier = draw_tokens(max(case.length for case in matrix), vocab_size)
     inputs = prompt if tokens is None else tokens
-    results = []
-    for index, case in enumerate(matrix):
-        progress(f"case {index + 1} of {len(matrix)}: {case.name}")
-        pair = run_pair(stepper, reference, case, inputs, earlier, near_tie=near_tie)
-        results.append(compare_logits(case.name, pair.actual, pair.expected, pair.clear))
+    conversations = [case.conversation(inputs, earlier) for case in matrix]
+    pairs = run_pairs(model, reference, conversations, near_tie=near_tie)
+    results = [
+        compare_logits(case.name, pair.actual, pair.expected, pair.clear)
+        for case, pair in zip(matrix, pairs, strict=True)
+    ]
     return Rung(number, title, tolerance, tuple(results))
 
 

@@ -21,7 +21,7 @@ from lfmc.calib_free.plan.bit_plan import PlanRow
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.lowering.build import Build, build
 from lfmc.machine.memory import installed_nbytes
-from lfmc.machine.progress import Progress, Silent
+from lfmc.machine.progress import Silent
 from lfmc.parity.compare import Case, Rung, skipped_rung
 from lfmc.parity.expert_choices import NEAR_TIE
 
@@ -55,10 +55,11 @@ def dequantized_build(export_build: Build) -> Build | None:
     if float_build.tolerance(exact=target.exact) is None:
         return None
     weights = FloatWeights(checkpoint, float_build.plan, planned=export_build.weights)
+    float_build.program.bind(weights.value)
     return replace(float_build, weights=weights)
 
 
-def run_float_rungs(export_build: Build, matrix: Sequence[Case], progress: Progress) -> list[Rung]:
+def run_float_rungs(export_build: Build, matrix: Sequence[Case]) -> list[Rung]:
     """Run rung 3 with float32 matrices; return [] if the target does not require it."""
     float_build = dequantized_build(export_build)
     if float_build is None:
@@ -73,9 +74,8 @@ def run_float_rungs(export_build: Build, matrix: Sequence[Case], progress: Progr
     with tempfile.TemporaryDirectory(prefix="lfmc-") as path:
         folder = Path(path)
         float_build.lower(folder)
-        float_build.bind()
         exact = export_build.target.exact
-        rung = float_build.compare(TITLE, folder, matrix, progress, exact=exact, near_tie=NEAR_TIE)
+        rung = float_build.compare(TITLE, folder, matrix, exact=exact, near_tie=NEAR_TIE)
     return [rung]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from lfmc.checkpoint.checkpoint import Checkpoint
@@ -25,8 +27,11 @@ from lfmc.parity.compare import (
 from lfmc.parity.expert_choices import NEAR_TIE, NEAR_TIE_SHIPPED
 from lfmc.parity.place import Place
 from lfmc.parity.text_quality import Quality, QualityMeter, windows
-from lfmc.parity.transformers_reference import TransformersStepper, is_available
-from lfmc.run.stepper import Stepper, TorchStepper, decoder_stepper, step_all_logits
+from lfmc.reference.layerwise_decoder import LayerwiseDecoder
+from lfmc.reference.layerwise_program import LayerwiseProgram
+from lfmc.reference.transformers_model import LayerwiseTransformers, is_available
+from lfmc.run.conversation import Conversation
+from lfmc.run.stepper import Stepper, step_all_logits
 from lfmc.targets.base import Artifact, Request, Target
 from lfmc.verification.float_twin import run_float_rungs
 
@@ -95,18 +100,17 @@ def verify(
     checkpoint, context = build.checkpoint, build.request.context
     matrix = cases(checkpoint.config, context, full=check == "full")
     rungs = []
-    with progress.stage("parity 1: decoder against transformers", ("case",)):
+    with progress.stage("parity 1: decoder against transformers", ("lfmc", "transformers")):
         rungs.append(_run_decoder_rung(checkpoint, matrix, context, progress))
-    build.bind()
-    with progress.stage("parity 2: graph against decoder", ("case",)):
+    with progress.stage("parity 2: graph against decoder", ("graph", "decoder")):
         rungs.append(_run_graph_rung(build, matrix, progress))
     why_not_here = build.target.why_not_here(build.request)
     if why_not_here is not None:
         rungs += [skipped_rung(number, TITLES[number], why_not_here) for number in (3, 4)]
         return Verification(tuple(rungs), None)
     with progress.stage("parity 3: artifact against torch"):
-        rungs += run_artifact_rungs(build, folder, artifact, matrix, progress)
-        rungs += run_float_rungs(build, matrix, progress)
+        rungs += run_artifact_rungs(build, folder, artifact, matrix)
+        rungs += run_float_rungs(build, matrix)
     with progress.stage("parity 4: quality on text", ("window",)):
         tokens = read_passages(checkpoint, min(WINDOW, context), WINDOWS[check], text)
         quality = measure_quality(checkpoint, build.target.run(folder), tokens, progress)
@@ -131,30 +135,36 @@ def _run_decoder_rung(
         return skipped_rung(
             1, TITLES[1], "transformers is not installed: pip install 'lfmc[reference]'"
         )
+    slots = min(context, max(case.length for case in matrix))
+    decoder = LayerwiseDecoder(
+        checkpoint.config, checkpoint.weights, slots, progress=_named("lfmc", progress)
+    )
+    reference = LayerwiseTransformers(checkpoint, progress=_named("transformers", progress))
     return compare(
         1,
         TITLES[1],
-        decoder_stepper(checkpoint.decoder(), _longest_case(matrix, context)),
-        TransformersStepper(checkpoint),
+        decoder,
+        reference,
         matrix,
         checkpoint.config.vocab_size,
         tolerance=FLOAT_TOLERANCE,
-        progress=progress.step,
     )
 
 
 def _run_graph_rung(build: Build, matrix: tuple[Case, ...], progress: Progress) -> Rung:
-    checkpoint, context = build.checkpoint, build.request.context
-    return compare(
-        2,
-        TITLES[2],
-        TorchStepper(build.program.module, checkpoint.config, context),
-        decoder_stepper(build.weights.decoder(), context),
-        matrix,
-        checkpoint.config.vocab_size,
-        tolerance=FLOAT_TOLERANCE,
-        progress=progress.step,
+    config, context = build.checkpoint.config, build.request.context
+    graph = LayerwiseProgram(build.program, context, progress=_named("graph", progress))
+    decoder = LayerwiseDecoder(
+        config, build.weights.dequantized_tensors, context, progress=_named("decoder", progress)
     )
+    return compare(
+        2, TITLES[2], graph, decoder, matrix, config.vocab_size, tolerance=FLOAT_TOLERANCE
+    )
+
+
+def _named(model: str, progress: Progress) -> Callable[[str], None]:
+    """Return a function that reports the progress of one of two models."""
+    return lambda detail: progress.step(f"{model}, {detail}")
 
 
 def run_artifact_rungs(
@@ -162,32 +172,27 @@ def run_artifact_rungs(
     folder: Path,
     artifact: Artifact,
     matrix: tuple[Case, ...],
-    progress: Progress,
 ) -> list[Rung]:
     """Run rung 3: each n-bit operator, then the artifact with float activations and as shipped."""
     rungs = [*build.target.operator_parity(build.program, folder, artifact)]
     for exact in (True, False) if build.target.exact else (False,):
         title = INFORMATIONAL_TITLES[exact] if build.tolerance(exact=exact) is None else TITLES[3]
         near_tie = NEAR_TIE if exact else NEAR_TIE_SHIPPED
-        rungs.append(build.compare(title, folder, matrix, progress, exact=exact, near_tie=near_tie))
+        rungs.append(build.compare(title, folder, matrix, exact=exact, near_tie=near_tie))
     return rungs
-
-
-def _longest_case(matrix: tuple[Case, ...], context: int) -> int:
-    return min(context, max(case.length for case in matrix))
 
 
 def measure_quality(
     checkpoint: Checkpoint, stepper: Stepper, text: Tensor, progress: Progress
 ) -> Quality:
     """Run rung 4: windows of text, int64 `[N, T]`, on the artifact and on the float32 decoder."""
-    reference = decoder_stepper(checkpoint.decoder(), text.shape[1])
-    meter = QualityMeter()
-    for index, tokens in enumerate(text):
+    decoder = LayerwiseDecoder(checkpoint.config, checkpoint.weights, text.shape[1])
+    hidden = decoder.hidden([Conversation((tokens,)) for tokens in text])
+    head, meter = decoder.head(), QualityMeter()
+    for index, (tokens, rows) in enumerate(zip(text, hidden, strict=True)):
         progress.step(f"window {index + 1} of {len(text)}")
-        reference.reset()
         stepper.reset()
-        expected, actual = reference.step(tokens), step_all_logits(stepper, tokens)
+        expected, actual = F.linear(rows, head), step_all_logits(stepper, tokens)
         meter.add(expected.unsqueeze(0), actual.unsqueeze(0), tokens.unsqueeze(0))
     return meter.result()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,7 +27,6 @@ def operator_parity(program: Program, folder: Path, artifact: Artifact) -> Rung:
 
 def _results(program: Program, folder: Path, artifact: Artifact) -> Iterator[CaseResult]:
     nodes = {node.name: node for node in program.graph.nodes}
-    attributes = dict(program.module.named_buffers())
     watch = {name for probe in artifact.probes for name in (*probe.inputs, probe.output)}
     interpreter = Interpreter(folder, exact=False)
     state, io_states = interpreter.new_state(), interpreter.new_io_states()
@@ -43,15 +42,15 @@ def _results(program: Program, folder: Path, artifact: Artifact) -> Iterator[Cas
         io_states = {key: values[output_name(key)] for key in io_states}
         for probe in artifact.probes:
             (name,) = probe.inputs
-            expected = _run_operator(nodes[probe.node], values[name], attributes)
+            expected = _run_operator(nodes[probe.node], values[name], program.constant)
             yield compare_logits(probe.kind, values[probe.output].float(), expected)
 
 
-def _run_operator(node: fx.Node, x: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
+def _run_operator(node: fx.Node, x: Tensor, constant: Callable[[str], Tensor]) -> Tensor:
     """Run an operator of the program, with its weights, on `x`."""
 
     def value(argument: object) -> object:
-        return attributes[str(argument.target)] if isinstance(argument, fx.Node) else argument
+        return constant(str(argument.target)) if isinstance(argument, fx.Node) else argument
 
     x = x.float() if x.is_floating_point() else x.long()
     return node.target(x, *map(value, node.args[1:]))  # type: ignore[operator, no-any-return]

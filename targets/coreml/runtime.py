@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lfmc.parity.expert_choices import ExpertChoice, concat_choices
+from lfmc.run.expert_choice import ExpertChoice, concat_choices
 from lfmc.run.stepper import require_tokens
 from lfmc.targets.coreml.names import DECODE, FACTS_KEY, PREFILL, output_name
 

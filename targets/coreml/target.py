@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lfmc.calib_free.grid.formats import Capabilities, Format, unpadded_formats
@@ -20,6 +19,7 @@ from lfmc.machine.quiet import quiet
 from lfmc.model import DecoderConfig
 from lfmc.model.config import CONV
 from lfmc.parity.compare import Rung
+from lfmc.run.conversation import ConversationModel
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.coreml.states import DIGIT, LAYOUTS, package_states
@@ -184,8 +184,10 @@ class CoremlTarget:
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> torch.nn.Module:
-        return program.module
+    ) -> ConversationModel:
+        from lfmc.reference.layerwise_program import LayerwiseProgram
+
+        return LayerwiseProgram(program, request.context)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
         return TOLERANCE if exact else None

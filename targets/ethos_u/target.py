@@ -98,7 +98,6 @@ class EthosUTarget(NpuTarget):
 
         activations = request.options["activations"]
         chunk = min(int(request.options["chunk"]), request.context)
-        program.bind(weights.value)
         lowering = Lowering(program, weights, request.context, chunk, ACTIVATIONS[activations])
         files = lowering.write(folder, ACCELERATORS[request.options["accelerator"]], activations)
         facts = {**files.facts, "executed_by": EXECUTED_BY}
@@ -136,5 +135,5 @@ class EthosUTarget(NpuTarget):
         operators = rungs(program, folder)
         if open_parameters(folder, HOST_FILE).facts["activations"] == "int16":
             return operators
-        rounded_module = make_reference(program, folder)
-        return (*operators, noise_rung(program, rounded_module, self.run(folder), LIMIT))
+        rounded = make_reference(program, folder)
+        return (*operators, noise_rung(program, rounded, self.run(folder), LIMIT))

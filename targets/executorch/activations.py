@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lfmc.graph.program import Program
-from lfmc.targets.shared.rounded_program import RoundedActivations
+from lfmc.targets.shared.rounded_operators import RoundedOperators
 
 
 def round_rows(x: Tensor) -> Tensor:
@@ -25,6 +24,4 @@ def round_rows(x: Tensor) -> Tensor:
     return (codes - zero_point) * (1 / scale)
 
 
-def round_activations(program: Program) -> nn.Module:
-    """Return the bound program with the inputs of its n-bit products rounded by `round_rows`."""
-    return RoundedActivations(program.module, lambda x, group: round_rows(x))
+ROUNDED = RoundedOperators(lambda x, group: round_rows(x))

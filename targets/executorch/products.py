@@ -24,10 +24,11 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
 from executorch.backends.xnnpack.utils.xnnpack_constants import XNN_INVALID_VALUE_ID
 from executorch.exir._serialize._dataclass import _json_to_dataclass
 from executorch.exir._serialize._flatbuffer import _flatc_decompile
-from torch import Tensor
+from torch import Tensor, fx
 
 from lfmc.graph.program import Program
 from lfmc.parity.compare import CaseResult, Rung, compare_logits, operators_rung
+from lfmc.reference.operators import read_matrix
 from lfmc.targets.executorch.activations import round_rows
 from lfmc.targets.executorch.assemble import assemble
 from lfmc.targets.executorch.delegate import Delegate
@@ -102,18 +103,18 @@ def _key(codes: bytes, scales: bytes) -> Key:
 def _planned_matrices(program: Program) -> Iterator[tuple[Key, tuple[str, Callable[[], Tensor]]]]:
     """Yield the key of every n-bit matrix of the bound program, its title, and a function that
     returns its float32 values `[N, K]`."""
-    attributes = dict(program.module.named_buffers())
     for kind, name in (("linear", "lfm.linear_nbits"), ("expert", "lfm.dequantize")):
         for node in program.nodes(name):
-            args = node.args[1:] if kind == "linear" else node.args
-            codes, scales = (attributes[str(arg.target)] for arg in args[:2])  # type: ignore[union-attr]
-            bits, group, columns = args[-3:]
-            dequantize_args = (codes, scales, None, bits, group, columns)
-            stored_codes = codes ^ 0x80 if bits == 8 else codes
-            key = _key(as_bytes(stored_codes), as_bytes(scales))
-            scales_title = "one scale per row" if bits == 8 else f"groups of {group}"
-            title = f"{kind}, {bits} bits, {scales_title}"
-            yield key, (title, partial(torch.ops.lfm.dequantize.default, *dequantize_args))
+            matrix = read_matrix(program, node)
+            codes = matrix.codes ^ 0x80 if matrix.bits == 8 else matrix.codes
+            key = _key(as_bytes(codes), as_bytes(matrix.scales))
+            scales_title = "one scale per row" if matrix.bits == 8 else f"groups of {matrix.group}"
+            title = f"{kind}, {matrix.bits} bits, {scales_title}"
+            yield key, (title, partial(_dequantized, program, node))
+
+
+def _dequantized(program: Program, node: fx.Node) -> Tensor:
+    return read_matrix(program, node).floats
 
 
 def _products(payload: bytes) -> Iterator[Product]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lfmc.calib_free.grid.formats import ROW, Capabilities, Format, unpadded_formats
@@ -17,6 +16,7 @@ from lfmc.graph.program import Program
 from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped_rung
+from lfmc.run.conversation import ConversationModel
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
@@ -141,10 +141,11 @@ class ExecutorchTarget:
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> torch.nn.Module:
-        from lfmc.targets.executorch.activations import round_activations
+    ) -> ConversationModel:
+        from lfmc.reference.layerwise_program import LayerwiseProgram
+        from lfmc.targets.executorch.activations import ROUNDED
 
-        return round_activations(program)
+        return LayerwiseProgram(program, request.context, ROUNDED)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
         return None if has_nbit_products(program) else ARTIFACT_TOLERANCE
@@ -156,14 +157,15 @@ class ExecutorchTarget:
 
         The runtime exposes no values between the operators of a delegate.
         """
-        from lfmc.targets.executorch.activations import round_activations
+        from lfmc.reference.layerwise_program import LayerwiseProgram
+        from lfmc.targets.executorch.activations import ROUNDED
         from lfmc.targets.executorch.products import products_rung
 
         if not has_nbit_products(program):
             return (skipped_rung(3, "every n-bit product of the artifact", "the program has none"),)
-        return products_rung(program, folder), noise_rung(
-            program, round_activations(program), self.run(folder)
-        )
+        stepper = self.run(folder)
+        rounded = LayerwiseProgram(program, stepper.context, ROUNDED)
+        return products_rung(program, folder), noise_rung(program, rounded, stepper)
 
 
 def _runner_methods(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lfmc.calib_free.grid.formats import Capabilities, unpadded_formats
@@ -17,6 +16,7 @@ from lfmc.graph.program import Program
 from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung
+from lfmc.run.conversation import ConversationModel
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import (
     DEFAULT_OPTIONS,
@@ -172,8 +172,10 @@ class MlirTarget:
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> torch.nn.Module:
-        return program.module
+    ) -> ConversationModel:
+        from lfmc.reference.layerwise_program import LayerwiseProgram
+
+        return LayerwiseProgram(program, request.context)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
         return ARTIFACT_TOLERANCE

@@ -47,7 +47,7 @@ class BoundConstants:
         return values
 
     def _buffer(self, name: str) -> Tensor:
-        return self._program.module.get_buffer(name)
+        return self._program.constant(name)
 
     @cached_property
     def _dequantized(self) -> dict[str, Tensor]:

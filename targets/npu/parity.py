@@ -14,6 +14,8 @@ from torch import Tensor
 from lfmc.errors import GateError
 from lfmc.graph.program import Program
 from lfmc.parity.compare import CaseResult, Rung, compare_logits
+from lfmc.run.conversation import ConversationModel, SteppedModel
+from lfmc.run.stepper import TorchStepper
 from lfmc.targets.npu.bound_constants import BoundConstants
 from lfmc.targets.npu.bundle import HOST_FILE, read_steps, read_style
 from lfmc.targets.npu.forms import Forms
@@ -36,15 +38,16 @@ NamedValues = Iterable[tuple[str, Tensor]]
 Probe = Callable[[Interface, Mapping[str, Tensor]], NamedValues]
 
 
-def make_reference(program: Program, folder: Path) -> RoundedReference:
-    """Return the program's graphs with the steps of the artifact in `folder`."""
+def make_reference(program: Program, folder: Path) -> ConversationModel:
+    """Return the program's graphs in torch, with the steps of the artifact in `folder`."""
     host_file = open_parameters(folder, HOST_FILE)
     steps, interface = read_steps(host_file), _check_interface(program, host_file)
     round_value = round_to_steps(steps) if steps else _round_to_float16
     constants = BoundConstants(program)
     embed = constants.embedding(host_file.facts["embedding"])
     style = read_style(host_file)
-    return RoundedReference(program, interface, constants, embed, round_value, style)
+    module = RoundedReference(program, interface, constants, embed, round_value, style)
+    return SteppedModel(TorchStepper(module, program.config, interface.context))
 
 
 def _check_interface(program: Program, host_file: Parameters) -> Interface:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lfmc.graph.program import Program
 from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
+from lfmc.run.conversation import ConversationModel
 from lfmc.targets.base import Request, StoredTensor
 from lfmc.targets.npu.constants import HOST
 
@@ -52,7 +52,7 @@ class NpuTarget:
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> torch.nn.Module:
+    ) -> ConversationModel:
         from lfmc.targets.npu.parity import make_reference
 
         return make_reference(program, folder)

@@ -20,13 +20,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from lfmc.calib_free.grid.packed_tensor import unpack_bits
 from lfmc.graph.program import Program
 from lfmc.model.experts import choose_experts
 from lfmc.passes.pattern import arguments
-from lfmc.targets.shared.rounded_program import group_codes, round_groups
+from lfmc.reference.operators import (
+    Matrix,
+    NbitMatrix,
+    Operators,
+    as_floats,
+    has_nbit_matrix,
+    read_matrix,
+)
+from lfmc.targets.shared.rounded_operators import group_codes, round_groups
 
 # A value this close to the middle of two codes, in codes, may round to either code. One float32
 # operation in another order moves a value of up to 127 codes by about 1e-5, and a preceding matmul
@@ -86,25 +94,6 @@ def _table_codes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return sums * torch.where(step > 0, 1.0 / step, 0.0), step
 
 
-class KernelReference(nn.Module):
-    """A bound program whose n-bit operators round activations as ONNX Runtime's kernels do.
-
-    `exact` selects accuracy level 0; otherwise the level is 4. `exact_experts` selects level 0 for
-    experts only, as in an artifact whose QMoE nodes have no level.
-    """
-
-    def __init__(
-        self, program: fx.GraphModule, *, exact: bool, exact_experts: bool = False
-    ) -> None:
-        super().__init__()
-        self.program = program
-        self.exact, self.exact_experts = exact, exact or exact_experts
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        interpreter = _Interpreter(self.program, self.exact, self.exact_experts)
-        return interpreter.run(*inputs)  # type: ignore[no-any-return]
-
-
 def rounds_always(program: Program) -> bool:
     """Return whether an operator (experts of 2 or 8 bits) rounds at every accuracy level."""
     return any(
@@ -120,54 +109,55 @@ def run_alone(
 ) -> tuple[Tensor, Tensor]:
     """Run one n-bit operator of the program, with the rounding of the artifact, on `inputs`.
 
-    `inputs` are its tensors other than the weights. `exact_experts` is as in `KernelReference`.
-    Returns the result `[..., N]` and a bool for
-    each of its rows that depends on a rounding tie.
+    `inputs` are its tensors other than the weights. `exact_experts` is as in `KernelOperators`.
+    Returns the result `[..., N]` and a bool for each of its rows that depends on a rounding tie.
     """
     remaining_inputs = iter(inputs)
-    interpreter = _Interpreter(program.module, exact=False, exact_experts=exact_experts)
+    operators = KernelOperators(exact=False, exact_experts=exact_experts)
 
     def value(argument: fx.Node) -> Any:
         if argument.op == "get_attr":
-            return interpreter.fetch_attr(str(argument.target))
-        if argument.target is torch.ops.lfm.dequantize.default:
-            return _Quantized(*fx.map_arg(arguments(argument), value))
-        return next(remaining_inputs)
+            return program.constant(str(argument.target))
+        return (
+            read_matrix(program, argument) if has_nbit_matrix(argument) else next(remaining_inputs)
+        )
 
-    call = list(fx.map_arg(arguments(node), value))
-    if node.target is torch.ops.lfm.linear_nbits.default:
-        call[4] = None  # a separate node adds the bias
-    result: Tensor = interpreter.call_function(node.target, tuple(call), {})
+    result: Tensor
+    if has_nbit_matrix(node):  # a separate node of the artifact adds the bias
+        result = operators.linear(next(remaining_inputs), read_matrix(program, node), None)
+    else:
+        result = operators.call(node, fx.map_arg(arguments(node), value), {})
     rows = result.flatten(0, -2).shape[0]
-    ties = interpreter.ties
+    ties = operators.ties
     return result, torch.zeros(rows, dtype=torch.bool) if ties is None else ties
 
 
-class _Interpreter(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, exact: bool, exact_experts: bool) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.exact, self.exact_experts = exact, exact_experts
-        self.ties: Tensor | None = None  # rows of the last n-bit operator that depend on a tie
+class KernelOperators(Operators):
+    """Operators that round activations as ONNX Runtime's kernels do.
 
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        ops = torch.ops.lfm
-        if target is ops.linear_nbits.default and not self.exact:
-            self.ties = tied(args[0].flatten(0, -2), args[6], tables=False)
-            args = (round_groups(args[0], args[6]), *args[1:])
-        if target is ops.dequantize.default:
-            return _Quantized(*args)
-        if target is ops.moe.default:
-            return self._moe(*args)
-        return super().call_function(target, args, kwargs)
+    `exact` selects accuracy level 0; otherwise the level is 4. `exact_experts` selects level 0 for
+    experts only, as in an artifact whose QMoE nodes have no level. `ties` are the rows of the last
+    n-bit operator that depend on a rounding tie.
+    """
 
-    def _moe(
+    def __init__(self, *, exact: bool, exact_experts: bool = False) -> None:
+        self._exact, self._exact_experts = exact, exact or exact_experts
+        self.ties: Tensor | None = None
+
+    def linear(self, x: Tensor, matrix: NbitMatrix, bias: Tensor | None) -> Tensor:
+        if not self._exact:
+            self.ties = tied(x.flatten(0, -2), matrix.group, tables=False)
+            x = round_groups(x, matrix.group)
+        return super().linear(x, matrix, bias)
+
+    def moe(
         self,
         x: Tensor,
         scores: Tensor,
         choice: Tensor,
-        w1: Sequence[Any],
-        w3: Sequence[Any],
-        w2: Sequence[Any],
+        w1: Sequence[Matrix],
+        w3: Sequence[Matrix],
+        w2: Sequence[Matrix],
         top_k: int,
         normalize: bool,
         scale: float,
@@ -179,48 +169,24 @@ class _Interpreter(fx.Interpreter):
             if len(token) == 0:
                 continue
             rows = x[token]
-            gate, gate_ties = _matmul(rows, gate_weight, self.exact_experts)
-            up, _ = _matmul(rows, up_weight, self.exact_experts)
+            gate, gate_ties = _matmul(rows, gate_weight, self._exact_experts)
+            up, _ = _matmul(rows, up_weight, self._exact_experts)
             inner, slack = F.silu(gate) * up, _slack(rows, gate, up, gate_weight, up_weight)
-            out, down_ties = _matmul(inner, down_weight, self.exact_experts, slack)
+            out, down_ties = _matmul(inner, down_weight, self._exact_experts, slack)
             y.index_add_(0, token, out * weights[token, slot].unsqueeze(-1))
             self.ties[token] |= gate_ties | down_ties
         return y
 
 
-class _Quantized:
-    """An expert's weight as codes, because the kernel that uses it is chosen later."""
-
-    def __init__(
-        self,
-        codes: Tensor,
-        scales: Tensor,
-        zeros: Tensor | None,
-        bits: int,
-        group: int,
-        columns: int,
-    ) -> None:
-        self.bits, self.group, self.scales, self.zeros = bits, group, scales, zeros
-        self.columns, self._packed = columns, codes
-        self.codes = unpack_bits(codes, bits, scales.shape[1] * group)
-
-    def floats(self) -> Tensor:
-        """Return the weight as float32, dequantized by lfmc's own operator."""
-        parts = (self._packed, self.scales, self.zeros, self.bits, self.group, self.columns)
-        return torch.ops.lfm.dequantize(*parts)  # type: ignore[no-any-return]
-
-
-def _slack(x: Tensor, gate: Tensor, up: Tensor, w1: Any, w3: Any) -> Tensor:
+def _slack(x: Tensor, gate: Tensor, up: Tensor, w1: Matrix, w3: Matrix) -> Tensor:
     """Return how far rounding the terms of both sums may move `silu(gate) * up`, `[N, K]`."""
-    terms = [
-        F.linear(x.abs(), (w if isinstance(w, Tensor) else w.floats()).abs()) for w in (w1, w3)
-    ]
+    terms = [F.linear(x.abs(), as_floats(w).abs()) for w in (w1, w3)]
     max_slope = 1.1  # of silu
     return ROUNDING * (max_slope * terms[0] * up.abs() + F.silu(gate).abs() * terms[1])
 
 
 def _matmul(
-    x: Tensor, weight: Any, exact: bool, slack: Tensor | None = None
+    x: Tensor, weight: Matrix, exact: bool, slack: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the product of `x` with an expert's matrix, and the rows that depend on a tie.
 
@@ -231,14 +197,15 @@ def _matmul(
     no_ties = torch.zeros(len(x), dtype=torch.bool)
     if isinstance(weight, Tensor):
         return F.linear(x, weight), no_ties
-    rows = weight.codes.shape[0] * (2 if is_gate_or_up else 1)
+    rows = len(weight.codes) * (2 if is_gate_or_up else 1)
     group = weight.group
     if weight.bits == 2:
         if rows % 128 or weight.columns % group:  # the table kernel does not support these shapes
-            return F.linear(x, weight.floats()), no_ties
-        y = table_matmul(x, weight.codes, weight.scales, weight.zeros, group)
+            return F.linear(x, weight.floats), no_ties
+        codes = unpack_bits(weight.codes, weight.bits, weight.columns)
+        y = table_matmul(x, codes, weight.scales, weight.zeros, group)
         return y, tied(x, group, tables=True, slack=slack)
     if weight.bits == 8 or not exact:
         ties = tied(x, group, tables=False, slack=slack)
-        return F.linear(round_groups(x, group), weight.floats()), ties
-    return F.linear(x, weight.floats()), no_ties
+        return F.linear(round_groups(x, group), weight.floats), ties
+    return F.linear(x, weight.floats), no_ties

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lfmc.calib_free.grid.formats import Capabilities, Format, unpadded_formats
@@ -18,6 +17,7 @@ from lfmc.graph.program import Program
 from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung
+from lfmc.run.conversation import ConversationModel
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import (
     DEFAULT_OPTIONS,
@@ -177,12 +177,14 @@ class OnnxTarget:
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> torch.nn.Module:
-        from lfmc.targets.onnx.activations import KernelReference
+    ) -> ConversationModel:
+        from lfmc.reference.layerwise_program import LayerwiseProgram
+        from lfmc.targets.onnx.activations import KernelOperators
         from lfmc.targets.onnx.runtime import experts_are_exact
 
         exact_experts = exact or experts_are_exact(folder)
-        return KernelReference(program.module, exact=exact, exact_experts=exact_experts)
+        operators = KernelOperators(exact=exact, exact_experts=exact_experts)
+        return LayerwiseProgram(program, request.context, operators)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
         from lfmc.targets.onnx.activations import rounds_always
@@ -193,16 +195,18 @@ class OnnxTarget:
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
         """Compare every n-bit operator in isolation, and then the whole artifact."""
-        from lfmc.targets.onnx.activations import KernelReference
+        from lfmc.reference.layerwise_program import LayerwiseProgram
+        from lfmc.targets.onnx.activations import KernelOperators
         from lfmc.targets.onnx.probe import operator_parity
         from lfmc.targets.onnx.runtime import experts_are_exact
 
         operators = operator_parity(program, folder, artifact)
         if not has_nbit_products(program):
             return (operators,)
-        exact_experts = experts_are_exact(folder)
-        rounded_module = KernelReference(program.module, exact=False, exact_experts=exact_experts)
-        return operators, noise_rung(program, rounded_module, self.run(folder))
+        stepper = self.run(folder)
+        kernels = KernelOperators(exact=False, exact_experts=experts_are_exact(folder))
+        rounded = LayerwiseProgram(program, stepper.context, kernels)
+        return operators, noise_rung(program, rounded, stepper)
 
 
 # Bytes of the model file other than weights: measured, with a margin. An export that needs more

@@ -101,7 +101,6 @@ class QualcommTarget(NpuTarget):
                 "activations=float16 supports float16 weights only", todo="--bits none"
             )
         chunk = min(int(request.options["chunk"]), request.context)
-        program.bind(weights.value)
         lowering = Lowering(program, weights, request.context, chunk, bits)
         files = lowering.write(folder, request.options)
         facts = {**files.facts, "executed_by": _executed_by(request.options)}
@@ -125,13 +124,13 @@ class QualcommTarget(NpuTarget):
         from lfmc.targets.shared.parameters_file import open_parameters
 
         facts = open_parameters(folder, HOST_FILE).facts
-        rounded_module = make_reference(program, folder)
+        rounded = make_reference(program, folder)
         float16, compiled = facts["activations"] == "float16", facts["stage"] == "context"
         operators = () if float16 else rungs(program, folder)
         if compiled and not float16:
             return operators
         limit = FLOAT16_LIMIT if compiled else LIMIT
-        return (*operators, noise_rung(program, rounded_module, self.run(folder), limit))
+        return (*operators, noise_rung(program, rounded, self.run(folder), limit))
 
 
 def _missing_tool(options: Mapping[str, str]) -> str | None:

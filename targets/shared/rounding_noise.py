@@ -9,12 +9,16 @@ A wrong scale or weight causes a larger difference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lfmc.graph.program import Program
 from lfmc.parity.compare import CaseResult, Rung
-from lfmc.run.stepper import Stepper, TorchStepper
+from lfmc.reference.layerwise_program import LayerwiseProgram
+from lfmc.run.conversation import Conversation, ConversationModel, SteppedModel
+from lfmc.run.stepper import Stepper
 
 TITLE = "artifact = torch: error relative to expected rounding noise"
 CONVERSATIONS = 24
@@ -30,33 +34,43 @@ def has_nbit_products(program: Program) -> bool:
 
 
 def noise_rung(
-    program: Program, rounded_module: nn.Module, artifact_stepper: Stepper, limit: float = LIMIT
+    program: Program, rounded: ConversationModel, artifact_stepper: Stepper, limit: float = LIMIT
 ) -> Rung:
     """Compare the artifact with rounded torch on random tokens, in units of the rounding noise.
 
-    `program` is bound to its weights. `rounded_module` is the bound program with activations
-    rounded as in the artifact. One case is the first tokens of many conversations: in some of
-    them no value is near a rounding boundary, and a correct artifact differs by about 1e-5. The
-    other case is one long conversation.
+    `program` is bound to its weights. `rounded` is the bound program with activations rounded as in
+    the artifact. One case is the first tokens of many conversations: in some of them no value is
+    near a rounding boundary, and a correct artifact differs by about 1e-5. The other case is one
+    long conversation.
     """
-    rounded_stepper, float_stepper = (
-        TorchStepper(module, program.config, artifact_stepper.context)
-        for module in (rounded_module, program.module)
-    )
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(program.config.vocab_size, (CONVERSATIONS, 1), generator=generator)
-    steppers = (artifact_stepper, rounded_stepper, float_stepper)
-    first = _case(FIRST, 0.25, *(torch.cat([_run(s, token) for token in tokens]) for s in steppers))
-    long = _case(LONG, 0.5, *(_run(s, tokens.flatten(), CONVERSATIONS // 2) for s in steppers))
-    return Rung(3, TITLE, limit, (first, long))
+    tokens = torch.randint(program.config.vocab_size, (CONVERSATIONS,), generator=generator)
+    conversations = [
+        *(Conversation((token.view(1),)) for token in tokens),
+        _decode(tokens[: artifact_stepper.context], CONVERSATIONS // 2),
+    ]
+    models = (
+        SteppedModel(artifact_stepper),
+        rounded,
+        LayerwiseProgram(program, artifact_stepper.context),
+    )
+    first, long = zip(*(_logits(model, conversations) for model in models), strict=True)
+    return Rung(3, TITLE, limit, (_case(FIRST, 0.25, *first), _case(LONG, 0.5, *long)))
 
 
-def _run(stepper: Stepper, tokens: Tensor, prefill: int = 1) -> Tensor:
-    """Return the logits after a prefill of `prefill` tokens and after each decoded token."""
-    stepper.reset()
-    tokens = tokens[: stepper.context]
-    pieces = [tokens[:prefill], *(token.view(1) for token in tokens[prefill:])]
-    return torch.cat([stepper.step(piece)[-1:] for piece in pieces])
+def _decode(tokens: Tensor, prefill: int) -> Conversation:
+    """Return a conversation with a prefill and one call for each following token."""
+    return Conversation((tokens[:prefill], *tokens[prefill:].split(1)))
+
+
+def _logits(
+    model: ConversationModel, conversations: Sequence[Conversation]
+) -> tuple[Tensor, Tensor]:
+    """Return logits of the first tokens `[N, V]`, and of each call of the last conversation."""
+    *first, long = model.run(conversations)
+    ends = torch.tensor(conversations[-1].ends)
+    rows = slice(None) if model.last_only else ends - 1
+    return torch.cat([reply.logits for reply in first]), long.logits[rows]
 
 
 def _case(

@@ -20,7 +20,7 @@ from lfmc.graph.program import Program, operator_name
 from lfmc.parity.compare import FLOAT_TOLERANCE, CaseResult, Rung, compare_logits, operators_rung
 from lfmc.passes.pattern import arguments
 from lfmc.targets.shared.parameters_file import open_parameters
-from lfmc.targets.shared.rounded_program import group_codes
+from lfmc.targets.shared.rounded_operators import group_codes
 from lfmc.targets.tvm.runtime import TvmStepper
 
 TITLE = "every n-bit product of the artifact, alone, as shipped"
@@ -154,8 +154,7 @@ def _compare_product(
 
 
 def _weight_loader(program: Program) -> Callable[[Any], Any]:
-    buffers = dict(program.module.named_buffers())
-    return lambda node: buffers[str(node.target)] if isinstance(node, fx.Node) else None
+    return lambda node: program.constant(str(node.target)) if isinstance(node, fx.Node) else None
 
 
 def _dequantize(node: fx.Node, load: Callable[[Any], Any]) -> Tensor:

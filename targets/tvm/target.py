@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lfmc.calib_free.grid.formats import Capabilities, unpadded_formats
@@ -17,6 +16,7 @@ from lfmc.graph.program import Program
 from lfmc.graph.trace import TraceSpec
 from lfmc.model import DecoderConfig
 from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped_rung
+from lfmc.run.conversation import ConversationModel
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import (
     DEFAULT_OPTIONS,
@@ -26,7 +26,6 @@ from lfmc.targets.base import (
     TargetOption,
     require,
 )
-from lfmc.targets.shared.rounded_program import RoundedActivations, round_groups
 from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 from lfmc.targets.shared.row_blocks import FORMATS, ROWS, require_whole_blocks
 from lfmc.targets.tvm.devices import (
@@ -161,12 +160,13 @@ class TvmTarget:
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> torch.nn.Module:
+    ) -> ConversationModel:
+        from lfmc.reference.layerwise_program import LayerwiseProgram
+        from lfmc.targets.shared.rounded_operators import ROUNDED
+
         # GPUs do not round activations.
         on_gpu = isinstance(find_device(request.options["device"]), Gpu)
-        if exact or on_gpu:
-            return program.module
-        return RoundedActivations(program.module, round_groups)
+        return LayerwiseProgram(program, request.context, None if exact or on_gpu else ROUNDED)
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:
         return ARTIFACT_TOLERANCE if exact or not has_nbit_products(program) else None
@@ -175,7 +175,9 @@ class TvmTarget:
         self, program: Program, folder: Path, artifact: Artifact
     ) -> tuple[Rung, ...]:
         """Compare every n-bit product on its inputs in the artifact, then all products together."""
+        from lfmc.reference.layerwise_program import LayerwiseProgram
         from lfmc.targets.shared.parameters_file import open_parameters
+        from lfmc.targets.shared.rounded_operators import ROUNDED
         from lfmc.targets.tvm.probe import TITLE, operator_parity
 
         if not has_nbit_products(program):
@@ -183,8 +185,9 @@ class TvmTarget:
         if open_parameters(folder).facts["made_for"]["kind"] != "cpu":
             reason = "GPUs do not round activations: the whole matrix is exact"
             return (skipped_rung(3, TITLE, reason),)
-        rounded = RoundedActivations(program.module, round_groups)
-        return operator_parity(program, folder), noise_rung(program, rounded, self.run(folder))
+        stepper = self.run(folder)
+        rounded = LayerwiseProgram(program, stepper.context, ROUNDED)
+        return operator_parity(program, folder), noise_rung(program, rounded, stepper)
 
 
 def _host_requirements(device: Device) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from shapes import SHAPES, checkpoint_of
 
 import lfmc
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from lfmc.parity.transformers_reference import TransformersStepper
 from lfmc.run.stepper import Stepper
 from lfmc.run.timing import time_round
+from tests.benchmarks.transformers_stepper import TransformersStepper
 
 Times = list[tuple[float, float]]
 
@@ -69,7 +69,7 @@ def _llama(path: str, context: int) -> Stepper:
 
 
 def _transformers(path: str, context: int) -> Stepper:
-    return TransformersStepper(open_checkpoint(path))
+    return TransformersStepper(Path(path))
 
 
 ENGINES = {"bundle": _bundle, "llama": _llama, "transformers": _transformers}

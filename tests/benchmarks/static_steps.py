@@ -66,7 +66,6 @@ def evaluate(checkpoint: Checkpoint, count: int) -> dict[str, tuple[float, float
     plan = make_plan(checkpoint, target.capabilities(checkpoint.config), "8", None)
     request = Request(LENGTH, {})
     artifact_build, _ = build(checkpoint, target, plan, request, Silent())
-    artifact_build.bind()
     program, weights = artifact_build.program, artifact_build.weights
     decoder = StreamedDecoder(checkpoint)
     texts = sample_texts(decoder, count, LENGTH, EVALUATION_SEED, lambda message: None)

@@ -86,7 +86,7 @@ def assert_equals_decoder(
     tokens = random_tokens(checkpoint.config, batch, length)
     positions = torch.arange(3, 3 + length)
     logits, states = decoder(tokens, positions, state)
-    results = program.module(tokens, positions, *state)
+    results = program.run(tokens, positions, *state)
     for actual, expected in zip(results, (logits, *states), strict=True):
         assert float((actual - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from lfmc.calib_free.grid.formats import GENERIC, Capabilities, Floats, Format
 from lfmc.calib_free.grid.grid_search import PALETTE
 from lfmc.calib_free.make_plan import make_plan
 from lfmc.calib_free.plan.bit_plan import BitPlan, PlanRow
 from lfmc.checkpoint.checkpoint import Checkpoint
+from lfmc.graph.program import Weight
 from lfmc.lowering.build import Build, build
 from lfmc.lowering.request import Options, make_request
 from lfmc.machine.progress import Silent
+from lfmc.parity.compare import Rung, cases, compare
+from lfmc.reference.layerwise_program import LayerwiseProgram
+from lfmc.run.conversation import ConversationModel, SteppedModel
+from lfmc.run.stepper import Stepper
 from lfmc.targets.base import Artifact, get_target
 from tests.run_cache import RunCache
 
@@ -25,13 +31,44 @@ CONTEXT = 96
 
 @dataclass(frozen=True)
 class Lowered(Build):
-    """An artifact in a folder and its build; the program is bound to its weights."""
+    """An artifact in a folder and its build."""
 
     folder: Path
     artifact: Artifact
 
-    def reference(self, *, exact: bool) -> torch.nn.Module:
+    def reference(self, *, exact: bool) -> ConversationModel:
         return self.target.reference(self.program, self.request, self.folder, exact=exact)
+
+    @property
+    def in_torch(self) -> LayerwiseProgram:
+        """The program in torch, with float activations."""
+        return LayerwiseProgram(self.program, self.request.context)
+
+    def run_matrix(
+        self, stepper: Stepper, reference: ConversationModel, *, tolerance: float
+    ) -> Rung:
+        """Run the full parity matrix on a stepper over the artifact and on a reference."""
+        config = self.checkpoint.config
+        matrix = cases(config, self.request.context, full=True)
+        model = SteppedModel(stepper)
+        return compare(
+            3, "artifact", model, reference, matrix, config.vocab_size, tolerance=tolerance
+        )
+
+    @contextmanager
+    def changed_constant(self, suffix: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Change one constant of the program in torch, the first whose name ends in `suffix`."""
+        wrong_name = next(name for name in self.program.weights if name.endswith(suffix))
+
+        def value(name: str, weight: Weight) -> Tensor:
+            tensor = self.weights.value(name, weight)
+            return change(tensor) if name == wrong_name else tensor
+
+        self.program.bind(value)
+        try:
+            yield
+        finally:
+            self.program.bind(self.weights.value)
 
 
 def lower(
@@ -70,7 +107,6 @@ def build_for(
 
 
 def _lowered(export_build: Build, folder: Path, artifact: Artifact) -> Lowered:
-    export_build.bind()
     parts = (getattr(export_build, field.name) for field in fields(Build))
     return Lowered(*parts, folder, artifact)
 

@@ -17,7 +17,6 @@ from lfmc.errors import InputError
 from lfmc.exporter.export import export
 from lfmc.lowering.request import Options
 from lfmc.machine.progress import Silent
-from lfmc.parity.compare import cases, compare
 from lfmc.run.generate import continue_tokens
 from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.targets.base import get_target
@@ -27,16 +26,7 @@ from tests.targets.lowering import Lowered
 
 def assert_matrix(build: Lowered, stepper: Stepper) -> None:
     """The full parity matrix agrees with torch on the same quantized weights, to 1e-5."""
-    config, context = build.checkpoint.config, build.request.context
-    rung = compare(
-        3,
-        "artifact",
-        stepper,
-        TorchStepper(build.program.module, config, context),
-        cases(config, context, full=True),
-        config.vocab_size,
-        tolerance=1e-5,
-    )
+    rung = build.run_matrix(stepper, build.in_torch, tolerance=1e-5)
     assert rung.passed, rung
 
 
@@ -57,7 +47,7 @@ def assert_context_ends(build: Lowered) -> None:
     tokens = random_tokens(config, 1, context)[0]
     stepper = build.target.run(build.folder)
     actual = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])
-    expected = TorchStepper(build.program.module, config, context).step(tokens)
+    expected = TorchStepper(build.program.run, config, context).step(tokens)
     assert torch.allclose(actual, expected, atol=1e-5 * float(expected.abs().max()))
     with pytest.raises(InputError, match="longer than the exported context"):
         stepper.step([1])

@@ -46,7 +46,6 @@ def make_build(tiny_checkpoint: Callable[..., Path]) -> MakeBuild:
             options = {"stage": "edge", "chunk": "16"} if name == "qualcomm" else {}
             request = make_request(checkpoint, target, Options(context=48, target_options=options))
             builds[kind, name], _ = build(checkpoint, target, plan, request, Silent())
-            builds[kind, name].bind()
         return builds[kind, name]
 
     return make
@@ -76,8 +75,8 @@ def run_rungs(export_build: Build, target: FaultyTarget, folder: Path) -> Verifi
     """Run all parts of rung 3, as an export does, on an artifact with the target's fault."""
     wrong = replace(export_build, target=target)
     matrix = cases(export_build.checkpoint.config, export_build.request.context, full=True)
-    rungs = run_artifact_rungs(wrong, folder, wrong.lower(folder), matrix, Silent())
-    rungs += run_float_rungs(wrong, matrix, Silent())
+    rungs = run_artifact_rungs(wrong, folder, wrong.lower(folder), matrix)
+    rungs += run_float_rungs(wrong, matrix)
     return Verification(tuple(rungs), None)
 
 
@@ -86,7 +85,7 @@ def run_matrix(export_build: Build, target: FaultyTarget, folder: Path) -> Verif
     wrong = replace(export_build, target=target)
     wrong.lower(folder)
     matrix = cases(export_build.checkpoint.config, export_build.request.context, full=True)
-    rung = wrong.compare("artifact", folder, matrix, Silent(), exact=True, near_tie=NEAR_TIE)
+    rung = wrong.compare("artifact", folder, matrix, exact=True, near_tie=NEAR_TIE)
     return Verification((rung,), None)
 
 

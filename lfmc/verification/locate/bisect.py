@@ -20,9 +20,9 @@ from lfmc.errors import first_line
 from lfmc.graph.program import operator_name
 from lfmc.lowering.build import Build
 from lfmc.machine.progress import Progress
-from lfmc.parity.compare import ARTIFACT_TOLERANCE, Case, draw_tokens, run_case, run_pair
+from lfmc.parity.compare import ARTIFACT_TOLERANCE, Case, draw_tokens, run_pairs
 from lfmc.parity.place import Mismatch, Place, find_mismatch
-from lfmc.run.stepper import TorchStepper, returns_last_only
+from lfmc.reference.layerwise_program import LayerwiseProgram
 from lfmc.verification.locate.cut import (
     ancestors,
     cut,
@@ -172,21 +172,19 @@ def _compare_cut(
     prompt, earlier = (ids % config.vocab_size for ids in draw_tokens(case.length, vocab_size))
     with tempfile.TemporaryDirectory(prefix="lfmc-") as path:
         cut_build.lower(Path(path))
-        cut_build.bind()
-        artifact_stepper, reference = cut_build.open_steppers(Path(path), exact=exact)
-        pair = run_pair(artifact_stepper, reference, case, prompt, earlier, near_tie=near_tie)
+        artifact, reference = cut_build.open_models(Path(path), exact=exact)
+        conversation = case.conversation(prompt, earlier)
+        (pair,) = run_pairs(artifact, reference, [conversation], near_tie=near_tie)
         if pair.actual.shape != pair.expected.shape:
             raise CannotLowerCut(f"the result has shape {list(pair.actual.shape)}")
-        last_only = returns_last_only(artifact_stepper)
         tolerance = cut_build.tolerance(exact=exact)
         if tolerance is None:
-            context = cut_build.request.context
-            float_reference = TorchStepper(cut_build.program.module, config, context)
-            floats, _ = run_case(float_reference, case, prompt, earlier, last_only=last_only)
-            rounding = _distance(floats, pair.expected)
+            floats = LayerwiseProgram(cut_build.program, cut_build.request.context)
+            (unrounded,) = run_pairs(artifact, floats, [conversation])
+            rounding = _distance(unrounded.expected, pair.expected)
             tolerance = max(ARTIFACT_TOLERANCE, ROUNDING_FACTOR * rounding)
     mismatch = find_mismatch(pair.actual[: pair.clear], pair.expected[: pair.clear], tolerance)
-    return CutComparison(mismatch, tolerance, last_only)
+    return CutComparison(mismatch, tolerance, artifact.last_only)
 
 
 def _distance(actual: Tensor, reference: Tensor) -> float:

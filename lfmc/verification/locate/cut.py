@@ -18,13 +18,13 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def copy_program(program: Program) -> Program:
-    """Copy the graph into a new module, which shares the constants."""
+    """Copy the graph into a new module, bound to the same weights."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     module = fx.GraphModule(program.module, graph)
-    return Program(module, program.config, program.states, dict(program.weights))
+    return replace(program, module=module, weights=dict(program.weights))
 
 
 def cut(program: Program, name: str) -> Program:
@@ -49,7 +49,7 @@ def cut(program: Program, name: str) -> Program:
     copy.graph.lint()
     copy.module.recompile()
     width = int(value.meta["val"].shape[-1])
-    return Program(copy.module, replace(copy.config, vocab_size=width), copy.states, copy.weights)
+    return replace(copy, config=replace(copy.config, vocab_size=width))
 
 
 def observable_nodes(program: Program) -> list[fx.Node]:

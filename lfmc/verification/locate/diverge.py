@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -16,16 +16,17 @@ from lfmc.graph.program import Program, Weight, operator_name
 from lfmc.graph.trace import trace
 from lfmc.lowering.build import Build
 from lfmc.machine.progress import Progress
-from lfmc.parity.compare import FLOAT_TOLERANCE, Case, draw_tokens, run_case
-from lfmc.parity.module_outputs import has_float_rows, record_module_outputs
+from lfmc.model import build_decoder
+from lfmc.parity.compare import FLOAT_TOLERANCE, Case, draw_tokens
 from lfmc.parity.place import Place, find_mismatch
-from lfmc.parity.transformers_reference import TransformersStepper
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
-from lfmc.run.stepper import Stepper, TorchStepper, decoder_stepper
-from lfmc.verification.locate.cut import copy_program, parts_by_node, producing_node, source_tensors
-
-Values = Mapping[str, list[Tensor]]  # name -> the values of consecutive calls
+from lfmc.reference.layerwise_decoder import LayerwiseDecoder
+from lfmc.reference.layerwise_program import LayerwiseProgram
+from lfmc.reference.module_outputs import Outputs, has_float_rows
+from lfmc.reference.transformers_model import LayerwiseTransformers
+from lfmc.run.conversation import Conversation
+from lfmc.verification.locate.cut import parts_by_node, producing_node, source_tensors
 
 _TOWER = "language_model."  # prefix of the decoder's modules in a vision-language model
 
@@ -33,39 +34,40 @@ _TOWER = "language_model."  # prefix of the decoder's modules in a vision-langua
 def find_in_decoder(suspect: Build, case: Case, progress: Progress) -> Place | None:
     """Return the first module of the decoder whose output differs from transformers (rung 1)."""
     checkpoint = suspect.checkpoint
-    decoder = checkpoint.decoder()
-    stepper = decoder_stepper(decoder, case.length)
-    reference = TransformersStepper(checkpoint)
-    prompt, earlier = draw_tokens(case.length, checkpoint.config.vocab_size)
+    config = checkpoint.config
     progress.step("modules of both models")
-    with record_module_outputs(decoder) as actual:
-        run_case(stepper, case, prompt, earlier)
-    with record_module_outputs(reference.model) as expected:
-        run_case(reference, case, prompt, earlier)
+    conversation = case.conversation(*draw_tokens(case.length, config.vocab_size))
+    actual: Outputs = {}
+    expected: Outputs = {}
+    LayerwiseDecoder(config, checkpoint.weights, case.length, module_outputs=actual).run(
+        [conversation]
+    )
+    LayerwiseTransformers(checkpoint, module_outputs=expected).run([conversation])
     expected = {name.replace(_TOWER, ""): values for name, values in expected.items()}
     place = _find_first_mismatch(1, actual, expected, case)
     if place is None:
         return None
-    kind = type(decoder.get_submodule(place.name)).__name__
+    kind = type(build_decoder(config).get_submodule(place.name)).__name__
     return replace(place, part=_part_of_module(place.name), operator=kind)
 
 
 def find_in_passes(suspect: Build, case: Case, progress: Progress) -> Place | None:
     """Return the first wrong node after the first pass that changes the logits (rung 2)."""
     checkpoint, weights, request = suspect.checkpoint, suspect.weights, suspect.request
-    reference: Stepper = decoder_stepper(weights.decoder(), request.context)
-    prompt, earlier = draw_tokens(case.length, checkpoint.config.vocab_size)
-    expected, _ = run_case(reference, case, prompt, earlier)
-    spec = suspect.target.trace_spec(checkpoint.config, request)
-    program = trace(checkpoint.config, spec)
+    config = checkpoint.config
+    conversation = case.conversation(*draw_tokens(case.length, config.vocab_size))
+    decoder = LayerwiseDecoder(config, weights.dequantized_tensors, request.context)
+    (expected,) = decoder.run([conversation])
+    program = trace(config, suspect.target.trace_spec(config, request))
+    program.bind(partial(_constant_value, weights))
     formats = {row.name: parse_format(row.format) for row in weights.plan.rows}
-    before: Values | None = None
+    before: Outputs | None = None
     for name, step in [("trace", None), *((step.name, step) for step in pipeline(formats))]:
         progress.step(name)
         if step is not None:
             apply([step], program)
-        logits, after = _run_program(program, suspect, case, prompt, earlier)
-        mismatch = find_mismatch(logits, expected, FLOAT_TOLERANCE)
+        logits, after = _run_program(program, request.context, conversation)
+        mismatch = find_mismatch(logits, expected.logits, FLOAT_TOLERANCE)
         if mismatch is None:
             before = after
             continue
@@ -88,7 +90,7 @@ def find_in_passes(suspect: Build, case: Case, progress: Progress) -> Place | No
     return None
 
 
-def _place_in_graph(place: Place, program: Program, before: Values) -> Place:
+def _place_in_graph(place: Place, program: Program, before: Outputs) -> Place:
     """Complete the place with its part, operator and weights.
 
     If the pass wrote new operators among the inputs of the node, the first of them is the place.
@@ -109,7 +111,7 @@ def _place_in_graph(place: Place, program: Program, before: Values) -> Place:
     )
 
 
-def _find_first_mismatch(rung: int, actual: Values, expected: Values, case: Case) -> Place | None:
+def _find_first_mismatch(rung: int, actual: Outputs, expected: Outputs, case: Case) -> Place | None:
     """Return the place of the first name in `actual`, in order, whose values differ."""
     agrees = None
     for name, values in actual.items():
@@ -133,9 +135,7 @@ def _find_first_mismatch(rung: int, actual: Values, expected: Values, case: Case
             case=case.name,
             agrees=agrees,
         )
-        token = mismatch.row * (case.earlier + case.length) // len(actual_rows) - case.earlier
-        if token < 0:
-            return replace(place, note="it differs in the prompt before the reset")
+        token = mismatch.row * case.length // len(actual_rows)
         call = sum(end <= token for end in accumulate(case.calls))
         return replace(place, call=call, token=token)
     return None
@@ -156,35 +156,18 @@ def _part_of_module(name: str) -> str:
     return "embedding" if pieces[-1] == "embed_tokens" else "head"
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and records the float outputs of every node."""
-
-    def __init__(self, module: fx.GraphModule, outputs: dict[str, list[Tensor]]) -> None:
-        super().__init__(module)
-        self._outputs = outputs
-
-    def run_node(self, node: fx.Node) -> Any:
-        value = super().run_node(node)
-        if node.op == "call_function" and has_float_rows(value):
-            self._outputs.setdefault(node.name, []).append(value.detach())
-        return value
-
-
 def _run_program(
-    program: Program, suspect: Build, case: Case, prompt: Tensor, earlier: Tensor
-) -> tuple[Tensor, Values]:
-    """Run a case; returns its logits and the outputs of every node of the program."""
-    copy = copy_program(program)
-    copy.bind(lambda name, weight: _constant_value(suspect.weights, name, weight))
-    outputs: dict[str, list[Tensor]] = {}
+    program: Program, context: int, conversation: Conversation
+) -> tuple[Tensor, Outputs]:
+    """Run a conversation; returns its logits and the outputs of every node of the program."""
+    outputs: Outputs = {}
 
-    def forward(*inputs: Tensor) -> tuple[Any, ...]:
-        results: Iterable[Any] = _Recorder(copy.module, outputs).run(*inputs)
-        return tuple(results)
+    def record(node: fx.Node, value: Any, conversation_number: int, call_number: int) -> None:
+        if has_float_rows(value):
+            outputs.setdefault(node.name, []).append(value)
 
-    stepper = TorchStepper(forward, program.config, suspect.request.context)
-    logits, _ = run_case(stepper, case, prompt, earlier)
-    return logits, outputs
+    (reply,) = LayerwiseProgram(program, context, observe=record).run([conversation])
+    return reply.logits, outputs
 
 
 def _constant_value(weights: PlannedWeights, name: str, weight: Weight) -> Tensor:

@@ -79,7 +79,6 @@ def _search_artifact(suspect: Build, case: Case, progress: Progress) -> Place | 
     candidates = [(suspect, exact) for exact in ((True, False) if target.exact else (False,))]
     float_build = dequantized_build(suspect)
     if float_build is not None:
-        float_build.bind()
         candidates.insert(0, (float_build, target.exact))
     for candidate, exact in candidates:
         near_tie = NEAR_TIE_SHIPPED if candidate is suspect and not exact else NEAR_TIE

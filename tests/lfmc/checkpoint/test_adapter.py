@@ -17,7 +17,8 @@ from lfmc.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.checkpoint.tensor_names import EMBEDDING, HEAD
 from lfmc.errors import InputError
-from lfmc.parity.transformers_reference import TransformersStepper
+from lfmc.reference.transformers_model import LayerwiseTransformers
+from lfmc.run.conversation import Conversation
 from lfmc.run.stepper import decoder_stepper
 
 RANK = 4
@@ -62,8 +63,8 @@ def assert_like_the_adapted_model(checkpoint: Checkpoint, differs_from: Path) ->
     """Compare merged weights with transformers, which adds the products to activations."""
     tokens = torch.arange(3, 23)
     actual = decoder_stepper(checkpoint.decoder(), 32).step(tokens)
-    expected = TransformersStepper(checkpoint).step(tokens)
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    (expected,) = LayerwiseTransformers(checkpoint).run([Conversation((tokens,))])
+    torch.testing.assert_close(actual, expected.logits, rtol=1e-4, atol=1e-4)
     plain = decoder_stepper(open_checkpoint(differs_from).decoder(), 32).step(tokens)
     assert float((actual - plain).abs().max()) > 0.01
 

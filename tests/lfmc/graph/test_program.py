@@ -62,16 +62,22 @@ def test_replace_keeps_inputs_with_other_users(program: Program) -> None:
     assert program.count("aten.relu") == 0
 
 
-def test_bind_sets_every_constant(program: Program) -> None:
+def test_a_bound_program_reads_its_constants_when_it_runs(program: Program) -> None:
     calls = []
 
     def value(name: str, weight: Weight) -> Tensor:
         calls.append((name, weight))
         return torch.tensor([1.0, -1.0])
 
-    module = program.bind(value)
+    run = program.bind(value)
+    assert calls == []
+    assert torch.equal(run(torch.full((1, 2), 5.0))[0], torch.tensor([[5.0, 0.0]]))
     assert calls == [("gain", Weight(("gain",)))]
-    assert torch.equal(module(torch.full((1, 2), 5.0))[0], torch.tensor([[5.0, 0.0]]))
+
+
+def test_a_program_without_weights_does_not_run(program: Program) -> None:
+    with pytest.raises(ValueError, match="not bound"):
+        program.run(torch.ones(1, 2))
 
 
 def test_bind_sets_added_weights(program: Program) -> None:

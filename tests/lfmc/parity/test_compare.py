@@ -11,6 +11,7 @@ from torch import Tensor
 from lfmc.errors import GateError
 from lfmc.model import read_config
 from lfmc.parity.compare import CaseResult, Rung, cases, compare, compare_logits, skipped_rung
+from lfmc.run.conversation import SteppedModel
 from lfmc.verification.rungs import Verification
 from tests.factories import KINDS
 
@@ -19,6 +20,8 @@ CONFIG = read_config(KINDS["lfm3"])
 
 class Echo:
     """A model whose logits depend on the token and on its position."""
+
+    context = 4096
 
     def __init__(self, resets: bool = True, drift: float = 0.0) -> None:
         self.resets, self.drift, self.length = resets, drift, 0
@@ -51,23 +54,26 @@ def test_one_case_runs_past_the_sliding_window() -> None:
     ]
 
 
-def test_equal_models_pass() -> None:
+def run(actual: Echo, tolerance: float) -> Rung:
     matrix = cases(CONFIG, 64, full=True)
-    rung = compare(1, "same", Echo(), Echo(), matrix, 100, tolerance=0.0)
+    models = SteppedModel(actual), SteppedModel(Echo())
+    return compare(3, "echo", *models, matrix, 100, tolerance=tolerance)
+
+
+def test_equal_models_pass() -> None:
+    rung = run(Echo(), 0.0)
     assert rung.passed
     assert rung.worst == 0.0
-    assert [c.case for c in rung.cases] == [c.name for c in matrix]
+    assert [c.case for c in rung.cases] == [c.name for c in cases(CONFIG, 64, full=True)]
 
 
 def test_a_state_that_survives_a_reset_fails() -> None:
-    matrix = cases(CONFIG, 64, full=True)
-    rung = compare(3, "leak", Echo(resets=False), Echo(), matrix, 100, tolerance=1e-5)
+    rung = run(Echo(resets=False), 1e-5)
     assert not rung.passed
 
 
 def test_a_difference_late_in_the_prompt_fails() -> None:
-    matrix = cases(CONFIG, 64, full=True)
-    rung = compare(3, "drift", Echo(drift=1e-3), Echo(), matrix, 100, tolerance=1e-4)
+    rung = run(Echo(drift=1e-3), 1e-4)
     assert not rung.passed
     assert Verification((rung,), None)
     with pytest.raises(GateError, match="parity rung 3 failed") as excinfo:

@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from lfmc.parity.compare import Case, Rung, compare
-from lfmc.parity.expert_choices import ExpertChoice, concat_choices, find_changed_choice
+from lfmc.parity.expert_choices import find_changed_choice
+from lfmc.run.conversation import SteppedModel
+from lfmc.run.expert_choice import ExpertChoice, concat_choices
 
 CASE = Case("all", (4, 2, 2))
 
 
 class Router:
     """Returns logits `[T, 2]`; from token `changes_at` on, it chooses other experts."""
+
+    context = 99
 
     def __init__(self, changes_at: int = 99, drift: float = 0.0, margin: float = 1e-4) -> None:
         self.changes_at, self.drift, self.margin = changes_at, drift, margin
@@ -33,7 +37,8 @@ class Router:
 
 
 def run(router: Router, reference: Router) -> Rung:
-    return compare(3, "routed", router, reference, [CASE], 9, tolerance=1e-2, near_tie=1e-3)
+    models = SteppedModel(router), SteppedModel(reference)
+    return compare(3, "routed", *models, [CASE], 9, tolerance=1e-2, near_tie=1e-3)
 
 
 def test_tokens_after_a_changed_near_tie_are_compared_separately() -> None:

@@ -26,7 +26,8 @@ from lfmc.parity.compare import FLOAT_TOLERANCE, CaseResult, Rung
 from lfmc.parity.place import Mismatch, find_mismatch, stored_tensor_place
 from lfmc.passes.base import Pass
 from lfmc.passes.pipeline import pipeline
-from lfmc.run.stepper import TorchStepper
+from lfmc.reference.layerwise_program import LayerwiseProgram
+from lfmc.run.conversation import Conversation
 from lfmc.targets.base import get_target
 from lfmc.verification.locate import diverge
 from lfmc.verification.locate.bisect import CannotLowerCut, find_first_mismatch
@@ -61,20 +62,17 @@ def test_a_cut_program_returns_the_value_of_its_node(lowered: Lowered) -> None:
     program, config = lowered.program, lowered.checkpoint.config
     node = observable_nodes(program)[5]
     cut_program = cut(program, node.name)
-    cut_program.bind(lowered.weights.value)
     assert cut_program.config.vocab_size == node.meta["val"].shape[-1]
     assert len(cut_program.weights) < len(program.weights)
     tokens = random_tokens(config, 1, 5)[0]
     values: dict[str, torch.Tensor] = {}
 
-    class Recorder(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> Any:
-            values[n.name] = super().run_node(n)
-            return values[n.name]
+    def record(n: torch.fx.Node, value: Any, conversation: int, call: int) -> None:
+        values[n.name] = value
 
-    TorchStepper(lambda *inputs: Recorder(program.module).run(*inputs), config, 48).step(tokens)
-    actual = TorchStepper(cut_program.module, config, 48).step(tokens)
-    assert torch.equal(actual, values[node.name].flatten(2)[0])
+    LayerwiseProgram(program, 48, observe=record).run([Conversation((tokens,))])
+    (reply,) = LayerwiseProgram(cut_program, 48).run([Conversation((tokens,))])
+    assert torch.equal(reply.logits, values[node.name].flatten(2)[0])
 
 
 def test_nodes_lie_in_the_layer_whose_weights_they_read(lowered: Lowered) -> None:
@@ -144,13 +142,11 @@ def test_a_stored_tensor_of_another_shape_or_dtype_has_a_note() -> None:
 
 
 def test_rung_1_names_the_module(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:
-    class WrongReference(diverge.TransformersStepper):
-        def __init__(self, checkpoint: Any) -> None:
-            super().__init__(checkpoint)
-            with torch.no_grad():
-                self.model.model.layers[2].ffn_norm.weight.mul_(1.01)
+    class WrongReference(diverge.LayerwiseTransformers):
+        def _read_stored(self, name: str) -> torch.Tensor:
+            return super()._read_stored(name) * (1.01 if name.endswith("2.ffn_norm.weight") else 1)
 
-    monkeypatch.setattr(diverge, "TransformersStepper", WrongReference)
+    monkeypatch.setattr(diverge, "LayerwiseTransformers", WrongReference)
     place = find_place(lowered, failed(1, "prefill, then decode"), Silent())
     assert place is not None
     assert (place.part, place.layer, place.operator) == ("layer 2", 2, "RmsNorm")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lfmc.calib_free.grid.formats import Floats, Format
 from lfmc.calib_free.plan.bit_plan import PlanRow
-from lfmc.parity.compare import Rung, cases, compare
-from lfmc.run.stepper import Stepper, TorchStepper
+from lfmc.parity.compare import Rung
+from lfmc.run.stepper import Stepper
 from tests.targets.lowering import Choose, Lowered, expert_of, floats
 
 
@@ -63,7 +63,4 @@ FLOAT16 = 1e-2  # the differences in rounding mode are 1.9e-3 to 4.6e-3 on these
 
 def matrix_rung(build: Lowered, stepper: Stepper, tolerance: float) -> Rung:
     """Compare a package, run by `stepper`, with its program in torch on the full parity matrix."""
-    config, context = build.checkpoint.config, build.request.context
-    reference = TorchStepper(build.program.module, config, context)
-    matrix = cases(config, context, full=True)
-    return compare(3, "package", stepper, reference, matrix, config.vocab_size, tolerance=tolerance)
+    return build.run_matrix(stepper, build.in_torch, tolerance=tolerance)

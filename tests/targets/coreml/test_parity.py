@@ -10,7 +10,8 @@ import torch
 
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import GateError, InputError
-from lfmc.parity.expert_choices import ExpertChoiceStepper, RecordsExpertChoice
+from lfmc.run.conversation import Conversation, SteppedModel
+from lfmc.run.expert_choice import RecordsExpertChoice
 from lfmc.run.stepper import TorchStepper
 from lfmc.targets.coreml.probe import operator_parity
 from lfmc.targets.coreml.target import TOLERANCE
@@ -86,17 +87,16 @@ def test_the_stepper_records_the_chosen_experts(lowered: Make) -> None:
     build = lowered("lfm2_moe", mixed, "coreml")
     config, stepper = build.checkpoint.config, build.target.run(build.folder, exact=True)
     assert config.moe is not None
-    reference = ExpertChoiceStepper(build.program.module, config, build.request.context)
-    tokens = random_tokens(config, 1, 11)[0]
-    for piece in (tokens[:9], tokens[9:10]):  # prefill, then decode
-        reference.step(piece)
-        stepper.step(piece)
-        assert isinstance(stepper, RecordsExpertChoice)
-        assert stepper.choice is not None
-        assert reference.choice is not None
-        assert reference.choice.experts.shape == (3, len(piece), config.moe.top_k)
-        assert torch.equal(stepper.choice.experts, reference.choice.experts)
-    assert len(stepper.choice.experts.unique()) > config.moe.top_k
+    tokens = random_tokens(config, 1, 10)[0]
+    conversation = Conversation((tokens[:9], tokens[9:]))  # prefill, then decode
+    (actual,), (expected,) = (
+        model.run([conversation]) for model in (SteppedModel(stepper), build.in_torch)
+    )
+    assert actual.choice is not None
+    assert expected.choice is not None
+    assert expected.choice.experts.shape == (3, 10, config.moe.top_k)
+    assert torch.equal(actual.choice.experts, expected.choice.experts)
+    assert len(actual.choice.experts.unique()) > config.moe.top_k
 
 
 def test_a_dense_model_records_no_choice(lowered: Make) -> None:
@@ -144,7 +144,7 @@ def test_the_context_is_used_to_its_end_and_no_further(lowered: Make) -> None:
     context = build.request.context
     tokens = random_tokens(build.checkpoint.config, 1, context)[0]
     stepper = build.target.run(build.folder, exact=True)
-    reference = TorchStepper(build.program.module, build.checkpoint.config, context)
+    reference = TorchStepper(build.program.run, build.checkpoint.config, context)
     actual = torch.cat([stepper.step(tokens[:50]), stepper.step(tokens[50:])])  # 50 + 46 of 96
     scale = float(actual.abs().max())
     assert torch.allclose(actual, reference.step(tokens), atol=TOLERANCE * scale / 100)

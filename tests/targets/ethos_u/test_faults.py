@@ -34,7 +34,6 @@ def build_with_fault(checkpoint: Checkpoint, name: str) -> tuple[Build, FaultyTa
     plan = choose_formats(checkpoint, eight_bit, target.capabilities(checkpoint.config))
     request = make_request(checkpoint, target, Options(context=48, target_options=OPTIONS))
     export_build, _ = build(checkpoint, target, plan, request, Silent())
-    export_build.bind()
     return export_build, FaultyTarget(target, next(fault for fault in FAULTS if fault.name == name))
 
 

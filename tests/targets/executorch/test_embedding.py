@@ -13,7 +13,7 @@ from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.exporter.export import export
 from lfmc.lowering.request import Options
 from lfmc.machine.progress import Silent
-from lfmc.run.stepper import TorchStepper
+from lfmc.run.conversation import Conversation, SteppedModel
 from lfmc.targets.base import get_target
 from lfmc.targets.executorch.steps import as_bytes
 from lfmc.targets.executorch.stored import MODEL
@@ -45,11 +45,10 @@ def test_lookup_of_4_bits_is_exact(lowered: Callable[..., Lowered]) -> None:
     build = lowered("lfm2", four_bit, "executorch")
     config = build.checkpoint.config
     program = build.target.run(build.folder)
-    reference = TorchStepper(build.reference(exact=False), config, build.request.context)
-    for token in random_tokens(config, 1, 8)[0].split(1):
-        program.reset()
-        reference.reset()
-        torch.testing.assert_close(program.step(token), reference.step(token), rtol=0, atol=1e-4)
+    conversations = [Conversation((token,)) for token in random_tokens(config, 1, 8)[0].split(1)]
+    expected = build.reference(exact=False).run(conversations)
+    for actual, reply in zip(SteppedModel(program).run(conversations), expected, strict=True):
+        torch.testing.assert_close(actual.logits, reply.logits, rtol=0, atol=1e-4)
 
 
 def test_a_small_model_fits_4_5_bits_per_weight(tmp_path: Path) -> None:

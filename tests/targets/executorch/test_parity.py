@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from lfmc.errors import InputError
-from lfmc.parity.compare import cases, compare
-from lfmc.run.stepper import TorchStepper, step_all_logits
+from lfmc.run.stepper import step_all_logits
 from lfmc.targets.executorch.activations import round_rows
 from lfmc.targets.executorch.stored import MODEL
 from lfmc.verification.readback import read_back
@@ -25,18 +24,9 @@ Make = Callable[..., Lowered]
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
     build = lowered(name, choose, "executorch")
-    config, context = build.checkpoint.config, build.request.context
-    reference = TorchStepper(build.reference(exact=False), config, context)
     tolerance = 1e-5 if choose is floats else 3e-2  # a few values round differently
-    rung = compare(
-        3,
-        "program",
-        build.target.run(build.folder),
-        reference,
-        cases(config, context, full=True),
-        config.vocab_size,
-        tolerance=tolerance,
-    )
+    stepper = build.target.run(build.folder)
+    rung = build.run_matrix(stepper, build.reference(exact=False), tolerance=tolerance)
     assert rung.passed, rung
     (single,) = (case for case in rung.cases if case.case == "one-token prompt")
     assert single.difference < 1e-5  # too few roundings for a different one
@@ -45,7 +35,7 @@ def test_matrix(lowered: Make, name: str, choose: Choose) -> None:
 def test_logits_of_the_last_token_only(lowered: Make) -> None:
     all_build = lowered("lfm2_moe", mixed, "executorch")
     last_build = lowered("lfm2_moe", mixed, "executorch", logits="last")
-    config, context = last_build.checkpoint.config, last_build.request.context
+    config = last_build.checkpoint.config
     tokens = random_tokens(config, 1, 50)[0]
     last_stepper, all_stepper = (
         build.target.run(build.folder) for build in (last_build, all_build)
@@ -57,9 +47,7 @@ def test_logits_of_the_last_token_only(lowered: Make) -> None:
     all_stepper.reset()
     one_by_one = torch.cat([all_stepper.step(token) for token in tokens[:5].split(1)])
     assert torch.equal(step_all_logits(last_stepper, tokens[:5]), one_by_one)
-    reference = TorchStepper(last_build.reference(exact=False), config, context)
-    matrix = cases(config, context, full=True)
-    rung = compare(3, "last", last_stepper, reference, matrix, config.vocab_size, tolerance=3e-2)
+    rung = last_build.run_matrix(last_stepper, last_build.reference(exact=False), tolerance=3e-2)
     assert rung.passed, rung
     assert all(
         rung.passed
@@ -105,14 +93,8 @@ def test_the_error_is_within_rounding_noise(lowered: Make) -> None:
 def test_a_wrong_scale_exceeds_rounding_noise(lowered: Make, factor: float, ratio: float) -> None:
     """The scales of one matrix in torch are wrong by 2 %, or have the wrong sign."""
     build = lowered("lfm2-untied", four_bit, "executorch")
-    name = next(name for name in build.program.weights if name.endswith("w2.scales"))
-    scales = build.program.module.get_buffer(name)
-    original = scales.clone()
-    try:
-        scales *= factor
+    with build.changed_constant("w2.scales", lambda scales: scales * factor):
         products, noise = build.target.operator_parity(build.program, build.folder, build.artifact)
-    finally:
-        scales.copy_(original)
     assert not products.passed
     assert noise.cases[0].difference > ratio
     assert noise.passed == (factor > 0)

@@ -12,9 +12,7 @@ import torch
 from lfmc.bundle.bundle import Bundle
 from lfmc.checkpoint.checkpoint import Checkpoint, demo_path, open_checkpoint
 from lfmc.errors import InputError
-from lfmc.parity.compare import cases, compare
 from lfmc.run.generate import continue_tokens
-from lfmc.run.stepper import TorchStepper
 from lfmc.targets.base import get_target
 from lfmc.targets.shared.rounding_noise import noise_rung
 from tests.conftest import TRAINED
@@ -56,19 +54,9 @@ def test_matrix(
     tmp_path: Path,
 ) -> None:
     build = lowered(name, choose, "executorch")
-    config, context = build.checkpoint.config, build.request.context
-    rung = compare(
-        3,
-        "runner",
-        start(build, tmp_path),
-        TorchStepper(
-            build.reference(exact=False),
-            config,
-            context,
-        ),
-        cases(config, context, full=True),
-        config.vocab_size,
-        tolerance=1e-5 if choose is floats else 3e-2,  # a few values round differently
+    tolerance = 1e-5 if choose is floats else 3e-2  # a few values round differently
+    rung = build.run_matrix(
+        start(build, tmp_path), build.reference(exact=False), tolerance=tolerance
     )
     assert rung.passed, rung
     (single,) = (case for case in rung.cases if case.case == "one-token prompt")

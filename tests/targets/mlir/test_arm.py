@@ -48,7 +48,7 @@ def test_a_conversation(
     build = lowered(kind, choose, "mlir", device=DEVICE)
     config = build.checkpoint.config
     tokens = random_tokens(config, 1, sum(CALLS))[0]
-    expected = TorchStepper(build.program.module, config, build.request.context).step(tokens)
+    expected = TorchStepper(build.program.run, config, build.request.context).step(tokens)
     conversations = _run_conversations(build, [*run_module], tokens, tmp_path)
     scale = float(expected.abs().max())
     for logits in conversations:

@@ -11,8 +11,10 @@ from torch import Tensor
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.lowering.build import build
 from lfmc.machine.progress import Silent
-from lfmc.parity.compare import cases, compare
-from lfmc.run.stepper import TorchStepper
+from lfmc.parity.compare import Rung, cases, compare
+from lfmc.reference.layerwise_program import LayerwiseProgram
+from lfmc.run.conversation import SteppedModel
+from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.targets.base import Request, get_target
 from lfmc.targets.npu.bound_constants import BoundConstants
 from lfmc.targets.npu.forms import BY_TAPS, DEFAULT_STYLE, Forms, Style
@@ -44,7 +46,6 @@ def test_the_host_agrees_with_the_program(
     config, target = checkpoint.config, get_target("qualcomm")
     plan = choose_formats(checkpoint, eight_bit, target.capabilities(config))
     export_build, _ = build(checkpoint, target, plan, Request(CONTEXT, {}), Silent())
-    export_build.bind()
     program, weights = export_build.program, export_build.weights
     interface, constants = Interface.from_config(config, CONTEXT, 16), BoundConstants(program)
     table = weights.dequantized("model.embed_tokens.weight")
@@ -58,19 +59,21 @@ def test_the_host_agrees_with_the_program(
         return outputs
 
     host = HostStepper(interface, [1, 16], execute, lambda ids: table[ids])  # type: ignore[arg-type]
-    program_stepper = TorchStepper(program.module, config, CONTEXT)
+    in_torch = LayerwiseProgram(program, CONTEXT)
     matrix = cases(config, CONTEXT, full=True)
-    rung = compare(3, "host", host, program_stepper, matrix, config.vocab_size, tolerance=1e-5)
+
+    def compare_with_program(stepper: Stepper) -> Rung:
+        model = SteppedModel(stepper)
+        return compare(3, "host", model, in_torch, matrix, config.vocab_size, tolerance=1e-5)
+
+    rung = compare_with_program(host)
     assert rung.passed, rung
 
     # The reference of parity has the program's states, and the same graphs.
     module = RoundedReference(
         program, interface, constants, lambda ids: table[ids], leave_unrounded, style
     )
-    reference = TorchStepper(module, config, CONTEXT)
-    rung = compare(
-        3, "reference", reference, program_stepper, matrix, config.vocab_size, tolerance=1e-5
-    )
+    rung = compare_with_program(TorchStepper(module, config, CONTEXT))
     assert rung.passed, rung
 
 

@@ -73,7 +73,6 @@ def test_every_value_agrees_with_torch_to_one_step(
 ) -> None:
     """Torch computes each value from the graph's own inputs of that operator."""
     build = lowered(name, choose, "qualcomm", stage="edge", activations="int16", chunk="16")
-    build.program.bind(build.weights.value)
     graph, interface, steps = lowered_graph(build, coding)
     generator = torch.Generator().manual_seed(0)
     inputs = {
@@ -102,7 +101,6 @@ def test_every_value_agrees_with_torch_to_one_step(
 
 def test_every_value_has_a_pair_and_every_matrix_its_codes(lowered: Make) -> None:
     build = lowered("lfm2_moe-scaled", mixed_bits, "qualcomm", stage="edge", chunk="16")
-    build.program.bind(build.weights.value)
     graph, _, _ = lowered_graph(build, CODINGS["signed"])
     codes = set()
     for node in graph.module.graph.nodes:

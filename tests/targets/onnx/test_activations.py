@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmc.targets.onnx.activations import table_matmul
-from lfmc.targets.shared.rounded_program import round_groups
+from lfmc.targets.shared.rounded_operators import round_groups
 
 
 @given(st.integers(1, 5), st.integers(1, 100), st.sampled_from([16, 32, 64]), st.integers(0, 99))

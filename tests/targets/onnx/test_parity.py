@@ -12,8 +12,9 @@ from lfmc.calib_free.grid.formats import Format
 from lfmc.calib_free.plan.bit_plan import PlanRow
 from lfmc.checkpoint.checkpoint import Checkpoint, demo_path
 from lfmc.model.config import SLIDING
-from lfmc.parity.compare import ARTIFACT_TOLERANCE, FLOAT_TOLERANCE, cases, compare
-from lfmc.run.stepper import TorchStepper, decoder_stepper
+from lfmc.parity.compare import ARTIFACT_TOLERANCE, FLOAT_TOLERANCE, cases
+from lfmc.run.conversation import Conversation
+from lfmc.run.stepper import decoder_stepper
 from lfmc.targets.onnx.probe import operator_parity
 from lfmc.targets.onnx.runtime import OnnxStepper
 from tests.factories import random_tokens
@@ -57,15 +58,8 @@ def test_matrix_with_float_activations(
     matrix = cases(config, context, full=True)
     assert any("window" in case.name for case in matrix) == (SLIDING in config.layer_types)
     assert build.target.tolerance(build.program, exact=True) == ARTIFACT_TOLERANCE
-    rung = compare(
-        3,
-        "artifact",
-        build.target.run(build.folder, exact=True),
-        TorchStepper(build.program.module, config, context),
-        matrix,
-        config.vocab_size,
-        tolerance=2e-5,
-    )
+    stepper = build.target.run(build.folder, exact=True)
+    rung = build.run_matrix(stepper, build.in_torch, tolerance=2e-5)
     assert rung.passed, rung
 
 
@@ -116,9 +110,11 @@ def test_mixed_experts_as_shipped_agree_with_the_same_rounding(lowered: Make) ->
     build = lowered("lfm2-moe-8m", mixed)
     tokens = random_tokens(build.checkpoint.config, 1, 40)
     actual = build.target.run(build.folder).step(tokens[0])
-    reference = build.reference(exact=False)
-    rounded = TorchStepper(reference, build.checkpoint.config, 96).step(tokens)
-    unrounded = TorchStepper(build.program.module, build.checkpoint.config, 96).step(tokens)
+    conversation = Conversation((tokens[0],))
+    rounded, unrounded = (
+        model.run([conversation])[0].logits
+        for model in (build.reference(exact=False), build.in_torch)
+    )
     rounded_error = (actual - rounded).abs().mean() / rounded.abs().max()
     unrounded_error = (actual - unrounded).abs().mean() / rounded.abs().max()
     assert rounded_error < 0.5 * unrounded_error  # the reference reproduces the rounding

@@ -30,7 +30,6 @@ needs_sdk = pytest.mark.skipif(
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_every_operator_agrees_with_torch(lowered: Make, name: str, choose: Choose) -> None:
     build = lowered(name, choose, "qualcomm", runtime="executorch", chunk="16")
-    build.program.bind(build.weights.value)
     same_graphs, operators = build.target.operator_parity(
         build.program, build.folder, build.artifact
     )
@@ -44,7 +43,6 @@ def test_every_operator_agrees_with_torch(lowered: Make, name: str, choose: Choo
 def test_float16_logits_agree_with_torch(lowered: Make) -> None:
     options = {"runtime": "executorch", "activations": "float16", "chunk": "16"}
     build = lowered("lfm2-untied", float16, "qualcomm", **options)
-    build.program.bind(build.weights.value)
     (logits,) = build.target.operator_parity(build.program, build.folder, build.artifact)
     assert logits.passed, logits
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lfmc.calib_free.grid.formats import Format
 from lfmc.calib_free.grid.packed_tensor import PackedTensor
 from lfmc.graph.ops import _REFERENCES
-from lfmc.targets.shared.rounded_program import round_groups
+from lfmc.targets.shared.rounded_operators import round_groups
 from lfmc.targets.tvm.compile import tvm_target
 from lfmc.targets.tvm.kernels import attention, routing
 from lfmc.targets.tvm.kernels.builder import Columns

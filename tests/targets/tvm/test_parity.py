@@ -12,8 +12,6 @@ import torch
 from lfmc.calib_free.grid.formats import Format
 from lfmc.calib_free.plan.bit_plan import PlanRow
 from lfmc.errors import GateError, InputError, UnsupportedError
-from lfmc.parity.compare import cases, compare
-from lfmc.run.stepper import TorchStepper
 from lfmc.targets.base import get_target
 from lfmc.targets.shared.parameters_file import PARAMETERS, open_parameters
 from lfmc.targets.tvm import runtime
@@ -31,21 +29,9 @@ Lower = Callable[..., Lowered]
 @pytest.mark.parametrize(("name", "choose"), PROGRAMS)
 def test_matrix(lowered: Lower, name: str, choose: Choose) -> None:
     build = lowered(name, choose, "tvm")
-    config, context = build.checkpoint.config, build.request.context
     exact = choose is not floats  # float weights: the shipped functions do not round
-    rung = compare(
-        3,
-        "library",
-        build.target.run(build.folder, exact=exact),
-        TorchStepper(
-            build.reference(exact=True),
-            config,
-            context,
-        ),
-        cases(config, context, full=True),
-        config.vocab_size,
-        tolerance=1e-5,
-    )
+    stepper = build.target.run(build.folder, exact=exact)
+    rung = build.run_matrix(stepper, build.reference(exact=True), tolerance=1e-5)
     assert rung.passed, rung
 
 
@@ -84,16 +70,8 @@ def test_trained_checkpoints(
     any_checkpoint: Callable[[str], object], tmp_path: Path, name: str
 ) -> None:
     build = lower(any_checkpoint(name), mixed, tmp_path, name="tvm", context=192)  # type: ignore[arg-type]
-    config = build.checkpoint.config
-    rung = compare(
-        3,
-        "library",
-        build.target.run(build.folder, exact=True),
-        TorchStepper(build.program.module, config, 192),
-        cases(config, 192, full=True),
-        config.vocab_size,
-        tolerance=1e-5,
-    )
+    stepper = build.target.run(build.folder, exact=True)
+    rung = build.run_matrix(stepper, build.in_torch, tolerance=1e-5)
     assert rung.passed, rung
     rungs = build.target.operator_parity(build.program, build.folder, build.artifact)
     assert all(rung.passed for rung in rungs), rungs
@@ -102,14 +80,8 @@ def test_trained_checkpoints(
 def test_a_wrong_scale_fails_operator_parity(lowered: Lower) -> None:
     """Change the scales of one matrix by 2 % in torch."""
     build = lowered("lfm2-untied", four_bit, "tvm")
-    name = next(name for name in build.program.weights if name.endswith("w2.scales"))
-    buffer = build.program.module.get_buffer(name)
-    values = buffer.clone()
-    try:
-        buffer *= 1.02
+    with build.changed_constant("w2.scales", lambda scales: scales * 1.02):
         products, _ = build.target.operator_parity(build.program, build.folder, build.artifact)
-    finally:
-        buffer.copy_(values)
     assert not products.passed
 
 
