@@ -51,7 +51,8 @@ def test_a_tensor_is_searched_once(
     weights = PlannedWeights(checkpoint, plan, codes=StoredCodes(tmp_path))
     first, second = weights.packed((NAME,)), weights.packed((NAME,))
     assert searches == [NAME]
-    assert torch.equal(first.codes, second.codes) and torch.equal(first.scales, second.scales)
+    assert torch.equal(first.codes, second.codes)
+    assert torch.equal(first.scales, second.scales)
     expected = planned_weights.quantize_tensor(checkpoint, plan, NAME)
     assert torch.equal(second.dequantize(), expected.dequantize())
 
@@ -64,9 +65,9 @@ def test_an_export_reads_the_codes_of_a_failed_one_and_removes_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LFMC_CACHE", str(tmp_path))
-    with pytest.raises(RuntimeError), open_codes(cache=True) as codes:
+    with pytest.raises(KeyError), open_codes(cache=True) as codes:  # noqa: PT012
         PlannedWeights(checkpoint, plan, codes=codes).packed((NAME,))
-        raise RuntimeError
+        raise KeyError
     assert len(list((tmp_path / "codes").iterdir())) == 1
     with open_codes(cache=True) as codes:
         PlannedWeights(checkpoint, plan, codes=codes).packed((NAME,))
