@@ -47,7 +47,7 @@ class _Fit:
 def quantize(
     weight: Tensor, number_format: Format, importance: Tensor | None, grid: str
 ) -> PackedTensor:
-    """Quantize a finite float32 matrix `[N, K]`; deterministic.
+    """Quantize a finite float matrix `[N, K]`; deterministic. Rows become float32 in blocks.
 
     `importance` `[K]`, not negative, weighs the squared error of each column in a searched grid
     (None: equal weights). `grid` is one of `GRIDS`, or `PALETTE` for a palette. Dequantized weights
@@ -65,8 +65,11 @@ def quantize(
     if number_format.palette:
         codes, tables = fit_palettes(weight.float(), cost, number_format)
         return PackedTensor(number_format, (rows, columns), codes, tables, None)
-    x, cost = _split_groups(weight, number_format), _split_groups(cost, number_format)
-    parts = [_quantize_chunk(x[i], cost, number_format, grid) for i in _row_slices(x)]
+    cost = _split_groups(cost, number_format)
+    parts = [
+        _quantize_chunk(_split_groups(weight[i], number_format), cost, number_format, grid)
+        for i in _row_slices(rows, number_format.codes_per_row(columns))
+    ]
     codes, scales, zeros = (torch.cat(list(column)) for column in zip(*parts, strict=True))
     return PackedTensor(
         number_format,
@@ -86,7 +89,9 @@ def row_errors(weight: Tensor, cost: Tensor, number_format: Format, grid: str) -
         codes, tables = fit_palettes(weight.float(), cost.float(), number_format)
         return ((tables.float().gather(1, codes.long()) - weight).square() * cost).sum(1)
     x, weights = _split_groups(weight, number_format), _split_groups(cost, number_format)
-    fits = [_search(x[i], weights[i], number_format, grid) for i in _row_slices(x)]
+    fits = [
+        _search(x[i], weights[i], number_format, grid) for i in _row_slices(len(x), x[0].numel())
+    ]
     return torch.cat([fit.error.sum((1, 2)) for fit in fits])
 
 
@@ -99,10 +104,10 @@ def _split_groups(values: Tensor, number_format: Format) -> Tensor:
     return padded.view(len(values), -1, number_format.columns_per_group(columns))
 
 
-def _row_slices(x: Tensor) -> list[slice]:
-    """Return slices over the rows of `[N, G, group]`, each of at most `CHUNK` elements."""
-    step = max(1, CHUNK // x[0].numel())
-    return [slice(start, start + step) for start in range(0, len(x), step)]
+def _row_slices(rows: int, size: int) -> list[slice]:
+    """Return slices over rows of `size` elements, each of at most `CHUNK` elements."""
+    step = max(1, CHUNK // size)
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def _quantize_chunk(

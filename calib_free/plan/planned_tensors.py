@@ -42,7 +42,7 @@ def quantize_tensor(checkpoint: Checkpoint, plan: BitPlan, name: str) -> PackedT
                 todo="leave the rows of fitted tensors as they are",
             ) from error
     importance = _column_importance(checkpoint, row)
-    return quantize(checkpoint.load(name).float(), number_format, importance, row.grid)
+    return quantize(checkpoint.load(name), number_format, importance, row.grid)
 
 
 def _fitted_parts(plan: BitPlan, row: PlanRow) -> Parts:

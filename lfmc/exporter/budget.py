@@ -21,6 +21,7 @@ from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.calib_free.plan.check_plan import check_plan
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import GateError
+from lfmc.graph.stored_codes import StoredCodes
 from lfmc.lowering.build import BUILD_STAGES, Build, build
 from lfmc.lowering.request import Options
 from lfmc.machine.cache import Cache, default_cache
@@ -89,6 +90,7 @@ def lower_within_budget(
     options: Options,
     folder: Path,
     progress: Progress,
+    codes: StoredCodes,
 ) -> LoweredPlan:
     """Plan, trace, fuse and lower into `folder`, so that the files fit the budget and spend it.
 
@@ -97,7 +99,7 @@ def lower_within_budget(
     """
 
     def lower(plan: BitPlan) -> LoweredPlan:
-        return _lower(checkpoint, target, request, plan, folder, progress)
+        return _lower(checkpoint, target, request, plan, folder, progress, codes)
 
     if options.plan is not None:
         return _require_fit(lower(plan_for(checkpoint, target, options, progress)))
@@ -185,8 +187,9 @@ def _lower(
     plan: BitPlan,
     folder: Path,
     progress: Progress,
+    codes: StoredCodes,
 ) -> LoweredPlan:
-    export_build, applied = build(checkpoint, target, plan, request, progress)
+    export_build, applied = build(checkpoint, target, plan, request, progress, codes)
     with progress.stage("lower", ("tensor",)):
         artifact = export_build.lower(folder, progress.step)
     stored = sum(tensor.nbytes for tensor in artifact.tensors)

@@ -25,6 +25,7 @@ from lfmc.checkpoint.footprint import require_memory
 from lfmc.checkpoint.tokenizer_files import add_settings, copy_tokenizer
 from lfmc.errors import GateError
 from lfmc.exporter.budget import lower_within_budget
+from lfmc.graph.stored_codes import open_codes
 from lfmc.lowering.build import BUILD_STAGES, Build
 from lfmc.lowering.request import Options, make_request
 from lfmc.machine.progress import Progress
@@ -84,12 +85,15 @@ def export(
     if options.check != "off" and is_available():
         require_reference(checkpoint)
     progress.expect(_count_stages(target, request, options))
-    with atomic_folder(output, force=force) as folder:
+    with (
+        open_codes(cache=options.cache) as codes,
+        atomic_folder(output, force=force) as folder,
+    ):
         other_files = [
             *copy_tokenizer(checkpoint, folder),
             *write_legal_files(checkpoint, folder),
         ]
-        lowered = lower_within_budget(checkpoint, target, request, options, folder, progress)
+        lowered = lower_within_budget(checkpoint, target, request, options, folder, progress, codes)
         plan, export_build, artifact = lowered.plan, lowered.build, lowered.artifact
         other_files += add_settings(folder, artifact.settings)
         verification, errors = None, {}

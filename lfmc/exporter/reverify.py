@@ -12,6 +12,7 @@ from lfmc.bundle.token_ids import check_tokens
 from lfmc.calib_free.plan.bit_plan import BitPlan
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError
+from lfmc.graph.stored_codes import open_codes
 from lfmc.lowering.build import BUILD_STAGES, build
 from lfmc.machine.progress import Progress
 from lfmc.run.generate import check_golden
@@ -60,11 +61,14 @@ def reverify(
         require_parity_memory(checkpoint, "leave MODEL out")
         plan = read_bundled_plan(bundle, checkpoint)
         artifact = artifact_from_manifest(bundle.manifest)
-        export_build, _ = build(checkpoint, target, plan, request, progress)
-        with progress.stage("read the file back", READ_BACK_PARTS):
-            read_back(export_build, bundle.path, artifact, progress.step)
-        verification = verify(export_build, bundle.path, artifact, check, text, progress)
-        verification.require(find_place(export_build, verification, progress) if trace else None)
+        with open_codes(cache=True) as codes:
+            export_build, _ = build(checkpoint, target, plan, request, progress, codes)
+            with progress.stage("read the file back", READ_BACK_PARTS):
+                read_back(export_build, bundle.path, artifact, progress.step)
+            verification = verify(export_build, bundle.path, artifact, check, text, progress)
+            verification.require(
+                find_place(export_build, verification, progress) if trace else None
+            )
         results["parity"] = [rung.to_dict() for rung in verification.rungs]
         if verification.quality is not None:
             results["quality"] = vars(verification.quality)

@@ -15,6 +15,7 @@ from lfmc.calib_free.plan.planned_tensors import float_tensor, quantize_tensor
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.checkpoint.weight_files import LazyTensors
 from lfmc.graph.program import Part, Weight
+from lfmc.graph.stored_codes import StoredCodes, codes_key
 from lfmc.model.rope import inverse_frequencies
 
 
@@ -22,16 +23,15 @@ from lfmc.model.rope import inverse_frequencies
 class PlannedWeights:
     """Tensors of a checkpoint, quantized or kept float as the plan specifies.
 
-    Codes are cached, up to `cache_nbytes`, because lowering, reading back and parity use the same
-    codes, and the search for codes is slow. `observe` receives the name of each tensor that a
-    target reads.
+    Codes are searched once and stored in `codes`, because the search is slow and lowering, reading
+    back and parity use the same codes. So no weights stay in memory. `observe` receives the name of
+    each tensor that a target reads.
     """
 
     checkpoint: Checkpoint
     plan: BitPlan
-    cache_nbytes: int = 1 << 30
     observe: Callable[[str], None] = lambda name: None
-    _cache: dict[str, PackedTensor] = field(default_factory=dict, repr=False)
+    codes: StoredCodes = field(default_factory=StoredCodes, repr=False)
 
     def format(self, name: str) -> Format | Floats:
         """Return the format of a tensor in the plan."""
@@ -50,14 +50,13 @@ class PlannedWeights:
 
     def _packed(self, name: str) -> PackedTensor:
         self.observe(name)
-        if name not in self._cache:
-            tensor = quantize_tensor(self.checkpoint, self.plan, name)
-            if sum(p.codes.nbytes for p in self._cache.values()) + tensor.codes.nbytes > (
-                self.cache_nbytes
-            ):
-                self._cache.clear()
-            self._cache[name] = tensor
-        return self._cache[name]
+        row = self.plan.row(name)
+        key = codes_key(self.checkpoint.fingerprint, row)
+        packed = self.codes.load(key, row)
+        if packed is None:
+            packed = quantize_tensor(self.checkpoint, self.plan, name)
+            packed = self.codes.store(key, row, packed)
+        return packed
 
     def dequantized(self, name: str) -> Tensor:
         """Return a tensor as float32, dequantized if the plan quantizes it."""

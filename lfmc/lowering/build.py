@@ -12,6 +12,7 @@ from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import GateError
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
+from lfmc.graph.stored_codes import StoredCodes
 from lfmc.graph.trace import trace
 from lfmc.machine.progress import Progress
 from lfmc.parity.compare import Case, Rung, compare
@@ -86,11 +87,17 @@ class _CountTensors:
 
 
 def build(
-    checkpoint: Checkpoint, target: Target, plan: BitPlan, request: Request, progress: Progress
+    checkpoint: Checkpoint,
+    target: Target,
+    plan: BitPlan,
+    request: Request,
+    progress: Progress,
+    codes: StoredCodes | None = None,
 ) -> tuple[Build, list[Applied]]:
     """Trace the decoder in the form that the target requires, and run the passes.
 
-    Also returns what each pass changed.
+    Codes are read from `codes` and stored there, or in a temporary folder. Also returns what each
+    pass changed.
     """
     with progress.stage("trace"):
         program = trace(checkpoint.config, target.trace_spec(checkpoint.config, request))
@@ -98,7 +105,7 @@ def build(
         formats = {row.name: parse_format(row.format) for row in plan.rows}
         applied = apply(pipeline(formats), program)
     _check_coverage(plan, program)
-    weights = PlannedWeights(checkpoint, plan)
+    weights = PlannedWeights(checkpoint, plan, codes=codes or StoredCodes())
     program.bind(weights.value)
     return Build(checkpoint, weights, program, target, request), applied
 

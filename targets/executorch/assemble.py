@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import mmap
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from executorch.exir import schema
+from executorch.exir._serialize._cord import Cord, FileBackedData
 from executorch.exir._serialize._flatbuffer_program import _patch_generated_flatbuffer_aliases
 from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
 from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 from executorch.exir._serialize.data_serializer import DataEntry
 from executorch.exir._serialize.generated.executorch_flatbuffer.Program import Program
 
-from lfmc.targets.executorch.delegate import constant_key
+from lfmc.targets.executorch.delegate import Bytes, constant_key
 from lfmc.targets.executorch.method import Method, constant_method
 from lfmc.targets.executorch.steps import (
     Input,
@@ -33,14 +35,52 @@ PLACEHOLDER = b"\0"
 SEGMENT_SLOTS = (4, 6)  # of the fields `offset` and `size` in a flatbuffer table `DataSegment`
 
 
+class _Constant(FileBackedData):
+    """The bytes of a constant, which `Cord` writes to a file one by one, without a copy."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def __deepcopy__(self, memo: Any) -> _Constant:
+        return self  # the library copies the program, whose constants do not change
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def to_bytes(self) -> bytes:
+        return bytes(self._data)
+
+    def write_to_file(self, outfile: Any) -> None:
+        outfile.write(self._data)
+
+
 @dataclass(frozen=True)
 class AssembledProgram:
-    """The bytes of a program and statistics about it."""
+    """A program that is ready to be written, and statistics about it.
 
-    data: bytes
+    `shared` are the keys of delegates' constants that operators of the runtime read, too, and for
+    each its index and its size in the segment of all constants.
+    """
+
+    content: Cord
+    shared: Mapping[str, tuple[int, int]]
     delegates: int
     runtime_operators: Mapping[str, int]  # counts of operators outside of delegates
     delegated_share: float  # the share of a token's arithmetic that delegates compute
+
+    def write(self, path: Path) -> None:
+        """Write the program; each constant goes from where it is to the file."""
+        with path.open("w+b") as file:
+            self.content.write_to_file(file)
+            file.flush()
+            with mmap.mmap(file.fileno(), 0) as data:
+                _share(data, self.shared)
+
+    def to_bytes(self) -> bytes:
+        """Return the program in memory."""
+        data = bytearray(bytes(self.content))
+        _share(data, self.shared)
+        return bytes(data)
 
 
 def assemble(
@@ -55,14 +95,16 @@ def assemble(
     program = schema.Program(
         version=0,
         execution_plan=plans,
-        constant_buffer=[schema.Buffer(data) for data in method.buffers],
+        constant_buffer=[schema.Buffer(_wrap(data)) for data in method.buffers],
         backend_delegate_data=[schema.BackendDelegateInlineData(data) for data in method.payloads],
         segments=[],
         constant_segment=schema.SubsegmentOffsets(0, []),
     )
     shared = _find_shared(method)
     named_data = NamedDataStoreOutput(
-        buffers=[PLACEHOLDER if key in shared else x for key, x in method.constants.items()],
+        buffers=[
+            PLACEHOLDER if key in shared else _wrap(x) for key, x in method.constants.items()
+        ],
         pte_data={
             key: DataEntry(index, CONSTANT_ALIGNMENT, None)
             for index, key in enumerate(method.constants)
@@ -71,33 +113,37 @@ def assemble(
     )
     zeros = [schema.Buffer(bytes(nbytes)) for nbytes in method.zero_buffers]
     pte = PTEFile(program, mutable_data=zeros if len(zeros) > 1 else None, named_data=named_data)
-    file = io.BytesIO()
-    serialize_pte_binary(
+    content = serialize_pte_binary(
         pte, extract_delegate_segments=True, segment_alignment=CONSTANT_ALIGNMENT
-    ).write_to_file(file)
-    with file.getbuffer() as data:
-        _share(data, shared, method.buffers)
+    )
     work: Counter[type] = Counter()
     for step in flatten_steps(steps):
         work[type(step)] += step.work
     return AssembledProgram(
-        file.getvalue(),
+        content,
+        shared,
         len(method.payloads),
         Counter(step.name for step in flatten_steps(steps) if isinstance(step, RuntimeStep)),
         work[XnnpackStep] / max(1, work.total()),
     )
 
 
-def _find_shared(method: Method) -> dict[str, int]:
+def _wrap(data: Bytes) -> Any:
+    return data if isinstance(data, bytes) else _Constant(data)
+
+
+def _find_shared(method: Method) -> dict[str, tuple[int, int]]:
     """Return the keys of delegates' constants that operators of the runtime read, too.
 
-    A value of the result is the constant's index in `method.buffers`.
+    A value of the result is the constant's index in `method.buffers`, and its bytes.
     """
-    indices = {constant_key(data): index for index, data in enumerate(method.buffers)}
+    indices = {
+        constant_key(data): (index, len(data)) for index, data in enumerate(method.buffers)
+    }
     return {key: indices[key] for key in method.constants if key in indices}
 
 
-def _share(data: memoryview, shared: Mapping[str, int], constants: Sequence[bytes]) -> None:
+def _share(data: bytearray | mmap.mmap, shared: Mapping[str, tuple[int, int]]) -> None:
     """Let the segment of each shared constant refer to bytes of the segment of all constants.
 
     The runtime loads a segment by its offset and its size, so segments may overlap.
@@ -108,10 +154,11 @@ def _share(data: memoryview, shared: Mapping[str, int], constants: Sequence[byte
     start = program.Segments(offsets.SegmentIndex()).Offset()
     for number in range(program.NamedDataLength()):
         entry = program.NamedData(number)
-        index = shared.get(entry.Key().decode())
-        if index is None:
+        constant = shared.get(entry.Key().decode())
+        if constant is None:
             continue
+        index, nbytes = constant
         table = program.Segments(entry.SegmentIndex())._tab
-        fields = start + offsets.Offsets(index), len(constants[index])
+        fields = start + offsets.Offsets(index), nbytes
         for slot, value in zip(SEGMENT_SLOTS, fields, strict=True):
             struct.pack_into("<Q", data, table.Pos + table.Offset(slot), value)

@@ -25,11 +25,12 @@ from lfmc.targets.executorch.steps import (
     Matrix,
     Value,
     XnnpackStep,
-    as_bytes,
+    byte_view,
     max_sizes,
 )
 
 TYPES = xnn.XNNDatatype
+Bytes = bytes | memoryview
 
 
 class Delegate:
@@ -40,7 +41,7 @@ class Delegate:
         internal = {id(step.outputs[0]) for step in steps}
         external = {id(x): x for step in steps for x in step.inputs if id(x) not in internal}
         self.inputs, self.outputs = tuple(external.values()), tuple(outputs)
-        self.constants: dict[str, bytes] = {}
+        self.constants: dict[str, Bytes] = {}
         self._ids: dict[int, int] = {}
         self._rounded_ids: dict[int, int] = {}
         self._values: list[xnn.XValue] = []
@@ -109,7 +110,7 @@ class Delegate:
             self._ids[id(matrix)] = self._define(dtype, list(matrix.shape), codes_index, params)
         return self._ids[id(matrix)]
 
-    def copy_value(self, value: xnn.XNNQuantizedTensorValue, constants: Sequence[bytes]) -> int:
+    def copy_value(self, value: xnn.XNNQuantizedTensorValue, constants: Sequence[Bytes]) -> int:
         """Copy a value of another delegate, with its codes and scales; return the id."""
         tensor, params = value.tensor_value, value.quant_params
         codes_index = 0
@@ -149,15 +150,15 @@ class Delegate:
         return value_id
 
     def _store(self, data: Tensor) -> int:
-        return self._store_bytes(as_bytes(data))
+        return self._store_bytes(byte_view(data))
 
-    def _store_bytes(self, raw: bytes) -> int:
+    def _store_bytes(self, raw: Bytes) -> int:
         key = constant_key(raw)
         self.constants[key] = raw
         self._data.append(xnn.ConstantDataOffset(UINT64_MAX, len(raw), key))
         return len(self._data) - 1
 
 
-def constant_key(raw: bytes) -> str:
+def constant_key(raw: Bytes) -> str:
     """Return the key of a constant with these bytes."""
     return base64.b85encode(hashlib.sha256(raw).digest()[:16]).decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, fx
 
 from lfmc.graph.planned_weights import PlannedWeights
 from lfmc.graph.program import Program
+from lfmc.machine.mapped import map_tensor
 from lfmc.model import StateSpec
 from lfmc.model.rope import inverse_frequencies
 from lfmc.passes.pattern import arguments
@@ -41,7 +43,8 @@ Handler = Callable[["Lowering", fx.Node], Any]
 class Lowering:
     """The steps of `forward(tokens [1, T] int64, start_pos [1] int64) -> logits [1, T, V] float32`.
 
-    T is at most `chunk`. With `last_only` the logits are `[1, 1, V]`.
+    T is at most `chunk`. With `last_only` the logits are `[1, 1, V]`. Constants are mapped from files
+    in the folder `scratch`, or stay in memory.
 
     A conversation begins at position 0, where the filter states of the previous conversation are
     multiplied by 0. Keys and values need no reset: attention only reads slots up to the position.
@@ -56,9 +59,11 @@ class Lowering:
         handlers: Mapping[str, Handler],
         *,
         last_only: bool = False,
+        scratch: Path | None = None,
     ) -> None:
         self.program, self.weights, self.context = program, weights, context
         self.length = Length(chunk)
+        self._scratch = scratch
         self.recorder = Recorder()
         self.stored_tensors: list[StoredTensor] = []
         self._constants: dict[Any, Any] = {}
@@ -108,7 +113,7 @@ class Lowering:
         sources = self.sources(node)
 
         def make() -> tuple[Constant, list[StoredTensor]]:
-            data = ARRANGEMENTS[kind](self.weights.floats(sources)).contiguous()
+            data = self._map(ARRANGEMENTS[kind](self.weights.floats(sources)).contiguous())
             return constant(data), [stored_tensor(kind, data, "values", sources)]
 
         return self.constant(node.target, make)  # type: ignore[no-any-return]
@@ -121,10 +126,13 @@ class Lowering:
             packed = self.weights.packed(sources)
             bits, group = packed.format.bits, packed.format.columns_per_group(packed.shape[1])
             data = packed.packed_codes() if bits == 4 else packed.signed_codes()
-            matrix = Matrix(packed.shape, bits, group, data, packed.scales)
-            return matrix, stored_matrix(packed, sources)
+            matrix = Matrix(packed.shape, bits, group, self._map(data), self._map(packed.scales))
+            return matrix, stored_matrix(matrix, sources)
 
         return self.constant((codes.target, "matrix"), make)  # type: ignore[no-any-return]
+
+    def _map(self, data: Tensor) -> Tensor:
+        return data if self._scratch is None else map_tensor(data, self._scratch)
 
     def sources(self, node: fx.Node) -> tuple[str, ...]:
         """Return the names of the checkpoint tensors of a constant."""

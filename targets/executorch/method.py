@@ -11,7 +11,7 @@ import torch
 from executorch.exir import schema
 from executorch.exir.scalar_type import ScalarType
 
-from lfmc.targets.executorch.delegate import Delegate
+from lfmc.targets.executorch.delegate import Bytes, Delegate
 from lfmc.targets.executorch.steps import (
     Block,
     Conditional,
@@ -25,7 +25,7 @@ from lfmc.targets.executorch.steps import (
     Step,
     Value,
     XnnpackStep,
-    as_bytes,
+    byte_view,
     max_sizes,
 )
 
@@ -49,8 +49,8 @@ class Method:
         self, steps: Sequence[Step], inputs: Sequence[Input], results: Sequence[Value]
     ) -> None:
         self.payloads: list[bytes] = []
-        self.constants: dict[str, bytes] = {}
-        self.buffers = [b""]
+        self.constants: dict[str, Bytes] = {}
+        self.buffers: list[Bytes] = [b""]
         self.zero_buffers = [0]  # sizes in bytes of the states' initial zeros, without duplicates
         self._inputs, self._results = inputs, results
         self._values: list[Any] = []  # an EValue, or a tensor without a place in memory yet
@@ -235,7 +235,7 @@ class Method:
         return self.zero_buffers.index(nbytes)
 
     def _add_buffer(self, value: Constant) -> int:
-        self.buffers.append(as_bytes(value.data))
+        self.buffers.append(byte_view(value.data))
         return len(self.buffers) - 1
 
 

@@ -31,9 +31,9 @@ from lfmc.parity.compare import CaseResult, Rung, compare_logits, operators_rung
 from lfmc.reference.operators import read_matrix
 from lfmc.targets.executorch.activations import round_rows
 from lfmc.targets.executorch.assemble import assemble
-from lfmc.targets.executorch.delegate import Delegate
+from lfmc.targets.executorch.delegate import Bytes, Delegate
 from lfmc.targets.executorch.library import load_operators, mute
-from lfmc.targets.executorch.steps import Input, Value, XnnpackStep, as_bytes
+from lfmc.targets.executorch.steps import Input, Value, XnnpackStep, byte_view
 from lfmc.targets.executorch.stored import MODEL, ProgramConstants, hash_bytes, read_constants
 
 TITLE = "every n-bit product of the artifact, alone, on rows exact in int8"
@@ -59,7 +59,7 @@ class Product:
         rows, columns = self.weight.tensor_value.dims
         return rows, columns
 
-    def constants(self, constants: ProgramConstants) -> tuple[bytes, bytes]:
+    def constants(self, constants: ProgramConstants) -> tuple[Bytes, Bytes]:
         """Return the bytes of the codes and of the scales."""
         params: Any = self.weight.quant_params
         codes_key = self.keys[self.weight.tensor_value.constant_buffer_idx]
@@ -96,7 +96,7 @@ def _compare_products(program: Program, folder: Path) -> Iterator[CaseResult]:
         yield CaseResult(planned[key][0], torch.inf, 0.0)
 
 
-def _key(codes: bytes, scales: bytes) -> Key:
+def _key(codes: Bytes, scales: Bytes) -> Key:
     return hash_bytes(codes), hash_bytes(scales)
 
 
@@ -107,7 +107,7 @@ def _planned_matrices(program: Program) -> Iterator[tuple[Key, tuple[str, Callab
         for node in program.nodes(name):
             matrix = read_matrix(program, node)
             codes = matrix.codes ^ 0x80 if matrix.bits == 8 else matrix.codes
-            key = _key(as_bytes(codes), as_bytes(matrix.scales))
+            key = _key(byte_view(codes), byte_view(matrix.scales))
             scales_title = "one scale per row" if matrix.bits == 8 else f"groups of {matrix.group}"
             title = f"{kind}, {matrix.bits} bits, {scales_title}"
             yield key, (title, partial(_dequantized, program, node))
@@ -174,7 +174,7 @@ def _run(
     program = assemble(steps, x_values, y_values, {})
     load_operators()
     with mute():
-        method = Runtime.get().load_program(program.data).load_method("forward")
+        method = Runtime.get().load_program(program.to_bytes()).load_method("forward")
         assert method is not None
         return [result.clone() for result in method.execute(list(inputs))]
 

@@ -86,8 +86,9 @@ class Integer:
     """An integer that a step computes."""
 
 
-def as_bytes(data: Tensor) -> bytes:
-    return data.contiguous().view(torch.uint8).numpy().tobytes()
+def byte_view(data: Tensor) -> memoryview:
+    """Return the bytes of a tensor, without a copy if it is contiguous."""
+    return data.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def constant(data: Tensor) -> Constant:

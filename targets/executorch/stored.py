@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lfmc.calib_free.grid.packed_tensor import PackedTensor, pack_bits
+from lfmc.calib_free.grid.packed_tensor import pack_bits
 from lfmc.errors import InputError, first_line
 from lfmc.machine.quiet import quiet
 from lfmc.targets.base import Arrangement, StoredTensor
-from lfmc.targets.executorch.steps import as_bytes
+from lfmc.targets.executorch.steps import Matrix, byte_view
 
 MODEL = "model.pte"
 ALIGNMENT = 256
+HEAD_NBYTES = 64  # of a program, with the header that locates its segments
 
 
 @dataclass(frozen=True)
@@ -35,32 +38,30 @@ class ProgramConstants:
     """
 
     delegates: Sequence[bytes]
-    named: Mapping[str, bytes]
-    others: Sequence[bytes]
+    named: Mapping[str, memoryview]
+    others: Sequence[memoryview]
 
     @cached_property
-    def by_hash(self) -> Mapping[str, bytes]:
+    def by_hash(self) -> Mapping[str, memoryview]:
         """Delegates' constants by the SHA-256 of their current bytes."""
         return {hash_bytes(data): data for data in self.named.values()}
 
 
 def stored_tensor(kind: str, value: Tensor, part: str, sources: tuple[str, ...]) -> StoredTensor:
     """Return the record of a constant whose bytes in the program are those of `value`."""
-    data = as_bytes(value)
+    data = byte_view(value)
     shape = "x".join(str(size) for size in value.shape)
     name = f"{kind}:{shape}:{hash_bytes(data)}"
     order: Arrangement = "rows"
     return StoredTensor(name, part, sources, order, len(data))
 
 
-def stored_matrix(packed: PackedTensor, sources: tuple[str, ...]) -> list[StoredTensor]:
+def stored_matrix(matrix: Matrix, sources: tuple[str, ...]) -> list[StoredTensor]:
     """Return the records of an XNNPACK matrix: 4-bit codes are a bit stream per row, 8-bit codes
     are signed."""
-    if packed.format.bits == 4:
-        codes = stored_tensor("codes", packed.packed_codes(), "codes", sources)
-    else:
-        codes = stored_tensor("signed", packed.signed_codes(), "codes", sources)
-    return [codes, stored_tensor(packed.format.scale_dtype, packed.scales, "scales", sources)]
+    codes = stored_tensor("codes" if matrix.bits == 4 else "signed", matrix.codes, "codes", sources)
+    kind = str(matrix.scales.dtype).removeprefix("torch.")
+    return [codes, stored_tensor(kind, matrix.scales, "scales", sources)]
 
 
 def read(folder: Path, stored: StoredTensor) -> Tensor:
@@ -80,7 +81,7 @@ def read(folder: Path, stored: StoredTensor) -> Tensor:
     return DECODE[kind](raw.view(dtype).view(sizes))
 
 
-def hash_bytes(data: bytes) -> str:
+def hash_bytes(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -120,17 +121,34 @@ def read_constants(path: Path) -> ProgramConstants:
 
 @lru_cache(maxsize=1)
 def _read_constants(path: Path, stamp: int) -> ProgramConstants:
-    from executorch.exir._serialize._program import deserialize_pte_binary
+    """Map a program; `stamp` is its mtime. Only the delegates, without constants, are copied."""
+    from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
+    from executorch.exir._serialize._program import _get_extended_header
 
     try:
+        with path.open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        header = _get_extended_header(bytes(data[:HEAD_NBYTES]))
+        if header is None:
+            raise ValueError("it has no segments")
         with quiet():
-            file = deserialize_pte_binary(path.read_bytes())
+            program = _flatbuffer_to_program(bytes(data[: header.program_size]))
+        begin, segments = header.segment_base_offset, []
+        for segment in program.segments:
+            start = begin + segment.offset
+            if start + segment.size > len(data):
+                raise ValueError(f"it has {len(data)} bytes, not {start + segment.size}")
+            segments.append(data[start : start + segment.size])
+        references = [d.processed for plan in program.execution_plan for d in plan.delegates]
+        constants = program.constant_segment
+        offsets = constants.offsets
+        constant_data = segments[constants.segment_index]
+        return ProgramConstants(
+            [bytes(segments[reference.index]) for reference in references],
+            {entry.key: segments[entry.segment_index] for entry in program.named_data or ()},
+            [constant_data[i:j] for i, j in pairwise([*offsets, len(constant_data)])],
+        )
     except Exception as error:  # the library raises whatever its parsers raise
         raise InputError(
             "executorch can't read the program", where=path, got=first_line(error)
         ) from error
-    named, program = file.named_data, file.program
-    blobs = {k: bytes(named.buffers[e.buffer_index]) for k, e in named.pte_data.items()}
-    delegates = [bytes(delegate.data) for delegate in program.backend_delegate_data]
-    others = [bytes(buffer.storage) for buffer in program.constant_buffer]
-    return ProgramConstants(delegates, blobs, others)

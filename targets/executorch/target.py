@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -85,10 +86,15 @@ class ExecutorchTarget:
 
         chunk = min(int(request.options["chunk"]), request.context)
         last_only = request.options["logits"] == "last"
-        lowering = Lowering(program, weights, request.context, chunk, HANDLERS, last_only=last_only)
         stop_ids = weights.checkpoint.stop_ids
         methods = _runner_methods(program.config, stop_ids, request.context, chunk)
-        assembled = lowering.assemble(methods)
+        with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as path:
+            scratch, context = Path(path), request.context
+            lowering = Lowering(
+                program, weights, context, chunk, HANDLERS, last_only=last_only, scratch=scratch
+            )
+            assembled = lowering.assemble(methods)
+            assembled.write(folder / MODEL)
         if assembled.delegated_share < MIN_DELEGATED_SHARE:
             raise GateError(
                 "too little of the program runs in XNNPACK",
@@ -97,7 +103,6 @@ class ExecutorchTarget:
                 f"outside are {', '.join(assembled.runtime_operators)}",
                 todo="this is a fault of lfmc; please report the model",
             )
-        (folder / MODEL).write_bytes(assembled.data)
         states = [
             {
                 "name": spec.identifier,

@@ -15,7 +15,7 @@ from lfmc.lowering.request import Options
 from lfmc.machine.progress import Silent
 from lfmc.run.conversation import Conversation, SteppedModel
 from lfmc.targets.base import get_target
-from lfmc.targets.executorch.steps import as_bytes
+from lfmc.targets.executorch.steps import byte_view
 from lfmc.targets.executorch.stored import MODEL
 from tests.factories import random_tokens
 from tests.targets.executorch.programs import floats, four_bit, mixed
@@ -35,9 +35,9 @@ def test_a_tied_embedding_is_stored_once(lowered: Callable[..., Lowered], choose
         codes = packed.packed_codes() if choose is four_bit else packed.signed_codes()
         parts = [codes, packed.scales]
     data = (build.folder / MODEL).read_bytes()
-    assert [data.count(as_bytes(part)) for part in parts] == [1] * len(parts)
+    assert [data.count(byte_view(part)) for part in parts] == [1] * len(parts)
     stored = [tensor for tensor in build.artifact.tensors if tensor.sources == (NAME,)]
-    assert [tensor.nbytes for tensor in stored] == [len(as_bytes(part)) for part in parts]
+    assert [tensor.nbytes for tensor in stored] == [len(byte_view(part)) for part in parts]
 
 
 def test_lookup_of_4_bits_is_exact(lowered: Callable[..., Lowered]) -> None:
