@@ -102,9 +102,7 @@ def assemble(
     )
     shared = _find_shared(method)
     named_data = NamedDataStoreOutput(
-        buffers=[
-            PLACEHOLDER if key in shared else _wrap(x) for key, x in method.constants.items()
-        ],
+        buffers=[PLACEHOLDER if key in shared else _wrap(x) for key, x in method.constants.items()],
         pte_data={
             key: DataEntry(index, CONSTANT_ALIGNMENT, None)
             for index, key in enumerate(method.constants)
@@ -137,9 +135,7 @@ def _find_shared(method: Method) -> dict[str, tuple[int, int]]:
 
     A value of the result is the constant's index in `method.buffers`, and its bytes.
     """
-    indices = {
-        constant_key(data): (index, len(data)) for index, data in enumerate(method.buffers)
-    }
+    indices = {constant_key(data): (index, len(data)) for index, data in enumerate(method.buffers)}
     return {key: indices[key] for key in method.constants if key in indices}
 
 
