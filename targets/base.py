@@ -112,8 +112,6 @@ class Target(Protocol):
     extra: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[TargetOption, ...]]
-    # Measured: bytes of memory that lowering takes per parameter, for n-bit weights.
-    lowering_bytes: ClassVar[float]
     exact: ClassVar[bool]  # whether the artifact can also run with float activations
 
     def capabilities(self, config: DecoderConfig, options: Mapping[str, str]) -> Capabilities:
@@ -124,6 +122,13 @@ class Target(Protocol):
 
     def check(self, config: DecoderConfig, request: Request) -> None:
         """Raise `UnsupportedError` for a missing package or a model that can't be exported."""
+
+    def export_nbytes(self, config: DecoderConfig, *, is_float: bool) -> int:
+        """Return the memory, in bytes, that an export takes without parity: measured, with a
+        margin. If `is_float`, no matrix is quantized.
+
+        See `lfmc.targets.memory`.
+        """
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         """Return the programs and files (other than Python packages) that are missing on this

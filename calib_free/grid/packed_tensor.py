@@ -99,8 +99,8 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     words = torch.zeros(padded.shape[:-1], dtype=torch.int64)
     for i in range(8):
         words |= padded[..., i].long() << (bits * i)
-    packed = torch.stack([(words >> (8 * j)) & 0xFF for j in range(bits)], dim=-1)
-    return packed.flatten(-2)[..., : -(-count * bits // 8)].to(torch.uint8).contiguous()
+    planes = [((words >> (8 * j)) & 0xFF).to(torch.uint8) for j in range(bits)]
+    return torch.stack(planes, dim=-1).flatten(-2)[..., : -(-count * bits // 8)].contiguous()
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:

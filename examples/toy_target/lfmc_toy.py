@@ -25,6 +25,7 @@ from lfmc.reference.layerwise_program import LayerwiseProgram
 from lfmc.run.conversation import ConversationModel
 from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
+from lfmc.targets.memory import whole_nbytes
 
 MODEL = "model.safetensors"
 FORMATS = tuple(Format(bits, 32, True, "float16") for bits in (2, 3, 4, 8))
@@ -37,7 +38,6 @@ class ToyTarget:
     extra: ClassVar[str] = "toy"
     packages: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[TargetOption, ...]] = ()
-    lowering_bytes: ClassVar[float] = 2.0
     exact: ClassVar[bool] = False  # run() rounds nothing, so it needs no exact mode
 
     def capabilities(self, config: DecoderConfig, options: Mapping[str, str]) -> Capabilities:
@@ -46,6 +46,9 @@ class ToyTarget:
 
     def check(self, config: DecoderConfig, request: Request) -> None:
         """Accept every model and request."""
+
+    def export_nbytes(self, config: DecoderConfig, *, is_float: bool) -> int:
+        return whole_nbytes(config, 2.0, is_float=is_float)  # save_file takes all tensors at once
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         return {}

@@ -127,8 +127,7 @@ def _count_stages(target: Target, request: Request, options: Options) -> int:
 
 def _require_memory(checkpoint: Checkpoint, target: Target, options: Options) -> None:
     """Raise `UnsupportedError` if this machine has less memory than the peak of an export."""
-    bytes_per_param = target.lowering_bytes * (2 if options.bits == "none" else 1)  # floats: twice
-    nbytes = int(bytes_per_param * checkpoint.num_params)
+    nbytes = target.export_nbytes(checkpoint.config, is_float=options.bits == "none")
     todo = "export it on a machine with more memory"
     require_memory(checkpoint, nbytes, "lowering", todo)
     if options.check != "off":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from coremltools.converters.mil.mil import Var, types
 from torch import Tensor
 
 from lfmc.calib_free.grid.packed_tensor import PackedTensor
+from lfmc.machine.mapped import map_array
 from lfmc.targets.base import Arrangement, StoredTensor
 from lfmc.targets.coreml.names import identifier
 
@@ -22,9 +24,11 @@ class Constants:
     """Arrays by their name in the file; `stored` lists the arrays of the checkpoint.
 
     Functions that use the same constant share one array and one entry of the weight file, by the
-    `weight_id` of coremltools.
+    `weight_id` of coremltools. Large arrays are mapped from files in `scratch`, because coremltools
+    writes the weight file only after all functions are built.
     """
 
+    scratch: Path
     stored: list[StoredTensor] = field(default_factory=list)
     _arrays: dict[str, Any] = field(default_factory=dict)
     _matrices: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -108,7 +112,7 @@ class Constants:
         array: Any,
         nbytes: int,
     ) -> None:
-        self._arrays[identifier(name)] = array
+        self._arrays[identifier(name)] = map_array(array, self.scratch)
         self.stored.append(StoredTensor(name, part, sources, order, nbytes))
 
     def _const(self, name: str) -> Var:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 from torch import Tensor
@@ -23,6 +24,7 @@ from lfmc.run.conversation import ConversationModel
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.coreml.states import DIGIT, LAYOUTS, package_states
+from lfmc.targets.memory import streamed_nbytes, whole_nbytes
 
 # constexpr_blockwise_shift_scale: int4 and int8 without an offset, uint4 and uint8 with one.
 GRIDS = tuple(
@@ -38,6 +40,7 @@ FORMATS = (*PALETTES, *GRIDS)  # blocks can't be padded
 EXPERTS = (*PALETTES, Format(4, 32, False, "float16"), Format(8, 128, True, "float16"))
 COMPUTE_UNITS = ("CPU_AND_GPU", "CPU_AND_NE", "ALL", "CPU_ONLY")
 ROWS = 16_384  # the Neural Engine was reported to support no larger dim
+INTERPRETER_BYTES = 7.0  # of memory per parameter: all matrices, as integers and as float16
 TOLERANCE = 2e-3  # of the logit scale, in float32 arithmetic
 
 
@@ -64,7 +67,6 @@ class CoremlTarget:
         ),
     )
 
-    lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = True
 
     def capabilities(
@@ -87,6 +89,12 @@ class CoremlTarget:
         from lfmc.targets.coreml.library import coremltools
 
         coremltools()
+
+    def export_nbytes(self, config: DecoderConfig, *, is_float: bool) -> int:
+        return max(
+            streamed_nbytes(config, is_float=is_float),
+            whole_nbytes(config, INTERPRETER_BYTES, is_float=is_float),
+        )
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         return {}
@@ -112,42 +120,43 @@ class CoremlTarget:
 
         options = request.options
         states = package_states(program.states, options["layout"])
-        constants = Constants()
-        chunk = min(int(options["chunk"]), request.context)
-        lowering_options = LoweringOptions(
-            options["experts"] == "dense", ROWS if options["tall"] == "split" else None
-        )
-        functions, lowerings = {}, {}
-        for name, tokens in ((DECODE, 1), (PREFILL, chunk)):
-            lowering = Lowering(
-                program,
-                weights,
-                states,
-                request.context,
-                tokens,
-                name == PREFILL,
-                constants,
-                lowering_options,
-                HANDLERS,
+        with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
+            constants = Constants(Path(scratch))
+            chunk = min(int(options["chunk"]), request.context)
+            lowering_options = LoweringOptions(
+                options["experts"] == "dense", ROWS if options["tall"] == "split" else None
             )
-            with quiet():
-                functions[name] = lowering.run(ct.target.iOS18)
-            lowerings[name] = lowering
-        runtime_facts = {
-            "context": request.context,
-            "chunk": chunk,
-            "vocab_size": program.config.vocab_size,
-            "chosen": lowerings[DECODE].choice_names,
-        }
-        checkpoint = weights.checkpoint
-        about = About(
-            f"{checkpoint.name} ({program.config.model_type}), "
-            f"{weights.plan.bits_per_weight:.2f} bits per weight, exported by lfmc",
-            author=f"the authors of {checkpoint.base_model}",
-            license=str(checkpoint.license),
-        )
-        metadata = {FACTS_KEY: json.dumps(runtime_facts)}
-        files = write_package(functions, folder, about, DESCRIPTIONS, metadata, constants.names)
+            functions, lowerings = {}, {}
+            for name, tokens in ((DECODE, 1), (PREFILL, chunk)):
+                lowering = Lowering(
+                    program,
+                    weights,
+                    states,
+                    request.context,
+                    tokens,
+                    name == PREFILL,
+                    constants,
+                    lowering_options,
+                    HANDLERS,
+                )
+                with quiet():
+                    functions[name] = lowering.run(ct.target.iOS18)
+                lowerings[name] = lowering
+            runtime_facts = {
+                "context": request.context,
+                "chunk": chunk,
+                "vocab_size": program.config.vocab_size,
+                "chosen": lowerings[DECODE].choice_names,
+            }
+            checkpoint = weights.checkpoint
+            about = About(
+                f"{checkpoint.name} ({program.config.model_type}), "
+                f"{weights.plan.bits_per_weight:.2f} bits per weight, exported by lfmc",
+                author=f"the authors of {checkpoint.base_model}",
+                license=str(checkpoint.license),
+            )
+            metadata = {FACTS_KEY: json.dumps(runtime_facts)}
+            files = write_package(functions, folder, about, DESCRIPTIONS, metadata, constants.names)
         facts = {
             "package": PACKAGE,
             "functions": {DECODE: 1, PREFILL: chunk},

@@ -19,6 +19,7 @@ from lfmc.run.stepper import Stepper
 from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, TargetOption
 from lfmc.targets.ethos_u.accelerators import ACCELERATORS
 from lfmc.targets.ethos_u.vgf import SUFFIX, VGF, convert, require_converter
+from lfmc.targets.memory import whole_nbytes
 from lfmc.targets.npu.constants import FORMATS
 from lfmc.targets.npu.target import GraphSize, NpuTarget
 
@@ -50,7 +51,6 @@ class EthosUTarget(NpuTarget):
             "also write VGF for Arm's neural graphics, which lfmc does not execute",
         ),
     )
-    lowering_bytes: ClassVar[float] = 30.0  # 29 for 17M parameters, more than for a tiny model
 
     def capabilities(
         self, config: DecoderConfig, options: Mapping[str, str] = DEFAULT_OPTIONS
@@ -83,6 +83,10 @@ class EthosUTarget(NpuTarget):
             )
         if request.options["vgf"] == "yes":
             require_converter()
+
+    def export_nbytes(self, config: DecoderConfig, *, is_float: bool) -> int:
+        # 29 for 17M parameters, more than for a tiny model
+        return whole_nbytes(config, 30.0, is_float=is_float)
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         advice = f"an environment of its own ({CLASH}): lfmc export --target ethos-u {FLAG}"

@@ -43,8 +43,8 @@ Handler = Callable[["Lowering", fx.Node], Any]
 class Lowering:
     """The steps of `forward(tokens [1, T] int64, start_pos [1] int64) -> logits [1, T, V] float32`.
 
-    T is at most `chunk`. With `last_only` the logits are `[1, 1, V]`. Constants are mapped from files
-    in the folder `scratch`, or stay in memory.
+    T is at most `chunk`. With `last_only` the logits are `[1, 1, V]`. Constants are mapped from
+    files in the folder `scratch`, or stay in memory.
 
     A conversation begins at position 0, where the filter states of the previous conversation are
     multiplied by 0. Keys and values need no reset: attention only reads slots up to the position.

@@ -20,6 +20,7 @@ from lfmc.parity.compare import ARTIFACT_TOLERANCE, Rung, skipped_rung
 from lfmc.run.conversation import ConversationModel
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, StoredTensor, TargetOption
+from lfmc.targets.memory import streamed_nbytes
 from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 
 # The formats of XNNPACK's kernels. Without an error, XNNPACK drops zero points, rounds scales of
@@ -45,7 +46,6 @@ class ExecutorchTarget:
         TargetOption("chunk", ("128", "32", "64", "256", "512"), "maximum tokens per call"),
         TargetOption("logits", ("all", "last"), "for all tokens of a call, or only for the last"),
     )
-    lowering_bytes: ClassVar[float] = 5.0
     exact: ClassVar[bool] = False
 
     def capabilities(
@@ -67,6 +67,9 @@ class ExecutorchTarget:
         from lfmc.targets.executorch.library import load_operators
 
         load_operators()
+
+    def export_nbytes(self, config: DecoderConfig, *, is_float: bool) -> int:
+        return streamed_nbytes(config, is_float=is_float)
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         return {}

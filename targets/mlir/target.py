@@ -26,6 +26,7 @@ from lfmc.targets.base import (
     TargetOption,
     require,
 )
+from lfmc.targets.memory import streamed_nbytes
 from lfmc.targets.mlir.devices import DEVICES, why_not_here
 from lfmc.targets.shared.row_blocks import FORMATS, ROWS, require_whole_blocks
 
@@ -50,7 +51,6 @@ class MlirTarget:
         ),
         TargetOption("chunk", ("64", "16", "32", "128"), "tokens per long call"),
     )
-    lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = False
 
     def capabilities(
@@ -92,6 +92,9 @@ class MlirTarget:
         }
         # 3-bit zero points fill whole words only if the number of blocks is even.
         require_whole_blocks(sizes, 2 * ROWS if DEVICES[device].words else ROWS)
+
+    def export_nbytes(self, config: DecoderConfig, *, is_float: bool) -> int:
+        return streamed_nbytes(config, is_float=is_float)
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         return {}

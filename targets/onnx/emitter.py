@@ -119,7 +119,7 @@ class Emitter:
         if full_name in self._constants:
             return self._constants[full_name]
         value = value.contiguous()
-        raw = value.flatten().view(torch.uint8).numpy().tobytes()
+        raw = value.flatten().view(torch.uint8).numpy().data  # no copy
         self._data.write(b"\0" * (-self._data.tell() % ALIGNMENT))
         tensor = ir.ExternalTensor(
             self._data_path.name,

@@ -27,6 +27,7 @@ from lfmc.targets.base import (
     TargetOption,
     require,
 )
+from lfmc.targets.memory import streamed_nbytes
 from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 
 # Bit widths of QMoE and MatMulNBits on CPU. Others fail when a session starts (onnxruntime 1.31).
@@ -62,7 +63,6 @@ class OnnxTarget:
         ),
     )
 
-    lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = True
 
     def capabilities(
@@ -95,6 +95,9 @@ class OnnxTarget:
                 todo="onnxruntime-genai 0.18 does not support lfm3; use -O layout=plain or "
                 "transformers.js",
             )
+
+    def export_nbytes(self, config: DecoderConfig, *, is_float: bool) -> int:
+        return streamed_nbytes(config, is_float=is_float)
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         return {}

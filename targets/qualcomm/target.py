@@ -16,6 +16,7 @@ from lfmc.model import DecoderConfig
 from lfmc.parity.compare import Rung
 from lfmc.run.stepper import Stepper
 from lfmc.targets.base import DEFAULT_OPTIONS, Artifact, Request, TargetOption, require
+from lfmc.targets.memory import whole_nbytes
 from lfmc.targets.npu.constants import FORMATS
 from lfmc.targets.npu.target import GraphSize, NpuTarget
 from lfmc.targets.qualcomm.socs import SOCS
@@ -44,7 +45,6 @@ class QualcommTarget(NpuTarget):
         ),
         TargetOption("chunk", ("64", "16", "32", "128"), "tokens of a prefill call"),
     )
-    lowering_bytes: ClassVar[float] = 14.0
 
     def capabilities(
         self, config: DecoderConfig, options: Mapping[str, str] = DEFAULT_OPTIONS
@@ -76,6 +76,9 @@ class QualcommTarget(NpuTarget):
                 f"compiling for a chip needs QNN: {missing}",
                 todo="install it, or use -O stage=edge, which leaves compiling to the device",
             )
+
+    def export_nbytes(self, config: DecoderConfig, *, is_float: bool) -> int:
+        return whole_nbytes(config, 14.0, is_float=is_float)
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         from lfmc.targets.qualcomm.delegate import WORKING_VERSIONS, sdk_version, version_advice

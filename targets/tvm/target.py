@@ -26,6 +26,7 @@ from lfmc.targets.base import (
     TargetOption,
     require,
 )
+from lfmc.targets.memory import streamed_nbytes
 from lfmc.targets.shared.rounding_noise import has_nbit_products, noise_rung
 from lfmc.targets.shared.row_blocks import FORMATS, ROWS, require_whole_blocks
 from lfmc.targets.tvm.devices import (
@@ -56,7 +57,6 @@ class TvmTarget:
             "chunk", ("256", "32", "64", "128", "512"), "largest number of tokens of a call"
         ),
     )
-    lowering_bytes: ClassVar[float] = 2.5
     exact: ClassVar[bool] = True
 
     def capabilities(
@@ -91,6 +91,9 @@ class TvmTarget:
             "size of an expert": config.moe.ffn_size if config.moe else ROWS,
         }
         require_whole_blocks(sizes)
+
+    def export_nbytes(self, config: DecoderConfig, *, is_float: bool) -> int:
+        return streamed_nbytes(config, is_float=is_float)
 
     def missing_tools(self) -> Mapping[str, Sequence[str]]:
         devices: dict[str, Device] = {f"cpu:{name}": cpu for name, cpu in CPUS.items()}
