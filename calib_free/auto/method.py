@@ -44,9 +44,7 @@ from lfmc.machine.cache import Intermediate, cache_key, numeric_environment
 from lfmc.machine.memory import return_freed_memory
 
 TEXTS, LENGTH = 128, 96  # sampled texts, and tokens of each
-MEDIUM = 2 * 10**8  # models of at least this many parameters use fewer and shorter texts:
-MEDIUM_TEXTS, MEDIUM_LENGTH = 96, 48
-LARGE = 5 * 10**8  # and from this many on, even shorter ones:
+LARGE = 2 * 10**8  # models of at least this many parameters use fewer and shorter texts:
 LARGE_TEXTS, LARGE_LENGTH = 96, 32
 REFERENCE_BITS = 3  # the cost of a matrix is measured at the width nearest to this one
 EXCESS = 3.0  # KL exceeds the quadratic form by this times the relative error
@@ -84,8 +82,6 @@ class Sample:
         """Return the sample size for a model of `num_params` parameters."""
         if num_params >= LARGE:
             return cls(LARGE_TEXTS, LARGE_LENGTH, has_states=True)
-        if num_params >= MEDIUM:
-            return cls(MEDIUM_TEXTS, MEDIUM_LENGTH, has_states=True)
         return cls(TEXTS, LENGTH)
 
     def __str__(self) -> str:

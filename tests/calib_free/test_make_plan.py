@@ -214,8 +214,7 @@ def test_a_cache_changes_no_plan(make_checkpoint: MakeCheckpoint, tmp_path: Path
 def test_a_large_model_uses_shorter_texts(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Sample.for_model(auto.MEDIUM - 1) == Sample(2, 16)
-    assert Sample.for_model(auto.MEDIUM) == Sample(96, 48, has_states=True)
+    assert Sample.for_model(auto.LARGE - 1) == Sample(2, 16)
     assert Sample.for_model(auto.LARGE) == Sample(96, 32, has_states=True)
     for name, value in (("LARGE", 1), ("LARGE_TEXTS", 3), ("LARGE_LENGTH", 5)):
         monkeypatch.setattr(auto, name, value)
