@@ -8,7 +8,8 @@
 4. Solve a knapsack for one format per unit (`lfmc.calib_free.allocate.knapsack`).
 
 Steps 1 and 2 run layer by layer, with one matrix in memory at a time. Step 3 reads some rows of
-each matrix and can run on remote workers. A cache stores the results for the next budget.
+each matrix and can run on remote workers. A cache stores the results for the next budget. It also
+stores the text, hidden states and gradients of an unfinished plan, which the next call continues.
 """
 
 from __future__ import annotations
@@ -18,13 +19,20 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from lfmc.calib_free.allocate.decision import unit_choice
 from lfmc.calib_free.allocate.knapsack import solve
 from lfmc.calib_free.allocate.knapsack_problem import Solution
 from lfmc.calib_free.allocate.resources import Resources
-from lfmc.calib_free.auto.sampled_text import sample_texts
+from lfmc.calib_free.auto.sampled_text import sample_texts, sample_texts_with_states
 from lfmc.calib_free.auto.sensitivity import ROWS as SENSITIVITY_ROWS
-from lfmc.calib_free.auto.sensitivity import Sensitivity, column_importance, compute_sensitivities
+from lfmc.calib_free.auto.sensitivity import (
+    Sensitivity,
+    column_importance,
+    compute_sensitivities,
+    hidden_name,
+)
 from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
 from lfmc.calib_free.grid.distortion_curves import ROWS, grid_for, spaced_rows
 from lfmc.calib_free.grid.formats import Capabilities, Format
@@ -32,11 +40,11 @@ from lfmc.calib_free.grid.importance import encode_importance
 from lfmc.calib_free.grid.measure_distortion import RULE, Distortion, Task, measure_task
 from lfmc.calib_free.plan.roles import Unit
 from lfmc.checkpoint.checkpoint import Checkpoint
-from lfmc.machine.cache import cache_key, numeric_environment
+from lfmc.machine.cache import Intermediate, cache_key, numeric_environment
 from lfmc.machine.memory import return_freed_memory
 
 TEXTS, LENGTH = 128, 96  # sampled texts, and tokens of each
-LARGE = 5 * 10**8  # models of at least this many parameters use fewer and shorter texts:
+LARGE = 2 * 10**8  # models of at least this many parameters use fewer and shorter texts:
 LARGE_TEXTS, LARGE_LENGTH = 96, 32
 REFERENCE_BITS = 3  # the cost of a matrix is measured at the width nearest to this one
 EXCESS = 3.0  # KL exceeds the quadratic form by this times the relative error
@@ -61,17 +69,20 @@ class Sample:
     """The size of the sampled text: `count` texts of `length` tokens.
 
     Every token of a text needs a pass over all weights, and every text needs memory in all layers,
-    so a large model uses fewer and shorter texts.
+    so a large model uses fewer and shorter texts. With `has_states`, the hidden states of the
+    texts are those of the sampling. This saves a forward pass, and changes the last bits of sums.
     """
 
     count: int
     length: int
+    has_states: bool = False
 
     @classmethod
     def for_model(cls, num_params: int) -> Sample:
         """Return the sample size for a model of `num_params` parameters."""
-        large = num_params >= LARGE
-        return cls(LARGE_TEXTS, LARGE_LENGTH) if large else cls(TEXTS, LENGTH)
+        if num_params >= LARGE:
+            return cls(LARGE_TEXTS, LARGE_LENGTH, has_states=True)
+        return cls(TEXTS, LENGTH)
 
     def __str__(self) -> str:
         return f"{self.count} texts of {self.length} tokens"
@@ -141,17 +152,20 @@ def measure_units(
     if missing:
         return_freed_memory()
         decoder = StreamedDecoder(checkpoint)
-        tokens = sample_texts(decoder, sample.count, sample.length, seed, progress)
-        task_names: list[str] = []
-        tasks = _tasks(
-            checkpoint,
-            compute_sensitivities(decoder, tokens, seed, progress),
-            {name: options[roles[name]] for name in missing},
-            task_names,
-        )
-        for index, distortion in enumerate(resources.workers.map(measure_task, tasks)):
-            distortions[task_names[index]] = distortion
-            resources.cache.put(keys[task_names[index]], asdict(distortion))
+        stored = resources.cache.intermediate(_intermediate_key(checkpoint, sample, seed))
+        tokens, hidden = _sample_text(decoder, sample, seed, progress, stored)
+        missing_options = {name: options[roles[name]] for name in missing}
+        layers = [unit.layer for unit in units if not missing_options.keys().isdisjoint(unit.names)]
+        count = 1 + max((layer for layer in layers if layer is not None), default=-1)
+        for sensitivities in compute_sensitivities(
+            decoder, tokens, seed, progress, hidden=hidden, stored=stored, count=count
+        ):
+            task_names: list[str] = []
+            tasks = _tasks(checkpoint, sensitivities, missing_options, task_names)
+            for index, distortion in enumerate(resources.workers.map(measure_task, tasks)):
+                distortions[task_names[index]] = distortion
+                resources.cache.put(keys[task_names[index]], asdict(distortion))
+        stored.delete()
     matrix_costs: dict[str, MatrixCosts] = {}
     for role, role_options in options.items():
         role_units = [unit for unit in units if unit.role == role]
@@ -185,13 +199,53 @@ def _cache_key(
     formats: list[Any] = [
         [f.name, grid] for f, grid in zip(options.formats, options.grids, strict=True)
     ]
-    rule = [sample.count, sample.length, seed, ROWS, SENSITIVITY_ROWS, numeric_environment()]
+    rule = [*_sample_rule(sample, seed), ROWS, SENSITIVITY_ROWS, numeric_environment()]
     return cache_key(RULE, checkpoint.fingerprint, name, formats, options.reference.name, rule)
+
+
+def _intermediate_key(checkpoint: Checkpoint, sample: Sample, seed: int) -> str:
+    """Return the key of text, hidden states and gradients, which depend on no format."""
+    rule = [*_sample_rule(sample, seed), numeric_environment()]
+    return cache_key(RULE, checkpoint.fingerprint, rule)
+
+
+def _sample_rule(sample: Sample, seed: int) -> list[object]:
+    states = ["states of the sampling"] if sample.has_states else []
+    return [sample.count, sample.length, *states, seed]
+
+
+def _sample_text(
+    decoder: StreamedDecoder,
+    sample: Sample,
+    seed: int,
+    progress: Callable[[str], None],
+    stored: Intermediate,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the sampled text, and its hidden states if the sample has them, else an empty list.
+
+    Stored text is read, and new text is stored.
+    """
+    names = [hidden_name(n) for n in range(decoder.config.num_layers + 1)]
+    if (text := stored.load("text")) is not None:
+        layers = [stored.load(name) for name in names] if sample.has_states else []
+        hidden = [layer["hidden"] for layer in layers if layer is not None]
+        if len(hidden) == len(layers):
+            return text["tokens"], hidden
+    if sample.has_states:
+        tokens, hidden = sample_texts_with_states(
+            decoder, sample.count, sample.length, seed, progress
+        )
+        for name, layer in zip(names, hidden, strict=True):
+            stored.save(name, {"hidden": layer})
+    else:
+        tokens, hidden = sample_texts(decoder, sample.count, sample.length, seed, progress), []
+    stored.save("text", {"tokens": tokens})
+    return tokens, hidden
 
 
 def _tasks(
     checkpoint: Checkpoint,
-    sensitivities: Iterator[Sensitivity],
+    sensitivities: Sequence[Sensitivity],
     options_by_name: Mapping[str, _Options],
     task_names: list[str],
 ) -> Iterator[Task]:

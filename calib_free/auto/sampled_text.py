@@ -5,7 +5,8 @@ Sampling keeps one matrix in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from lfmc.model import initial_state
 BATCH = {"cpu": 256, "cuda": 2048}
 
 
-@torch.no_grad()
 def sample_texts(
     decoder: StreamedDecoder,
     count: int,
@@ -35,6 +35,37 @@ def sample_texts(
     to every text. The result is on the decoder's device. Raises `UnsupportedError` for a model
     without a start token.
     """
+    return _sample(decoder, count, length, seed, progress, varied, ())
+
+
+def sample_texts_with_states(
+    decoder: StreamedDecoder,
+    count: int,
+    length: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> tuple[Tensor, list[Tensor]]:
+    """Sample texts as `sample_texts` does; also return the hidden states of all their tokens.
+
+    The states are float32 `[count, length, H]`, before the first layer and after each layer. They
+    cost one more pass, for the last token, instead of a forward pass over all tokens.
+    """
+    shape, layers = (count, length, decoder.config.hidden_size), decoder.config.num_layers
+    hidden = [torch.empty(shape, device=decoder.device) for _ in range(layers + 1)]
+    return _sample(decoder, count, length, seed, progress, 0, hidden), hidden
+
+
+@torch.no_grad()
+def _sample(
+    decoder: StreamedDecoder,
+    count: int,
+    length: int,
+    seed: int,
+    progress: Callable[[str], None],
+    varied: int,
+    hidden: Sequence[Tensor],
+) -> Tensor:
+    """Sample texts; write the hidden states of all tokens to `hidden`, unless it is empty."""
     start_id = decoder.config.bos_id
     if start_id is None:
         raise UnsupportedError(
@@ -47,22 +78,39 @@ def sample_texts(
     if length > 1 and varied:
         random_ids = torch.randint(decoder.config.vocab_size, (varied,), generator=generator)
         tokens[:varied, 1] = random_ids.to(decoder.device)
-    batches = tokens.split(BATCH[decoder.device.type])
+    size = BATCH[decoder.device.type]
+    batches = tokens.split(size)
     for index, batch in enumerate(batches):
         part_name = f"part {index + 1} of {len(batches)}, " if len(batches) > 1 else ""
         states = initial_state(decoder.config, len(batch), length, decoder.device)
-        batch_varied = max(0, min(len(batch), varied - index * len(batches[0])))
-        for position in range(length - 1):
-            progress(f"text from the model: {part_name}token {position + 2} of {length}")
+        batch_varied = max(0, min(len(batch), varied - index * size))
+        recorded = [layer[index * size : index * size + len(batch)] for layer in hidden]
+        for position in range(length if hidden else length - 1):
+            progress(
+                f"text from the model: {part_name}token {min(position + 2, length)} of {length}"
+            )
             positions = torch.tensor([position], device=decoder.device)
-            hidden, states = decoder.hidden(batch[:, position : position + 1], positions, states)
-            for part, logits, _ in decoder.logits(hidden):
+            inputs, states = decoder.hidden(
+                batch[:, position : position + 1],
+                positions,
+                states,
+                partial(_record, recorded, position),
+            )
+            if position == length - 1:
+                break
+            for part, logits, _ in decoder.logits(inputs):
                 next_ids = sample_tokens(logits[:, 0], generator)
                 if position == 0:
                     part_varied = max(0, min(len(next_ids), batch_varied - part.start))
                     next_ids[:part_varied] = batch[part, 1][:part_varied]
                 batch[part, position + 1] = next_ids
     return tokens
+
+
+def _record(hidden: Sequence[Tensor], position: int, index: int, x: Tensor) -> None:
+    """Write the hidden states `x` `[B, 1, H]` of one position, unless `hidden` is empty."""
+    if hidden:
+        hidden[index][:, position : position + 1] = x
 
 
 def sample_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:

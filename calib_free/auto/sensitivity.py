@@ -22,7 +22,7 @@ layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from torch import Tensor
 from lfmc.calib_free.auto.sampled_text import sample_tokens
 from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
 from lfmc.calib_free.plan.roles import EMBEDDING, HEAD
+from lfmc.machine.cache import NOT_STORED, Intermediate
 
 ROWS = 128  # sampled from every matrix in proportion to their information
 
@@ -82,20 +83,40 @@ class _Head:
 
 @torch.no_grad()
 def compute_sensitivities(
-    decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: Callable[[str], None]
-) -> Iterator[Sensitivity]:
-    """Yield the sensitivity of every quantizable matrix, last layer first.
+    decoder: StreamedDecoder,
+    tokens: Tensor,
+    seed: int,
+    progress: Callable[[str], None],
+    *,
+    hidden: Sequence[Tensor] = (),
+    stored: Intermediate = NOT_STORED,
+    count: int | None = None,
+) -> Iterator[list[Sensitivity]]:
+    """Yield the sensitivities of all quantizable matrices of a layer, last layer first.
 
-    `tokens` `[B, T]`, int64, are the model's inputs. Labels are sampled from the model at every
-    position, with `seed`. Memory: hidden states float32 `[B, T, H]` between all layers, and one
-    layer's inputs and gradients.
+    The last list contains the embedding and the head. `tokens` `[B, T]`, int64, are the model's
+    inputs. `hidden` are their hidden states `[B, T, H]` before the first layer and after each
+    layer, if they are known. Labels are sampled from the model at every position, with `seed`.
+    Memory: hidden states float32 `[B, T, H]` between all layers, and one layer's inputs and
+    gradients. `stored` receives the hidden states and gradients between layers. A later call with
+    the same arguments continues from them: it yields the first `count` layers (None: all layers),
+    if the gradient above these layers is stored, else all layers.
     """
     layers = decoder.config.num_layers
-    hidden = _hidden_states(decoder, tokens, progress)
-    progress("sensitivity: head")
-    head, gradient = _run_head(decoder, tokens, hidden.pop(), seed)
-    for index in reversed(range(layers)):
-        progress(f"sensitivity: backward, layer {index + 1} of {layers}")
+    hidden = list(hidden) or _hidden_states(decoder, tokens, progress, stored)
+    count = layers if count is None else count
+    head, gradient = _load_head(stored), stored.load(_gradient_name(count))
+    if head is not None and gradient is not None:
+        output_gradient = gradient["gradient"]
+        del hidden[count:]
+    else:
+        progress("sensitivity: head")
+        head, output_gradient = _run_head(decoder, tokens, hidden.pop(), seed)
+        stored.save("head", {field.name: getattr(head, field.name) for field in fields(head)})
+        stored.save(_gradient_name(layers), {"gradient": output_gradient})
+        count = layers
+    for index in reversed(range(count)):
+        progress(f"sensitivity: backward, layer {index + 1} of {count}")
         sensitivities: list[Sensitivity] = []
 
         def observe(
@@ -108,9 +129,10 @@ def compute_sensitivities(
             texts = positions // tokens.shape[1]
             sensitivities.append(_matrix_sensitivity(name, x, g, texts, tokens.numel()))
 
-        gradient = decoder.layer_backward(index, hidden.pop(), gradient, observe)
-        yield from sensitivities
-    yield from _vocabulary_sensitivities(decoder, tokens, head, gradient)
+        output_gradient = decoder.layer_backward(index, hidden.pop(), output_gradient, observe)
+        stored.save(_gradient_name(index), {"gradient": output_gradient})
+        yield sensitivities
+    yield list(_vocabulary_sensitivities(decoder, tokens, head, output_gradient))
 
 
 @torch.no_grad()
@@ -133,15 +155,42 @@ def channel_information(
 
 
 def _hidden_states(
-    decoder: StreamedDecoder, tokens: Tensor, progress: Callable[[str], None]
+    decoder: StreamedDecoder,
+    tokens: Tensor,
+    progress: Callable[[str], None],
+    stored: Intermediate = NOT_STORED,
 ) -> list[Tensor]:
-    """Return the hidden states `[B, T, H]` before the first layer and after each layer."""
+    """Return the hidden states `[B, T, H]` before the first layer and after each layer.
+
+    Stored hidden states are read, and others are stored as soon as they are computed.
+    """
     layers = decoder.config.num_layers
     hidden = [decoder.embed(tokens)]
     for index in range(layers):
+        name = hidden_name(index + 1)
+        if (tensors := stored.load(name)) is not None:
+            hidden.append(tensors["hidden"].to(decoder.device))
+            continue
         progress(f"sensitivity: forward, layer {index + 1} of {layers}")
         hidden.append(decoder.layer(index, hidden[-1]))
+        stored.save(name, {"hidden": hidden[-1]})
     return hidden
+
+
+def hidden_name(count: int) -> str:
+    """Return the name under which the hidden states after `count` layers are stored."""
+    return f"hidden-{count}"
+
+
+def _gradient_name(count: int) -> str:
+    """Return the name under which the gradient after `count` layers is stored."""
+    return f"gradient-{count}"
+
+
+def _load_head(stored: Intermediate) -> _Head | None:
+    """Return the stored results of the head, or None."""
+    tensors = stored.load("head")
+    return None if tensors is None else _Head(**tensors)
 
 
 def column_importance(columns: Tensor) -> Tensor:

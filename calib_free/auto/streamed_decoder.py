@@ -27,6 +27,9 @@ from lfmc.model.experts import SparseMoe
 # `n` is 0 for an expert that no token chose.
 Observe = Callable[[str, Tensor, Tensor, Tensor], None]
 
+# Called with the number of layers below a hidden state, and the hidden state `[B, T, H]`.
+Record = Callable[[int, Tensor], None]
+
 CHUNK = 1 << 23  # logits in memory at a time
 RESIDENT_NBYTES = 384 << 20  # of matrices that stay in memory: a small model is read once
 
@@ -86,15 +89,24 @@ class StreamedDecoder:
         return rows.float()
 
     def hidden(
-        self, tokens: Tensor, positions: Tensor, states: Sequence[Tensor]
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        states: Sequence[Tensor],
+        record: Record = lambda index, x: None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the head's input `[B, T, H]` and the new states, like `Decoder.hidden`."""
+        """Return the head's input `[B, T, H]` and the new states, like `Decoder.hidden`.
+
+        `record` receives the input of each layer, and the output of the last one.
+        """
         x, new_states = self.embed(tokens), list[Tensor]()
         for index, kind in enumerate(self.config.layer_types):
+            record(index, x)
             first = len(new_states)
             layer_states = states[first : first + (1 if kind == CONV else 2)]
             x, layer_states = self._run(index, x, positions, layer_states)
             new_states += layer_states
+        record(self.config.num_layers, x)
         return self.normalized(x), tuple(new_states)
 
     def layer(self, index: int, x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from lfmc.checkpoint.weight_files import (
     weight_files,
 )
 from lfmc.errors import InputError, first_line
+from lfmc.machine.file_digest import sha256_of_files
 from lfmc.model import DecoderConfig, read_config
 from lfmc.model.config_section import read_token_ids
 from lfmc.model.tensor_shapes import tensor_shapes
@@ -85,15 +85,10 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of `config.json` and all weight files: it identifies these exact weights."""
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
         files = {info.file for info in self.tensors.values()}
         if self.adapter is not None:
             files |= adapter_files(self.adapter)
-        for file in sorted(files):
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
+        return sha256_of_files([self.path / "config.json", *sorted(files)])
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

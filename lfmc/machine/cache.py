@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,12 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+UNFINISHED = "unfinished"  # folder in the cache, with a folder for each unfinished computation
+UNFINISHED_SECONDS = 7 * 24 * 3600.0  # unfinished computations are deleted after this time
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,63 @@ class Cache:
             finally:
                 partial.unlink(missing_ok=True)
 
+    def intermediate(self, key: str) -> Intermediate:
+        """Return the intermediate tensors of the computation `key`.
+
+        Delete those of computations that wrote nothing for a week.
+        """
+        if self.folder is None:
+            return NOT_STORED
+        folder = self.folder / UNFINISHED
+        with suppress(OSError):
+            for other in folder.iterdir():
+                if other.name != key and time.time() - other.stat().st_mtime > UNFINISHED_SECONDS:
+                    shutil.rmtree(other, ignore_errors=True)
+        return Intermediate(folder / key)
+
     def _path(self, folder: Path, key: str) -> Path:
         return folder / key[:2] / f"{key}.json"
 
 
+@dataclass(frozen=True)
+class Intermediate:
+    """Tensors that a long computation needs to continue after it was killed.
+
+    Each group of tensors is one file under `folder`; None stores nothing. A group that can't be
+    read counts as absent, and a group that can't be written is dropped without an error.
+    """
+
+    folder: Path | None
+
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """Return the tensors stored under `name`, or None if there are none."""
+        if self.folder is None:
+            return None
+        try:
+            return load_file(self.folder / f"{name}.safetensors")
+        except (OSError, SafetensorError):
+            return None
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Store tensors atomically."""
+        if self.folder is None:
+            return
+        with suppress(OSError, SafetensorError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = self.folder / f"{uuid4().hex}.partial"
+            try:
+                save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial)
+                partial.replace(self.folder / f"{name}.safetensors")
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def delete(self) -> None:
+        """Delete all tensors: the computation is finished."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+NOT_STORED = Intermediate(None)
 NO_CACHE = Cache(None)
 
 

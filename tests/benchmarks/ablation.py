@@ -37,19 +37,19 @@ GROUP_64 = Capabilities(
 
 
 def squared_error(
-    decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: object
-) -> Iterator[Sensitivity]:
+    decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: object, **options: object
+) -> Iterator[list[Sensitivity]]:
     """Replace the Fisher information: all errors have the same weight."""
     for name, weight in _weights(decoder):
-        yield _uniform_sensitivity(name, weight, 1.0)
+        yield [_uniform_sensitivity(name, weight, 1.0)]
 
 
 def relative_error(
-    decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: object
-) -> Iterator[Sensitivity]:
+    decoder: StreamedDecoder, tokens: Tensor, seed: int, progress: object, **options: object
+) -> Iterator[list[Sensitivity]]:
     """Replace the Fisher information: weight errors by the inverse mean energy of the matrix."""
     for name, weight in _weights(decoder):
-        yield _uniform_sensitivity(name, weight, 1 / float(weight.square().mean()))
+        yield [_uniform_sensitivity(name, weight, 1 / float(weight.square().mean()))]
 
 
 def _weights(decoder: StreamedDecoder) -> Iterator[tuple[str, Tensor]]:

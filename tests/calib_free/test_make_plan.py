@@ -26,7 +26,7 @@ from lfmc.calib_free.plan.check_plan import check_plan
 from lfmc.calib_free.plan.roles import QUANTIZED_ROLES
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.errors import InputError, LfmcError, UnsupportedError
-from lfmc.machine.cache import NO_CACHE, Cache
+from lfmc.machine.cache import NO_CACHE, UNFINISHED, Cache
 from tests.calib_free.conftest import MakeCheckpoint
 
 LINEAR = tuple(
@@ -215,7 +215,7 @@ def test_a_large_model_uses_shorter_texts(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert Sample.for_model(auto.LARGE - 1) == Sample(2, 16)
-    assert Sample.for_model(auto.LARGE) == Sample(96, 32)
+    assert Sample.for_model(auto.LARGE) == Sample(96, 32, has_states=True)
     for name, value in (("LARGE", 1), ("LARGE_TEXTS", 3), ("LARGE_LENGTH", 5)):
         monkeypatch.setattr(auto, name, value)
     plan = make_plan(make_checkpoint("lfm2"), GENERIC, "auto", Budget(5.0))
@@ -347,3 +347,63 @@ def test_dense_models(make_checkpoint: MakeCheckpoint, model_type: str) -> None:
     assert plan.predicted_kl is not None
     assert plan.predicted_kl > 0
     assert messages[0] == "text from the model: token 2 of 16"
+
+
+class _Killed(Exception):
+    """Replaces a signal that kills the process."""
+
+
+def _plan_until(message: str | None, checkpoint: Checkpoint, cache: Cache) -> tuple[str, list[str]]:
+    """Return a plan and its messages; with `message`, stop there and return no plan."""
+    messages: list[str] = []
+
+    def report(detail: str) -> None:
+        if message is not None and detail.startswith(message):
+            raise _Killed
+        messages.append(detail)
+
+    try:
+        plan = make_plan(
+            checkpoint,
+            GENERIC,
+            "auto",
+            Budget(5.0),
+            progress=report,
+            resources=Resources(cache=cache),
+        )
+    except _Killed:
+        return "", messages
+    return plan.to_json(), messages
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("model_type", ["lfm2", "lfm2_moe"])
+def test_a_killed_plan_continues_where_it_was(
+    make_checkpoint: MakeCheckpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    model_type: str,
+    large: bool,
+) -> None:
+    if large:
+        for name, value in (("LARGE", 1), ("LARGE_TEXTS", 3), ("LARGE_LENGTH", 5)):
+            monkeypatch.setattr(auto, name, value)
+    checkpoint, cache = make_checkpoint(model_type), Cache(tmp_path / "cache")
+    expected, all_messages = _plan_until(None, checkpoint, NO_CACHE)
+    layers = checkpoint.config.num_layers
+    stops = [
+        "sensitivity: head",
+        f"sensitivity: backward, layer {layers} ",
+        f"sensitivity: backward, layer {layers - 1} ",
+        "choosing formats",
+    ]
+    if not large:
+        stops.insert(0, "sensitivity: forward, layer 2 ")
+    measured: list[str] = []
+    for stop in (*stops, None):
+        plan, messages = _plan_until(stop, checkpoint, cache)
+        measured += [m.partition(" of ")[0] for m in messages if m.startswith(("text", "sens"))]
+    assert plan == expected
+    work = [m.partition(" of ")[0] for m in all_messages if m.startswith(("text", "sens"))]
+    assert sorted(measured) == sorted(work)
+    assert not any((tmp_path / "cache" / UNFINISHED).iterdir())

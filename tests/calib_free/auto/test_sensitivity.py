@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+from itertools import chain
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfmc.calib_free.auto import sensitivity
+from lfmc.calib_free.auto import sampled_text, sensitivity
 from lfmc.calib_free.auto import streamed_decoder as streamed
-from lfmc.calib_free.auto.sampled_text import sample_texts, sample_tokens
-from lfmc.calib_free.auto.sensitivity import column_importance, compute_sensitivities, sample_rows
+from lfmc.calib_free.auto.sampled_text import (
+    sample_texts,
+    sample_texts_with_states,
+    sample_tokens,
+)
+from lfmc.calib_free.auto.sensitivity import (
+    Sensitivity,
+    column_importance,
+    compute_sensitivities,
+    sample_rows,
+)
 from lfmc.calib_free.auto.streamed_decoder import StreamedDecoder
 from lfmc.checkpoint.checkpoint import Checkpoint
 from lfmc.model import initial_state
@@ -23,6 +35,14 @@ def _silent(message: str) -> None:
 @pytest.fixture(autouse=True)
 def _in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streamed, "matmul_dtype", lambda device: torch.float32)
+
+
+def sensitivities_of(
+    stream: StreamedDecoder, tokens: Tensor, seed: int, **options: Any
+) -> list[Sensitivity]:
+    """Return the sensitivities of all layers."""
+    layers = compute_sensitivities(stream, tokens, seed, _silent, **options)
+    return list(chain.from_iterable(layers))
 
 
 def labels_of(checkpoint: Checkpoint, tokens: Tensor, seed: int) -> Tensor:
@@ -40,9 +60,7 @@ def test_sensitivity_is_the_squared_gradient_of_each_text(
     monkeypatch.setattr(sensitivity, "ROWS", 1000)  # all rows
     checkpoint = make_checkpoint(model_type, tie_word_embeddings=tied)
     tokens = torch.randint(64, (3, 9), generator=torch.Generator().manual_seed(0))
-    sensitivity_of = {
-        s.name: s for s in compute_sensitivities(StreamedDecoder(checkpoint), tokens, 5, _silent)
-    }
+    sensitivity_of = {s.name: s for s in sensitivities_of(StreamedDecoder(checkpoint), tokens, 5)}
     decoder, labels = checkpoint.decoder(), labels_of(checkpoint, tokens, 5)
     expected = {name: torch.zeros(checkpoint.tensors[name].shape) for name in sensitivity_of}
     for text, targets in zip(tokens, labels, strict=True):
@@ -67,7 +85,7 @@ def test_it_predicts_the_kl_of_random_errors(make_checkpoint: MakeCheckpoint, na
     checkpoint = make_checkpoint("lfm2")
     stream, decoder = StreamedDecoder(checkpoint), checkpoint.decoder()
     tokens = sample_texts(stream, 64, 16, 0, _silent)
-    matrix = {s.name: s for s in compute_sensitivities(stream, tokens, 0, _silent)}[name]
+    matrix = {s.name: s for s in sensitivities_of(stream, tokens, 0)}[name]
     weight = decoder.get_parameter(name)
     noise = 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -84,9 +102,9 @@ def test_sampled_rows_represent_all_rows(
 ) -> None:
     stream = StreamedDecoder(make_checkpoint("lfm2"))
     tokens = sample_texts(stream, 8, 16, 0, _silent)
-    all_rows = {s.name: s for s in compute_sensitivities(stream, tokens, 0, _silent)}
+    all_rows = {s.name: s for s in sensitivities_of(stream, tokens, 0)}
     monkeypatch.setattr(sensitivity, "ROWS", 24)
-    for matrix in compute_sensitivities(stream, tokens, 0, _silent):
+    for matrix in sensitivities_of(stream, tokens, 0):
         assert len(matrix.rows) <= 24
         torch.testing.assert_close(matrix.columns, all_rows[matrix.name].columns)
         assert float(matrix.information.sum()) == pytest.approx(
@@ -115,3 +133,20 @@ def test_rows_without_information_are_sampled_evenly() -> None:
 def test_every_channel_has_some_importance() -> None:
     importance = column_importance(torch.tensor([4.0, 0.0]))
     assert importance.tolist() == pytest.approx([4.02, 0.02])
+
+
+@pytest.mark.parametrize("model_type", ["lfm2", "lfm2_moe", "lfm3"])
+def test_hidden_states_of_the_sampling_replace_the_forward_pass(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    monkeypatch.setitem(sampled_text.BATCH, "cpu", 3)
+    stream = StreamedDecoder(make_checkpoint(model_type))
+    tokens, hidden = sample_texts_with_states(stream, 5, 8, 0, _silent)
+    assert torch.equal(tokens, sample_texts(stream, 5, 8, 0, _silent))
+    messages: list[str] = []
+    layers = compute_sensitivities(stream, tokens, 0, messages.append, hidden=hidden)
+    actual = {s.name: s for s in chain.from_iterable(layers)}
+    assert not any("forward" in message for message in messages)
+    for expected in sensitivities_of(stream, tokens, 0):
+        columns = actual[expected.name].columns
+        torch.testing.assert_close(columns, expected.columns, rtol=1e-3, atol=1e-6)

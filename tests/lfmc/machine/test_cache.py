@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from lfmc.machine.cache import NO_CACHE, Cache, cache_key, default_cache, tensor_digest
+from lfmc.machine.cache import (
+    NO_CACHE,
+    UNFINISHED,
+    UNFINISHED_SECONDS,
+    Cache,
+    cache_key,
+    default_cache,
+    tensor_digest,
+)
 
 KEY = cache_key("rule-1", "what", 3)
 
@@ -86,3 +95,35 @@ def test_a_digest_depends_on_values_dtypes_and_shapes() -> None:
     assert len({tensor_digest(t) for t in tensors}) == len(tensors)
     matrix = torch.arange(6.0).view(2, 3)
     assert tensor_digest(matrix.T) == tensor_digest(matrix.T.contiguous())
+
+
+def test_intermediate_tensors_survive_until_they_are_deleted(tmp_path: Path) -> None:
+    cache, tensors = Cache(tmp_path), {"a": torch.randn(3, 4).T, "b": torch.arange(3)}
+    cache.intermediate(KEY).save("layer", tensors)
+    loaded = cache.intermediate(KEY).load("layer")
+    assert loaded is not None
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert cache.intermediate(KEY).load("other") is None
+    cache.intermediate(KEY).delete()
+    assert cache.intermediate(KEY).load("layer") is None
+    NO_CACHE.intermediate(KEY).save("layer", tensors)
+    assert NO_CACHE.intermediate(KEY).load("layer") is None
+
+
+def test_damaged_intermediate_tensors_count_as_absent(tmp_path: Path) -> None:
+    stored = Cache(tmp_path).intermediate(KEY)
+    stored.save("layer", {"a": torch.ones(100)})
+    (file,) = (tmp_path / UNFINISHED / KEY).iterdir()
+    file.write_bytes(file.read_bytes()[:-8])
+    assert stored.load("layer") is None
+
+
+def test_old_unfinished_computations_are_deleted(tmp_path: Path) -> None:
+    cache, other = Cache(tmp_path), cache_key("rule-1", "other")
+    for key in (KEY, other):
+        cache.intermediate(key).save("layer", {"a": torch.ones(1)})
+    for folder in (tmp_path / UNFINISHED).iterdir():
+        old = folder.stat().st_mtime - UNFINISHED_SECONDS - 60
+        os.utime(folder, (old, old))
+    cache.intermediate(KEY)
+    assert [folder.name for folder in (tmp_path / UNFINISHED).iterdir()] == [KEY]
