@@ -91,6 +91,8 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     _check_width(bits)
     if codes.numel() and int(codes.max()) >> bits:
         raise ValueError(f"code {int(codes.max())} does not fit {bits} bits")
+    if 8 % bits == 0:
+        return _pack_whole(codes, bits)
     count = codes.shape[-1]
     shape = (*codes.shape[:-1], -(-count // 8), 8)
     padded = torch.nn.functional.pad(codes, (0, -count % 8)).view(shape)
@@ -110,6 +112,8 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     nbytes = -(-count * bits // 8)
     if packed.shape[-1] != nbytes:
         raise ValueError(f"{count} codes of {bits} bits do not fill {packed.shape[-1]} bytes")
+    if 8 % bits == 0:
+        return _unpack_whole(packed, bits, count)
     shape = (*packed.shape[:-1], -(-nbytes // bits), bits)
     padded = torch.nn.functional.pad(packed, (0, -nbytes % bits)).view(shape)
     words = torch.zeros(padded.shape[:-1], dtype=torch.int64)
@@ -118,6 +122,23 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
         words = words | padded[..., j].long() << (8 * j)
     codes = torch.stack([(words >> (bits * i)) & ((1 << bits) - 1) for i in range(8)], dim=-1)
     return codes.flatten(-2)[..., :count].to(torch.uint8).contiguous()
+
+
+def _pack_whole(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes of a width that divides 8, so that no code is in two bytes."""
+    per_byte = 8 // bits
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte))
+    packed = padded[..., 0::per_byte].clone()
+    for i in range(1, per_byte):
+        packed |= padded[..., i::per_byte] << (bits * i)
+    return packed
+
+
+def _unpack_whole(packed: Tensor, bits: int, count: int) -> Tensor:
+    """Unpack codes of a width that divides 8, so that no code is in two bytes."""
+    mask, per_byte = (1 << bits) - 1, 8 // bits
+    codes = torch.stack([(packed >> (bits * i)) & mask for i in range(per_byte)], dim=-1)
+    return codes.flatten(-2)[..., :count].contiguous()
 
 
 def _check_width(bits: int) -> None:

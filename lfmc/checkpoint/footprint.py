@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 
@@ -11,6 +13,7 @@ from lfmc.machine.memory import installed_nbytes
 from lfmc.model import DecoderConfig, state_specs
 
 FLOAT32 = 4
+LAYER = re.compile(r"model\.layers\.\d+")
 CONTEXTS = (
     512,
     2048,
@@ -83,6 +86,15 @@ def footprints(checkpoint: Checkpoint) -> list[Footprint]:
     longest = checkpoint.config.max_context
     lengths = [n for n in CONTEXTS if n <= longest] or [longest]
     return [footprint(checkpoint, n) for n in lengths]
+
+
+def largest_layer(checkpoint: Checkpoint) -> int:
+    """Return the parameters of the largest layer, or of the embedding if it is larger."""
+    sizes: Counter[str] = Counter()
+    for name, info in checkpoint.tensors.items():
+        layer = LAYER.match(name)
+        sizes[layer[0] if layer else name] += info.numel
+    return max(sizes.values())
 
 
 def require_memory(

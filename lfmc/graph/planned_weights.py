@@ -84,8 +84,9 @@ class PlannedWeights:
         if weight.part == "values":
             return self.floats(weight.sources).float()
         packed = self.packed(weight.sources)
-        parts = {"codes": packed.packed_codes(), "scales": packed.scales, "zeros": packed.zeros}
-        value = parts[weight.part]
+        if weight.part == "codes":
+            return packed.packed_codes()
+        value = packed.scales if weight.part == "scales" else packed.zeros
         if value is None:
             raise ValueError(f"'{name}' has no zero points: its format is symmetric")
         return value

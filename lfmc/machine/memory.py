@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import sys
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -15,6 +17,12 @@ def installed_nbytes(device: str = "cpu") -> int:
 
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_nbytes() -> int:
+    """Return the largest resident memory of this process so far, with files that it maps."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
 
 
 def return_freed_memory() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from lfmc.machine.memory import peak_nbytes
 from lfmc.version import __version__
 
 _COUNT = re.compile(r"(\d+) of (\d+)")
@@ -178,13 +179,17 @@ class Lines:
 
 @contextmanager
 def report_seconds(label: str, write: Callable[[str], None]) -> Iterator[None]:
-    """Time the block and write a line about it, also if the block raises an exception."""
+    """Time the block and write a line about it, also if the block raises an exception.
+
+    The line contains the seconds, and the peak memory of the process so far.
+    """
     started, verb = time.monotonic(), "stopped after "
     try:
         yield
         verb = ""
     finally:
-        write(f"{label}: {verb}{time.monotonic() - started:.1f} s")
+        peak = peak_nbytes() / 2**30
+        write(f"{label}: {verb}{time.monotonic() - started:.1f} s, peak memory {peak:.2f} GiB")
 
 
 def write_stderr(text: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from lfmc.graph.program import Program
-from lfmc.model import initial_state
+from lfmc.model import state_specs
 from lfmc.reference.operators import Operators, has_nbit_matrix, read_matrix
 from lfmc.run.conversation import Conversation, Reply
 from lfmc.run.expert_choice import ExpertChoice, choice_of_scores, concat_choices
@@ -91,9 +91,9 @@ class LayerwiseProgram:
         outputs: Sequence[fx.Node] = program.graph.output_node().args[0][1:]  # type: ignore[index, assignment]
         state_inputs = program.inputs[2:]
         constants = _read_constants(program, segment)
+        specs = state_specs(program.config, 1, self._context)
         for number, calls in enumerate(values):
-            states = initial_state(program.config, 1, self._context) if segment.states else ()
-            current = {state_inputs[i]: states[i] for i in segment.states}
+            current: Values = {state_inputs[i]: torch.zeros(specs[i].shape) for i in segment.states}
             for call_number, call in enumerate(calls):
                 call.update(current)
                 for node in segment.nodes:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lfmc.checkpoint.checkpoint import Checkpoint
-from lfmc.checkpoint.footprint import require_memory
+from lfmc.checkpoint.footprint import largest_layer, require_memory
 from lfmc.errors import GateError, InputError
 from lfmc.lowering.build import Build
 from lfmc.machine.progress import Progress
@@ -37,7 +37,9 @@ from lfmc.verification.float_twin import run_float_rungs
 
 WINDOW = 256
 WINDOWS = {"full": 7, "fast": 2}
-BYTES_PER_PARAM = 10  # two float32 models at once, and the codes of a third
+FLOAT32 = 4
+LAYER_COPIES = 2  # of a layer in float32: the module, and the tensor that is being loaded
+BASE_NBYTES = 2 << 30  # the libraries, a runtime's buffers, logits and hidden states
 
 TITLES = {
     1: "lfmc decoder vs. transformers, float32",
@@ -123,8 +125,11 @@ def count_rungs(target: Target, request: Request) -> int:
 
 
 def require_parity_memory(checkpoint: Checkpoint, todo: str) -> None:
-    """Raise `UnsupportedError` if this machine has less memory than the rungs require."""
-    nbytes = BYTES_PER_PARAM * checkpoint.num_params
+    """Raise `UnsupportedError` if this machine has less memory than the rungs require.
+
+    They have one layer in memory at a time, whatever the size of the model.
+    """
+    nbytes = BASE_NBYTES + LAYER_COPIES * FLOAT32 * largest_layer(checkpoint)
     require_memory(checkpoint, nbytes, "parity", todo)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from shapes import SHAPES, checkpoint_of
 
-STAGE = re.compile(r"^(?:\[\d+/\d+\] )?(.+?): (stopped after )?([\d.]+) s$")
+STAGE = re.compile(r"^(?:\[\d+/\d+\] )?(.+?): (stopped after )?([\d.]+) s(?:, .*)?$")
 INTERVAL = 0.1  # seconds between two samples of the memory
 GIB = 1 << 30
 

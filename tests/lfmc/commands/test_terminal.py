@@ -19,7 +19,7 @@ from tests.lfmc.commands.processes import LFMC, run_on_terminal, run_shell
 
 COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|9[0-7]|38|48|4[0-7])[;m]")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-STAGE = re.compile(r"^\[(\d+)/(\d+)\] (.+): \d+\.\d s$")
+STAGE = re.compile(r"^\[(\d+)/(\d+)\] (.+): \d+\.\d s, peak memory [\d.]+ GiB$")
 
 
 @pytest.mark.parametrize(
