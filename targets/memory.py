@@ -10,7 +10,7 @@ from math import prod
 from lfmc.model import DecoderConfig
 from lfmc.model.tensor_shapes import tensor_shapes
 
-LIBRARIES = 3 << 29  # 1.5 GiB: torch, the libraries of a target, the traced program, a compiler
+LIBRARIES = 1 << 30  # torch, the libraries of a target, the traced program, a compiler
 # Bytes for each weight of the largest constant that a target writes at once.
 PER_WEIGHT = {False: 8, True: 12}  # by whether matrices stay float
 

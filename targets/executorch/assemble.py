@@ -35,7 +35,7 @@ PLACEHOLDER = b"\0"
 SEGMENT_SLOTS = (4, 6)  # of the fields `offset` and `size` in a flatbuffer table `DataSegment`
 
 
-class _Constant(FileBackedData):
+class _Constant(FileBackedData):  # type: ignore[misc]
     """The bytes of a constant, which `Cord` writes to a file one by one, without a copy."""
 
     def __init__(self, data: memoryview) -> None:

@@ -13,7 +13,7 @@ from lfmc.targets.base import get_target
 @pytest.mark.parametrize("name", ["onnx", "executorch", "tvm", "mlir"])
 def test_the_memory_of_a_streaming_target_does_not_depend_on_the_depth(name: str) -> None:
     config, target = open_checkpoint(demo_path()).config, get_target(name)
-    deep = replace(config, num_layers=1000)
+    deep = replace(config, layer_types=1000 * config.layer_types)
     nbytes = target.export_nbytes(config, is_float=False)
     assert target.export_nbytes(deep, is_float=False) == nbytes
     large = replace(config, vocab_size=1000 * config.vocab_size)

@@ -15,6 +15,7 @@ from lfmc.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from lfmc.errors import GateError, InputError
 from lfmc.exporter import budget
 from lfmc.exporter.budget import UNSPENT, LoweredPlan, lower_within_budget
+from lfmc.graph.stored_codes import StoredCodes
 from lfmc.lowering.request import Options, make_request
 from lfmc.machine.progress import Silent
 from lfmc.targets.base import get_target
@@ -33,7 +34,9 @@ def lower(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., LoweredPlan]:
     def run(**options: Any) -> LoweredPlan:
         target, settings = get_target("onnx"), Options(context=64, **options)
         request = make_request(checkpoint, target, settings)
-        return lower_within_budget(checkpoint, target, request, settings, tmp_path, Silent())
+        return lower_within_budget(
+            checkpoint, target, request, settings, tmp_path, Silent(), StoredCodes()
+        )
 
     return run
 
