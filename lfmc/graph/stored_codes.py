@@ -68,6 +68,8 @@ class StoredCodes:
         tensors = {"codes": packed.codes, "scales": packed.scales}
         if packed.zeros is not None:
             tensors["zeros"] = packed.zeros
+        # Parts of fitted tensors may be views with strides, which safetensors refuses to write.
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         with suppress(OSError, SafetensorError):
             folder = self._create_folder()
             nbytes = sum(tensor.nbytes for tensor in tensors.values())

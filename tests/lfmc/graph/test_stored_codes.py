@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,16 @@ def test_a_tensor_stays_in_memory_if_the_disk_is_full(
     assert list(tmp_path.iterdir()) == []
     expected = planned_weights.quantize_tensor(checkpoint, plan, NAME)
     assert torch.equal(packed.codes, expected.codes)
+
+
+def test_parts_with_strides_are_stored(
+    checkpoint: Checkpoint, plan: BitPlan, tmp_path: Path
+) -> None:
+    row, packed = plan.row(NAME), planned_weights.quantize_tensor(checkpoint, plan, NAME)
+    scales = packed.scales.T.contiguous().T
+    assert not scales.is_contiguous()
+    stored = StoredCodes(tmp_path).store("key", row, replace(packed, scales=scales))
+    assert torch.equal(stored.scales, packed.scales)
 
 
 def test_old_files_and_the_oldest_above_the_limit_are_removed(
