@@ -78,7 +78,7 @@ class LayerwiseProgram:
             for index, segment in enumerate(segments):
                 self._progress(f"segment {index + 1} of {len(segments)}")
                 self._run_segment(segment, values, scores)
-        logits = program.graph.output_node().args[0][0]  # type: ignore[index]
+        logits, _ = _outputs(program)
         return [
             Reply(torch.cat([call[logits][0] for call in calls]), self._choice(call_scores))
             for calls, call_scores in zip(values, scores, strict=True)
@@ -88,7 +88,7 @@ class LayerwiseProgram:
         self, segment: Segment, values: list[list[Values]], scores: list[list[list[Tensor]]]
     ) -> None:
         program = self._program
-        outputs: Sequence[fx.Node] = program.graph.output_node().args[0][1:]  # type: ignore[index, assignment]
+        _, state_outputs = _outputs(program)
         state_inputs = program.inputs[2:]
         constants = _read_constants(program, segment)
         specs = state_specs(program.config, 1, self._context)
@@ -102,7 +102,7 @@ class LayerwiseProgram:
                         scores[number][call_number].append(call[node.args[2]])  # type: ignore[index]
                     if self._observe is not None:
                         self._observe(node, call[node], number, call_number)
-                current = {state_inputs[i]: call[outputs[i]] for i in segment.states}
+                current = {state_inputs[i]: call[state_outputs[i]] for i in segment.states}
                 for node in segment.last_uses:
                     call.pop(node, None)
 
@@ -140,12 +140,18 @@ def _read_constants(program: Program, segment: Segment) -> Values:
     return constants
 
 
+def _outputs(program: Program) -> tuple[fx.Node, list[fx.Node]]:
+    """Return the nodes of the logits and of the new states."""
+    values: Any = program.graph.output_node().args[0]
+    logits, *states = values
+    return logits, states
+
+
 def split(program: Program) -> Iterator[Segment]:
     """Split a program into segments, each as short as its states allow."""
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     position = {node: index for index, node in enumerate(nodes)}
-    output = program.graph.output_node()
-    logits, *state_outputs = output.args[0]  # type: ignore[misc, union-attr]
+    logits, state_outputs = _outputs(program)
     spans = [
         (min(position[user] for user in state.users if user in position), position[new])
         for state, new in zip(program.inputs[2:], state_outputs, strict=True)
