@@ -80,7 +80,8 @@ def _export_or_verify(
     cell: Cell, folder: Path, bundles: Path, progress: Callable[[str], None], fresh: bool
 ) -> Outcome:
     model = None if cell.model is None else _resolve_model(cell.model, folder)
-    checkpoint = open_checkpoint(model)
+    adapter = None if cell.adapter is None else _resolve_model(cell.adapter, folder)
+    checkpoint = open_checkpoint(model, adapter)
     extra = get_target(cell.target).extra
     python = ensure_environment(extra) if cell.isolated else Path(sys.executable)
     packages = installed_packages(python) if cell.isolated else package_versions(extra)
@@ -93,7 +94,7 @@ def _export_or_verify(
     else:
         models = [] if model is None else [model]
         flags = ["--target", cell.target, "--output", str(bundle), "--force", "--trace"]
-        flags += cell.arguments
+        flags += cell.arguments if adapter is None else ("--adapter", adapter, *cell.arguments)
         result = _run_lfmc(python, folder, progress, "export", *models, *flags)
     outcome = Outcome(cell, "passed", fingerprint=checkpoint.fingerprint, cached=cached)
     if result.exit_code:

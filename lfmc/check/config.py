@@ -26,7 +26,13 @@ FILE, BASELINE, DEMO = ".lfmc.toml", "lfmc-baseline.json", "demo"
 # Flags that `lfmc check` sets itself (failures are always traced).
 EXCLUDED_OPTIONS = ("output", "force", "dry_run", "as_json", "trace", "quiet", "verbose")
 GATES = ("max-kl", "min-top1", "min-speed")  # a bundle does not depend on these
-CELL_FIELDS = ("name", "model", "target", "isolated")  # fields of `Cell`, not export arguments
+CELL_FIELDS = (
+    "name",
+    "model",
+    "adapter",
+    "target",
+    "isolated",
+)  # fields of `Cell`, not export arguments
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -52,8 +58,8 @@ class Gates:
 class Cell:
     """One export of the matrix.
 
-    `model` None is the checkpoint that ships with lfmc. `arguments` are flags of `lfmc export`,
-    without gates.
+    `model` None is the checkpoint that ships with lfmc; `adapter` is merged into it. `arguments`
+    are the other flags of `lfmc export`, without gates.
     """
 
     name: str
@@ -62,6 +68,7 @@ class Cell:
     arguments: tuple[str, ...]
     gates: Gates
     isolated: bool
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,7 @@ def _expand_cells(values: Mapping[str, Any]) -> Iterator[Cell]:
             tuple(_export_arguments(values)),
             Gates(*(values.get(key) for key in GATES)),
             bool(values.get("isolated")),
+            values.get("adapter"),
         )
 
 
