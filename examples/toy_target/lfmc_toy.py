@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lfmc.calib_free.grid.formats import FLOAT_NBYTES, Capabilities, Format, parse_format
@@ -22,20 +21,18 @@ from lfmc.parity.compare import FLOAT_TOLERANCE
 from lfmc.passes.base import apply
 from lfmc.passes.pipeline import pipeline
 from lfmc.reference.layerwise_program import LayerwiseProgram
-from lfmc.run.conversation import ConversationModel
 from lfmc.run.stepper import Stepper, TorchStepper
 from lfmc.targets.base import Artifact, Request, StoredTensor, TargetOption
 from lfmc.targets.memory import whole_nbytes
 
-MODEL = "model.safetensors"
+MODEL, FACTS = "model.safetensors", "facts.json"
 FORMATS = tuple(Format(bits, 32, True, "float16") for bits in (2, 3, 4, 8))
 MERGED = (("q_proj", "k_proj", "v_proj"), ("w1", "w3"))  # as the pass merge-projections does
 
 
 @dataclass(frozen=True)
 class ToyTarget:
-    name: ClassVar[str] = "toy"
-    extra: ClassVar[str] = "toy"
+    name = extra = "toy"
     packages: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[TargetOption, ...]] = ()
     exact: ClassVar[bool] = False  # run() rounds nothing, so it needs no exact mode
@@ -63,24 +60,22 @@ class ToyTarget:
         self, program: Program, weights: PlannedWeights, request: Request, folder: Path
     ) -> Artifact:
         tensors, stored = {}, []
-        for name, w in program.weights.items():
-            if w.part == "constant":
-                continue  # run() computes it from the configuration
+        # run() computes constants from the configuration.
+        for name, w in ((n, w) for n, w in program.weights.items() if w.part != "constant"):
             tensor = weights.floats(w.sources) if w.part == "values" else weights.value(name, w)
             tensors[name] = tensor
             stored.append(StoredTensor(name, w.part, w.sources, "rows", tensor.nbytes))
+        save_file(tensors, folder / MODEL)
         formats = {row.name: row.format for row in weights.plan.rows}
-        metadata = json.dumps([weights.checkpoint.raw_config, request.context, formats])
-        save_file(tensors, folder / MODEL, {"lfmc": metadata})
-        return Artifact((MODEL,), tuple(stored))
+        facts = [weights.checkpoint.raw_config, request.context, formats]
+        (folder / FACTS).write_text(json.dumps(facts))
+        return Artifact((MODEL, FACTS), tuple(stored))
 
     def read_tensor(self, folder: Path, stored: StoredTensor) -> torch.Tensor:
-        with safe_open(folder / MODEL, "pt") as file:
-            return file.get_tensor(stored.name)
+        return load_file(folder / MODEL)[stored.name]
 
     def run(self, folder: Path, *, exact: bool = False) -> Stepper:
-        with safe_open(folder / MODEL, "pt") as file:
-            raw, context, formats = json.loads(file.metadata()["lfmc"])
+        raw, context, formats = json.loads((folder / FACTS).read_text())
         tensors = load_file(folder / MODEL)
         program = trace(read_config(raw), TraceSpec(context))
         apply(pipeline({k: parse_format(v) for k, v in formats.items()}), program)
@@ -94,7 +89,7 @@ class ToyTarget:
 
     def reference(
         self, program: Program, request: Request, folder: Path, *, exact: bool
-    ) -> ConversationModel:
+    ) -> LayerwiseProgram:
         return LayerwiseProgram(program, request.context)  # weights of the plan, not of the file
 
     def tolerance(self, program: Program, *, exact: bool) -> float | None:

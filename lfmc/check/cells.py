@@ -7,6 +7,7 @@ other cells, and a target can have its own Python environment.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from lfmc.check.cell_key import cell_key, package_versions
 from lfmc.check.config import Cell, Gates
 from lfmc.checkpoint.checkpoint import open_checkpoint
 from lfmc.errors import GateError, InputError, LfmcError, UnsupportedError
+from lfmc.machine.cache import cache_folder
 from lfmc.machine.isolated import ensure_environment, installed_packages
 from lfmc.targets.base import get_target
 
@@ -162,7 +164,10 @@ def _run_lfmc(
 ) -> _CommandResult:
     progress(f"lfmc {' '.join(arguments)}")
     command = [str(python), "-m", "lfmc", *arguments, "--json", "--quiet"]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    environment = {**os.environ, "LFMC_CACHE": str(cache_folder().absolute())}
+    process = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=environment, check=False
+    )
     lines = process.stdout.strip().splitlines()
     try:
         output = json.loads(lines[-1]) if lines else {}

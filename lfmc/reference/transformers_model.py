@@ -86,7 +86,7 @@ class LayerwiseTransformers:
         """Return the reply to each conversation."""
         sequences = [conversation.tokens for conversation in conversations]
         longest = _distinct(sequences)
-        with torch.no_grad(), quiet(), _readable(self._checkpoint):
+        with torch.no_grad(), _readable(self._checkpoint):
             logits = self._logits(longest)
         return [Reply(_logits_of(tokens, longest, logits)) for tokens in sequences]
 
@@ -98,12 +98,13 @@ class LayerwiseTransformers:
             is_in_layer = any(name == n or name.startswith(f"{n}.") for n in self._layers)
             if module is not head and not is_in_layer and not is_of_another_tower(f"{name}."):
                 self._load(name, module, recurse=False)
-        texts = [self._inputs_of_layers(ids) for ids in sequences]
+        with quiet():
+            texts = [self._inputs_of_layers(ids) for ids in sequences]
         embedding.to("meta")
         for index, (name, layer) in enumerate(self._layers.items()):
             self._progress(f"layer {index + 1} of {len(self._layers)}")
             self._load(name, layer, recurse=True)
-            with recording(layer, name, self._module_outputs):
+            with quiet(), recording(layer, name, self._module_outputs):
                 for text in texts:
                     args, kwargs = text.arguments[name]
                     output = layer(text.hidden, *args, **kwargs)
@@ -111,7 +112,8 @@ class LayerwiseTransformers:
             layer.to("meta")
         tied = self._checkpoint.config.tied_embedding
         head.weight = nn.Parameter(self._read(EMBEDDING if tied else HEAD), requires_grad=False)
-        return [self._run_after_layers(text) for text in texts]
+        with quiet():
+            return [self._run_after_layers(text) for text in texts]
 
     def _inputs_of_layers(self, ids: Tensor) -> _Text:
         """Return what `forward` passes to each layer."""

@@ -171,10 +171,11 @@ def _run(
         for product, (x, y) in zip(products, pairs, strict=True)
     ]
     x_values, y_values = zip(*pairs, strict=True)
-    program = assemble(steps, x_values, y_values, {})
+    data = assemble(steps, x_values, y_values, {}).to_bytes()
     load_operators()
     with mute():
-        method = Runtime.get().load_program(program.to_bytes()).load_method("forward")
+        # The runtime reads `data` while the method runs, and does not keep a reference to it.
+        method = Runtime.get().load_program(data).load_method("forward")
         assert method is not None
         return [result.clone() for result in method.execute(list(inputs))]
 
