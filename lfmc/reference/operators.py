@@ -74,11 +74,13 @@ class Operators:
         for index, (gate, up, down) in enumerate(zip(w1, w3, w2, strict=True)):
             tokens, slots = torch.where(experts == index)
             if len(tokens):
-                rows = x[tokens]
-                inner = F.silu(self.product(rows, gate)) * self.product(rows, up)
-                output = self.product(inner, down) * weights[tokens, slots].unsqueeze(-1)
-                y.index_add_(0, tokens, output)
+                output = self.expert(tokens, x[tokens], gate, up, down)
+                y.index_add_(0, tokens, output * weights[tokens, slots].unsqueeze(-1))
         return y
+
+    def expert(self, tokens: Tensor, x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
+        """Return the output `[n, H]` of one expert for the rows `x`; `tokens` are their indices."""
+        return self.product(F.silu(self.product(x, gate)) * self.product(x, up), down)
 
     def call(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Return the result of a node; `args` contain an `NbitMatrix` for each dequantize call."""

@@ -223,7 +223,7 @@ def require_reference(checkpoint: Checkpoint) -> None:
 def _build(checkpoint: Checkpoint) -> Any:
     """Return the model with parameters on the meta device, and its rotary tables in memory."""
     with torch.device("meta"):
-        model = _loader(checkpoint).from_config(model_config(checkpoint), dtype=torch.float32)
+        model = _loader(checkpoint).from_config(_model_config(checkpoint), dtype=torch.float32)
     for path, module in list(model.named_modules()):
         if module._non_persistent_buffers_set and not is_of_another_tower(f"{path}."):
             parent, _, name = path.rpartition(".")
@@ -231,7 +231,7 @@ def _build(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-def model_config(checkpoint: Checkpoint) -> Any:
+def _model_config(checkpoint: Checkpoint) -> Any:
     """Return transformers' configuration of a checkpoint whose weights are floats."""
     from transformers import AutoConfig
 

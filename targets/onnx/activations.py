@@ -24,7 +24,6 @@ from torch import Tensor, fx
 
 from lfmc.calib_free.grid.packed_tensor import unpack_bits
 from lfmc.graph.program import Program
-from lfmc.model.experts import choose_experts
 from lfmc.passes.pattern import arguments
 from lfmc.reference.operators import (
     Matrix,
@@ -150,32 +149,19 @@ class KernelOperators(Operators):
             x = round_groups(x, matrix.group)
         return super().linear(x, matrix, bias)
 
-    def moe(
-        self,
-        x: Tensor,
-        scores: Tensor,
-        choice: Tensor,
-        w1: Sequence[Matrix],
-        w3: Sequence[Matrix],
-        w2: Sequence[Matrix],
-        top_k: int,
-        normalize: bool,
-        scale: float,
-    ) -> Tensor:
-        experts, weights = choose_experts(scores, choice, top_k, normalize, scale)
-        y, self.ties = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.bool)
-        for index, (gate_weight, up_weight, down_weight) in enumerate(zip(w1, w3, w2, strict=True)):
-            token, slot = torch.where(experts == index)
-            if len(token) == 0:
-                continue
-            rows = x[token]
-            gate, gate_ties = _matmul(rows, gate_weight, self._exact_experts)
-            up, _ = _matmul(rows, up_weight, self._exact_experts)
-            inner, slack = F.silu(gate) * up, _slack(rows, gate, up, gate_weight, up_weight)
-            out, down_ties = _matmul(inner, down_weight, self._exact_experts, slack)
-            y.index_add_(0, token, out * weights[token, slot].unsqueeze(-1))
-            self.ties[token] |= gate_ties | down_ties
-        return y
+    def moe(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.ties = torch.zeros(len(x), dtype=torch.bool)
+        return super().moe(x, *args, **kwargs)
+
+    def expert(self, tokens: Tensor, x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
+        gate_output, gate_ties = _matmul(x, gate, self._exact_experts)
+        up_output, _ = _matmul(x, up, self._exact_experts)
+        slack = _slack(x, gate_output, up_output, gate, up)
+        inner = F.silu(gate_output) * up_output
+        output, down_ties = _matmul(inner, down, self._exact_experts, slack)
+        assert self.ties is not None
+        self.ties[tokens] |= gate_ties | down_ties
+        return output
 
 
 def _slack(x: Tensor, gate: Tensor, up: Tensor, w1: Matrix, w3: Matrix) -> Tensor:
